@@ -1,0 +1,1 @@
+"""Track how stable regions form in a language model's residual stream."""
