@@ -1,0 +1,272 @@
+"""How the points of many contexts are run: the plain way, one row a point, or many points a row.
+
+All three give the same distances d = || F(x) - F(x_0) ||, where x_0 is a context's first point:
+
+- `plain`: a whole forward pass a point, the definition;
+- `rows`: one token a point, on a copy of the earlier tokens' keys and values;
+- `shared`: many points in one row, on one copy, kept apart by a mask.
+
+The fast ways are not believed. The first time a model is measured they are compared with the
+plain way on a few points and timed; what was chosen is remembered for as long as the model lives.
+
+    engine = choose_engine(stream, prompts_a, prompts_b, wanted="auto", budget=budget)
+    context = engine.open(prompts)
+    distance = engine.distances(context, points, reference=None)
+"""
+
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sr_monitor.errors import InputError
+from sr_monitor.memory import TokenBudget
+from sr_monitor.stream import Stream, rows_of, tolerance
+
+EngineName = Literal["auto", "shared", "rows", "plain"]
+
+# Points that share a row also score one another in vain: n each. This many cost a few percent.
+_POINTS_PER_ROW = 64
+# Sharing rows is never much slower, so one row a point has to win clearly: the choice, and with
+# it the last bits of a result, should not hang on a noisy clock.
+_CLEARLY_FASTER = 1.5
+
+_chosen: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Context:
+    """Prompts whose last activation will be replaced, and what their earlier tokens left."""
+
+    prompts: Int[Tensor, "context token"]
+    cache: Any
+    """Keys and values of the earlier tokens; None the plain way."""
+
+    def some(self, chosen: Int[Tensor, " some"]) -> "Context":
+        """A part of the contexts; itself when all are chosen."""
+        if len(chosen) == len(self.prompts):
+            return self
+        cache = None if self.cache is None else rows_of(self.cache, chosen)
+        return Context(self.prompts[chosen], cache)
+
+
+@dataclass
+class Engine:
+    """One way of running points, on one stream, within a token budget."""
+
+    stream: Stream
+    name: str
+    budget: TokenBudget
+
+    def open(self, prompts: Int[Tensor, "context token"]) -> Context:
+        """Prepares contexts: the earlier tokens are run here, once."""
+        return Context(prompts, None if self.name == "plain" else self.stream.prefill(prompts))
+
+    def distances(
+        self,
+        context: Context,
+        points: Float[Tensor, "context point d_model"],
+        reference: Float[Tensor, "context d_output"] | None = None,
+    ) -> tuple[Float[Tensor, "context point"], Float[Tensor, "context d_output"]]:
+        """Distances d, and the reference; if none is given, each first point's output is it."""
+        num_contexts, num_points, _ = points.shape
+        width = self._width(context, num_points)
+        points, num_rows = _in_rows(points, width)
+        per_context = num_rows // num_contexts
+        distance = points.new_empty((num_rows, width), dtype=torch.float32)
+        given = reference is not None
+        for start in range(0, num_rows, step := self._rows_at_once(context, width)):
+            rows = torch.arange(start, min(start + step, num_rows))
+            owner = rows // per_context
+            outputs = self._outputs(context, owner, points[rows[0] : rows[-1] + 1])
+            if reference is None:
+                reference = outputs.new_empty(num_contexts, outputs.shape[-1])
+            if not given:
+                first = rows % per_context == 0
+                reference[owner[first]] = outputs[first, 0]
+            gap = outputs.float() - reference[owner][:, None].float()
+            distance[rows] = gap.norm(dim=-1)
+        assert reference is not None
+        return distance.reshape(num_contexts, -1)[:, :num_points], reference
+
+    def _width(self, context: Context, num_points: int) -> int:
+        """Points a row. More earlier tokens pay for more sharing: every row copies them."""
+        if self.name != "shared":
+            return 1
+        most = max(_POINTS_PER_ROW, context.prompts.shape[1])
+        num_rows = -(-num_points // most)
+        return min(-(-num_points // num_rows), self.budget.tokens)
+
+    def _rows_at_once(self, context: Context, width: int) -> int:
+        num_tokens = context.prompts.shape[1]
+        if self.name == "plain":
+            return self.budget.items(num_tokens)
+        # A row's copied keys and values take about as much memory as an eighth of their tokens.
+        return self.budget.items(width + num_tokens // 8)
+
+    def _outputs(
+        self,
+        context: Context,
+        owner: Int[Tensor, " row"],
+        points: Float[Tensor, "row point d_model"],
+    ) -> Float[Tensor, "row point d_output"]:
+        first, last = int(owner[0]), int(owner[-1])
+        # A run of whole contexts is a view; only rows that share a context need copies.
+        rows = slice(first, last + 1) if last - first + 1 == len(owner) else owner
+        prompts = context.prompts[rows]
+        if self.name == "plain":
+            return self.stream.continue_plain(prompts, points[:, 0])[:, None]
+        return self.stream.continue_cached(rows_of(context.cache, rows), prompts, points)
+
+
+def _in_rows(
+    points: Float[Tensor, "context point d_model"], width: int
+) -> tuple[Float[Tensor, "row width d_model"], int]:
+    """Each context's points cut into rows of `width`, filled up with its last point."""
+    _, num_points, d_model = points.shape
+    missing = -num_points % width
+    if missing:
+        points = torch.cat([points, points[:, -1:].expand(-1, missing, -1)], dim=1)
+    rows = points.reshape(-1, width, d_model)
+    return rows, len(rows)
+
+
+# ---- the choice ----------------------------------------------------------------------------------
+
+
+def choose_engine(
+    stream: Stream,
+    prompts_a: Int[Tensor, "pair token"],
+    prompts_b: Int[Tensor, "pair token"],
+    *,
+    wanted: EngineName,
+    budget: TokenBudget,
+) -> Engine:
+    """The fastest way that agrees with the plain one, or the one wanted if it does.
+
+    Checked on the first two pairs, the first time a model is measured with this layer, output,
+    prompt length, precision and attention.
+    """
+    if wanted not in get_args(EngineName):
+        raise InputError(f"engine={wanted!r}: pass one of {', '.join(get_args(EngineName))}")
+    if wanted == "plain":
+        return Engine(stream, "plain", budget)
+    known = _chosen.setdefault(stream.anatomy.core, {})
+    key = _circumstances(stream, prompts_a, wanted)
+    if key not in known:
+        name, certain = _compare(stream, prompts_a[:2], prompts_b[:2], wanted, budget)
+        if not certain:
+            return Engine(stream, name, budget)
+        known[key] = name
+    return Engine(stream, known[key], budget)
+
+
+def _circumstances(stream: Stream, prompts: Tensor, wanted: str) -> tuple[Any, ...]:
+    attention = getattr(stream.anatomy.core, "config", None)
+    return (
+        wanted,
+        stream.layer,
+        stream.output,
+        stream.dtype,
+        prompts.shape[1],
+        str(prompts.device),
+        torch.is_autocast_enabled(prompts.device.type),
+        getattr(attention, "_attn_implementation", None),
+    )
+
+
+def _compare(
+    stream: Stream, prompts_a: Tensor, prompts_b: Tensor, wanted: str, budget: TokenBudget
+) -> tuple[str, bool]:
+    """The way to go, and whether the comparison could be made at all (NaN weights forbid it)."""
+    points = _check_points(stream, prompts_a, prompts_b)
+    plain = Engine(stream, "plain", budget)
+    expected, _ = plain.distances(plain.open(prompts_a), points)
+    if not bool(expected.isfinite().all()):
+        return "plain", False
+    agreeing = []
+    for name in _candidates(stream, prompts_a, wanted):
+        engine = Engine(stream, name, budget)
+        measured, _ = engine.distances(engine.open(prompts_a), points)
+        gap, allowed = _disagreement(expected, measured), tolerance(stream.dtype)
+        if gap <= allowed:
+            agreeing.append(engine)
+        else:
+            _report_disagreement(name, expected, measured, gap, allowed, wanted)
+    if not agreeing:
+        return "plain", True
+    return _fastest(agreeing, prompts_a, points).name, True
+
+
+def _check_points(
+    stream: Stream, prompts_a: Tensor, prompts_b: Tensor
+) -> Float[Tensor, "pair point d_model"]:
+    a, b = stream.read(prompts_a).float(), stream.read(prompts_b).float()
+    return torch.stack([a, (a + b) / 2, b], dim=1)
+
+
+def _candidates(stream: Stream, prompts: Tensor, wanted: str) -> list[str]:
+    cache = stream.prefill(prompts)
+    possible = []
+    if cache is not None:
+        shares = stream.can_share_rows(cache, prompts.shape[1] - 1)
+        possible = ["shared", "rows"] if shares else ["rows"]
+    if wanted == "auto":
+        return possible
+    if wanted not in possible:
+        raise InputError(
+            f"engine={wanted!r} cannot run {type(stream.anatomy.core).__name__} on prompts of "
+            f"{prompts.shape[1]} tokens: "
+            + (
+                "it keeps no keys and values of earlier tokens; pass engine='plain' or 'auto'"
+                if cache is None
+                else "its attention takes no mask of ours there (a sliding window shorter than the "
+                "prompt, ALiBi, or flash attention); pass engine='rows' or 'auto'"
+            )
+        )
+    return [wanted]
+
+
+def _disagreement(expected: Tensor, measured: Tensor) -> float:
+    """The largest difference of distances, relative to the largest distance."""
+    return float((expected - measured).abs().max() / expected.max().clamp_min(1e-30))
+
+
+def _report_disagreement(
+    name: str, expected: Tensor, measured: Tensor, gap: float, allowed: float, wanted: str
+) -> None:
+    worst = int((expected - measured).abs().argmax())
+    text = (
+        f"the {name!r} way of measuring disagrees with the plain way on this model: a distance of "
+        f"{float(measured.flatten()[worst]):.6g} against {float(expected.flatten()[worst]):.6g}, "
+        f"{gap:.2g} of the largest where {allowed:.2g} is allowed"
+    )
+    if wanted != "auto":
+        raise InputError(f"engine={wanted!r}: {text}; pass engine='auto' or 'plain'")
+    warnings.warn(f"{text}; a slower way that agrees is used instead", stacklevel=2)
+
+
+def _fastest(engines: list[Engine], prompts: Tensor, points: Tensor) -> Engine:
+    if len(engines) == 1:
+        return engines[0]
+    shared, rows = engines
+    many = points[:, :1].expand(-1, _POINTS_PER_ROW, -1)
+    faster = _seconds(rows, prompts, many) * _CLEARLY_FASTER < _seconds(shared, prompts, many)
+    return rows if faster else shared
+
+
+def _seconds(engine: Engine, prompts: Tensor, points: Tensor) -> float:
+    """The faster of two runs, the device's queue included."""
+    best = float("inf")
+    for _ in range(2):
+        start = time.perf_counter()
+        engine.distances(engine.open(prompts), points)
+        if prompts.is_cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return best

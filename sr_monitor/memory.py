@@ -1,0 +1,93 @@
+"""How much runs at once: a token budget from free memory, halved when memory runs out.
+
+A forward over n tokens needs memory in proportion to n, so the budget counts tokens. It starts at
+what is fast on the device and fits into a part of its free memory; an out-of-memory error halves
+it and the piece is done again, down to one point. Results do not depend on it.
+
+    budget = TokenBudget.for_device(device, width=768)
+    in_chunks(num_prompts, tokens_each=10, budget=budget, work=lambda chunk: ...)
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sr_monitor.errors import InputError
+
+# Measured: past these, forwards get no faster; on a CPU they get slower as they leave the caches.
+_FAST_TOKENS = {"cpu": 1024}
+_FAST_TOKENS_ELSEWHERE = 16384
+# A forward without gradients holds some copies of the stream, the attention's inputs and the
+# four times wider inside of one block at a time, in at most float32.
+_BYTES_PER_TOKEN_AND_WIDTH = 4 * 40
+_SHARE_OF_FREE_MEMORY = 0.25
+
+
+@dataclass
+class TokenBudget:
+    """How many tokens one forward may take."""
+
+    tokens: int
+
+    @classmethod
+    def for_device(cls, device: torch.device, *, width: int) -> "TokenBudget":
+        """What is fast on `device` and fits into its free memory, for a stream `width` wide."""
+        tokens = _FAST_TOKENS.get(device.type, _FAST_TOKENS_ELSEWHERE)
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            fitting = _SHARE_OF_FREE_MEMORY * free / (_BYTES_PER_TOKEN_AND_WIDTH * width)
+            tokens = min(tokens, max(1, int(fitting)))
+        return cls(tokens)
+
+    @classmethod
+    def of(cls, max_tokens: int) -> "TokenBudget":
+        """The budget a user asked for."""
+        if max_tokens < 1:
+            raise InputError(f"max_tokens={max_tokens}: a forward takes at least 1 token")
+        return cls(max_tokens)
+
+    def items(self, tokens_each: int) -> int:
+        """How many items of `tokens_each` tokens fit into one forward; at least one."""
+        return max(1, self.tokens // tokens_each)
+
+    def halve(self) -> None:
+        """Half as many tokens from now on."""
+        self.tokens = max(1, self.tokens // 2)
+
+
+def in_chunks(
+    count: int, *, tokens_each: int, budget: TokenBudget, work: Callable[[slice], None]
+) -> None:
+    """Does `work` on consecutive slices of `count` items; out of memory, on smaller ones again."""
+    start = 0
+    while start < count:
+        chunk = slice(start, min(start + budget.items(tokens_each), count))
+        if _fits(work, chunk, give_up=budget.tokens == 1):
+            start = chunk.stop
+        else:
+            budget.halve()
+
+
+def _fits(work: Callable[[slice], None], chunk: slice, *, give_up: bool) -> bool:
+    try:
+        work(chunk)
+    except RuntimeError as error:
+        if give_up or not is_out_of_memory(error):
+            raise
+    else:
+        return True
+    # Only out here is the traceback, and with it every tensor of the failed forward, gone.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or in the CPU's allocator."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+    )

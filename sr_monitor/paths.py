@@ -1,0 +1,221 @@
+"""The 1-D measurement: from prompt A's activation to prompt B's, in A's context.
+
+    x(alpha) = (1 - alpha) a + alpha b,    alpha = 0, 1/(S-1), ..., 1
+    d(alpha) = || F_A(x(alpha)) - F_A(a) ||
+
+where F_A(x) is the output of A's run with the activation at `layer`, last position, replaced by x.
+
+    paths = measure_paths(model, prompts_a, prompts_b, layer=1, num_steps=51)
+    paths.max_slope[paths.kept].median()
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sr_monitor import sharpness
+from sr_monitor.engine import EngineName
+from sr_monitor.errors import InputError
+from sr_monitor.memory import in_chunks
+from sr_monitor.sampling import STRATEGIES, Sampling
+from sr_monitor.session import Session, SessionOptions, open_session
+from sr_monitor.stream import Output
+
+# The ends of a path are in every sample, so these can be repeated whatever the sampling.
+_NUM_REPEATED_PAIRS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """What `measure_paths` found; all tensors are on the CPU."""
+
+    alphas: Float[Tensor, " step"]
+    """The interpolation coefficients, evenly spaced, 0 and 1 included."""
+    distance: Float[Tensor, "pair step"]
+    """d(alpha); NaN where adaptive sampling did not look, Inf where the output was not finite."""
+    input_distance: Float[Tensor, " pair"]
+    """||a - b||, how far apart the two activations are."""
+    noise_distance: float
+    """The largest distance among repeated points that should be equal."""
+    noise_floor: float
+    """The same relative to d(1) of the pair it was found on; NaN when no pair could tell."""
+    num_points: int
+    """How many points were run, all pairs together, repeats for the noise not counted."""
+    engine: str
+    """The way the points were run: "shared", "rows" or "plain"."""
+
+    @property
+    def relative(self) -> Float[Tensor, "pair step"]:
+        """d(alpha) / d(1), the relative output distance."""
+        return sharpness.relative_distance(self.distance)
+
+    @property
+    def end_distance(self) -> Float[Tensor, " pair"]:
+        """d(1)."""
+        return self.distance[:, -1]
+
+    @property
+    def kept(self) -> Bool[Tensor, " pair"]:
+        """The pairs that count: d(1) above the noise, every output finite."""
+        finite = ~self.distance.isinf().any(dim=1)
+        return finite & (self.end_distance > self.noise_distance)
+
+    @property
+    def num_left_out(self) -> int:
+        """How many pairs do not count."""
+        return int((~self.kept).sum())
+
+    @property
+    def max_slope(self) -> Float[Tensor, " pair"]:
+        """The steepest rise between neighbouring alphas: how sharp the boundary is."""
+        return self._of_kept(sharpness.max_slope(self.alphas, self.relative))
+
+    @property
+    def location(self) -> Float[Tensor, " pair"]:
+        """The alpha of the steepest rise: where the boundary is."""
+        return self._of_kept(sharpness.slope_location(self.alphas, self.relative))
+
+    @property
+    def width(self) -> Float[Tensor, " pair"]:
+        """The alpha from a quarter to three quarters of the way: how wide the boundary is."""
+        return self._of_kept(sharpness.boundary_width(self.alphas, self.relative))
+
+    def _of_kept(self, values: Float[Tensor, " pair"]) -> Float[Tensor, " pair"]:
+        return torch.where(self.kept, values, torch.nan)
+
+
+def measure_paths(
+    model: nn.Module,
+    prompts_a: Int[Tensor, "pair token"],
+    prompts_b: Int[Tensor, "pair token"],
+    *,
+    layer: int = 1,
+    num_steps: int = 51,
+    sampling: Sampling = "grid",
+    output: Output = "final_norm",
+    engine: EngineName = "auto",
+    layer_path: str | None = None,
+    max_tokens: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Paths:
+    """Measures d(alpha) for every pair of prompts.
+
+        paths = measure_paths(model, token_ids[:-1], token_ids[1:])
+        paths.max_slope            # near 1: no regions; S - 1: a step
+
+    The model comes back exactly as it was, in whatever state it is handed over.
+
+    Args:
+        model: A causal language model, of Hugging Face or any other make.
+        prompts_a: Token ids of the prompts whose context is used, all of one length.
+        prompts_b: Token ids of the prompts whose activation the path leads to.
+        layer: Where to cut: 0 is the embedding output, k the stream after the k-th block.
+        num_steps: S, the number of alphas.
+        sampling: "grid" looks at every alpha; "adaptive" at about a fifth of them, where the
+            steepest rise can be.
+        output: What F is: "final_norm" is the vector the unembedding reads, "resid_final" the
+            one before the final norm, "logits" what comes out of the unembedding.
+        engine: "auto" takes the fastest way that agrees with the plain one; "shared", "rows"
+            and "plain" force one.
+        layer_path: The path of the list of decoder blocks, where it is not found by itself.
+        max_tokens: How many tokens one forward may take; by default chosen from the device.
+        progress: Called with the number of pairs done and the number of pairs in all.
+
+    Raises:
+        InputError: Something asked for cannot be done; the message names the fix.
+    """
+    if num_steps < 2:
+        raise InputError(f"num_steps={num_steps}: a path needs at least its 2 ends")
+    if sampling not in get_args(Sampling):
+        raise InputError(f"sampling={sampling!r}: pass one of {', '.join(get_args(Sampling))}")
+    options = SessionOptions(
+        layer=layer, output=output, engine=engine, layer_path=layer_path, max_tokens=max_tokens
+    )
+    with open_session(model, (prompts_a, prompts_b), options) as session:
+        return _Measurement(session, num_steps, sampling).run(progress)
+
+
+class _Measurement:
+    """The pairs of one session on their way to `Paths`."""
+
+    def __init__(self, session: Session, num_steps: int, sampling: Sampling) -> None:
+        self.engine = session.engine
+        self.prompts = session.prompts[0]
+        self.a, self.b = session.activations()
+        self.alphas = torch.linspace(0, 1, num_steps, dtype=torch.float64).float()
+        self.sample = STRATEGIES[sampling]
+        count = len(self.prompts)
+        self.distance = torch.full((count, num_steps), torch.nan, device=self.prompts.device)
+        spread = torch.linspace(0, count - 1, min(count, _NUM_REPEATED_PAIRS)).round().long()
+        self.repeated = spread.tolist()
+        self.references: dict[int, Float[Tensor, " d_output"]] = {}
+        self.num_points = 0
+
+    def run(self, progress: Callable[[int, int], None] | None) -> Paths:
+        """Measures all pairs, some at a time, then repeats a few points for the noise."""
+        count, num_tokens = self.prompts.shape
+
+        def measure(pairs: slice) -> None:
+            self._measure(pairs)
+            if progress is not None:
+                progress(pairs.stop, count)
+
+        in_chunks(count, tokens_each=num_tokens, budget=self.engine.budget, work=measure)
+        noise = self._noise()
+        ends = self.distance[self.repeated, -1].cpu()
+        worst = float((noise / ends).nan_to_num(-1).max())
+        return Paths(
+            alphas=self.alphas,
+            distance=self.distance.cpu(),
+            input_distance=(self.a - self.b).norm(dim=-1).cpu(),
+            noise_distance=float(noise.nan_to_num(0).max()),
+            noise_floor=worst,
+            num_points=self.num_points,
+            engine=self.engine.name,
+        )
+
+    def _measure(self, pairs: slice) -> None:
+        """Looks along the paths of some pairs, whose contexts are opened once."""
+        context = self.engine.open(self.prompts[pairs])
+        reference: Tensor | None = None
+
+        def look(chosen: Tensor, steps: Tensor) -> Tensor:
+            nonlocal reference
+            numbers = chosen + pairs.start
+            points = self._points(numbers, self.alphas[steps])
+            given = None if reference is None else reference[chosen]
+            distance, first = self.engine.distances(context.some(chosen), points, given)
+            if reference is None:
+                reference = first
+            self.distance[numbers[:, None], steps] = distance.nan_to_num(nan=torch.inf)
+            self.num_points += steps.numel()
+            return distance
+
+        self.sample(look, len(context.prompts), len(self.alphas))
+        assert reference is not None
+        for number in self.repeated:
+            if pairs.start <= number < pairs.stop:
+                self.references[number] = reference[number - pairs.start].clone()
+
+    def _noise(self) -> Float[Tensor, " repeat"]:
+        """How far the ends of some paths land from where they landed before.
+
+        The same two points again, in a batch of another shape: what differs is rounding alone.
+        """
+        numbers = torch.tensor(self.repeated)
+        reference = torch.stack([self.references[number] for number in self.repeated])
+        context = self.engine.open(self.prompts[numbers])
+        points = self._points(numbers, torch.tensor([0.0, 1.0]).expand(len(numbers), -1))
+        again, _ = self.engine.distances(context, points, reference)
+        before = self.distance[numbers][:, [0, -1]]
+        return (again - before).abs().amax(dim=1).cpu()
+
+    def _points(
+        self, pairs: Int[Tensor, " pair"], alphas: Float[Tensor, "pair point"]
+    ) -> Float[Tensor, "pair point d_model"]:
+        alphas = alphas.to(self.a.device)[..., None]
+        return (1 - alphas) * self.a[pairs, None] + alphas * self.b[pairs, None]

@@ -1,0 +1,112 @@
+"""One measurement's preparation, the same for paths and slices: check, guard, cut, choose.
+
+Everything a caller can get wrong about the model or the prompts is refused here.
+
+    with open_session(model, (prompts_a, prompts_b), options) as session:
+        a, b = session.activations()
+        session.engine.distances(...)
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sr_monitor.anatomy import Anatomy, dissect
+from sr_monitor.engine import Engine, EngineName, choose_engine
+from sr_monitor.errors import InputError
+from sr_monitor.memory import TokenBudget, in_chunks
+from sr_monitor.stream import Output, Stream
+from sr_monitor.undisturbed import undisturbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions:
+    """What paths and slices have in common to ask for; see `measure_paths`."""
+
+    layer: int
+    output: Output
+    engine: EngineName
+    layer_path: str | None
+    max_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model under guard, cut and ready, and the prompts on its device."""
+
+    engine: Engine
+    prompts: tuple[Int[Tensor, "item token"], ...]
+
+    def activations(self) -> tuple[Float[Tensor, "item d_model"], ...]:
+        """Every prompt's activation at the layer, in float32; a repeated prompt is run once."""
+        unique, where = torch.unique(torch.cat(self.prompts), dim=0, return_inverse=True)
+        pieces: dict[int, Tensor] = {}
+
+        def read(chunk: slice) -> None:
+            pieces[chunk.start] = self.engine.stream.read(unique[chunk]).float()
+
+        in_chunks(len(unique), tokens_each=unique.shape[1], budget=self.engine.budget, work=read)
+        return torch.cat(list(pieces.values()))[where].chunk(len(self.prompts))
+
+
+@contextmanager
+def open_session(
+    model: nn.Module, prompts: Sequence[Int[Tensor, "item token"]], options: SessionOptions
+) -> Iterator[Session]:
+    """Guards `model`, checks everything that was asked for, and picks the way to measure."""
+    if options.output not in get_args(Output):
+        raise InputError(f"output={options.output!r}: pass one of {', '.join(get_args(Output))}")
+    anatomy = dissect(model, options.layer_path)
+    _check_prompts(prompts, anatomy)
+    placed = tuple(item.to(anatomy.device, torch.long) for item in prompts)
+    with undisturbed(model):
+        stream = Stream(anatomy, layer=options.layer, output=options.output, sample=placed[0][:1])
+        budget = (
+            TokenBudget.for_device(anatomy.device, width=stream.width)
+            if options.max_tokens is None
+            else TokenBudget.of(options.max_tokens)
+        )
+        engine = choose_engine(stream, placed[0], placed[1], wanted=options.engine, budget=budget)
+        yield Session(engine, placed)
+
+
+def _check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
+    shapes = ", ".join(str(tuple(item.shape)) for item in prompts)
+    if any(item.ndim != 2 or item.shape != prompts[0].shape for item in prompts):
+        raise InputError(
+            f"prompts of shapes {shapes}: all must have the same shape (item, token); cut them to "
+            "one length and pass as many of one as of the other"
+        )
+    if any(item.is_floating_point() or item.is_complex() for item in prompts):
+        types = ", ".join(str(item.dtype) for item in prompts)
+        raise InputError(f"prompts of types {types}: pass token ids, LongTensors (item, token)")
+    count, num_tokens = prompts[0].shape
+    if count == 0:
+        raise InputError(f"prompts of shapes {shapes}: there is no prompt in them; pass at least 1")
+    if num_tokens < 2:
+        raise InputError(
+            f"prompts of {num_tokens} token: a path runs in the context of earlier tokens; pass "
+            "prompts of at least 2 tokens"
+        )
+    _check_range(prompts, anatomy, num_tokens)
+
+
+def _check_range(prompts: Sequence[Tensor], anatomy: Anatomy, num_tokens: int) -> None:
+    name = type(anatomy.core).__name__
+    if anatomy.max_tokens is not None and num_tokens > anatomy.max_tokens:
+        raise InputError(
+            f"prompts of {num_tokens} tokens: {name} has positions for {anatomy.max_tokens}; "
+            "pass shorter prompts"
+        )
+    lowest = min(int(item.min()) for item in prompts)
+    highest = max(int(item.max()) for item in prompts)
+    if lowest < 0 or (anatomy.vocabulary is not None and highest >= anatomy.vocabulary):
+        raise InputError(
+            f"prompts hold token ids from {lowest} to {highest}: {name} knows 0 to "
+            f"{(anatomy.vocabulary or 0) - 1}; tokenise them with the model's own tokenizer"
+        )

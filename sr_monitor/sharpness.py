@@ -1,0 +1,126 @@
+"""Numbers of each curve: how sharp is the boundary between two prompts?
+
+All functions are pure functions of tensors, one row per pair, on any device. A *curve* is the
+relative output distance r(alpha) = d(alpha) / d(1) on a grid of S evenly spaced alphas, 0 and 1
+included. A point that is NaN (or infinite) counts as not looked at. What each number does then:
+
+- A slope is measured between neighbouring alphas of the grid only, never across a gap:
+  slope_i = (r_(i+1) - r_i) (S - 1). So a straight line has maximum slope 1, a step S - 1.
+- Crossings are those of the straight lines drawn through the points that were looked at.
+
+    relative = relative_distance(distance)
+    slope, where = max_slope(alphas, relative), slope_location(alphas, relative)
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_LOW, _HIGH = 0.25, 0.75  # the levels between which the width of a boundary is taken
+
+
+def relative_distance(distance: Float[Tensor, "pair step"]) -> Float[Tensor, "pair step"]:
+    """Distance relative to its value at alpha = 1: r(alpha) = d(alpha) / d(1).
+
+    Not finite for a pair whose d(1) is zero, NaN or infinite.
+    """
+    return distance / distance[:, -1:]
+
+
+def max_slope(
+    alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
+) -> Float[Tensor, " pair"]:
+    """Largest increase between neighbouring alphas, times (S - 1): the sharpness of a boundary.
+
+    Signed: a curve that only falls has a negative one. NaN where no two neighbours were looked at.
+    """
+    steepest = _slopes(alphas, relative).amax(dim=1)
+    return steepest.masked_fill(steepest.isneginf(), torch.nan)
+
+
+def slope_location(
+    alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
+) -> Float[Tensor, " pair"]:
+    """Alpha in the middle of the steepest interval, of the first of them if several are equal.
+
+    NaN where no two neighbours were looked at.
+    """
+    steepest, interval = _slopes(alphas, relative).max(dim=1)
+    middles = (alphas[:-1] + alphas[1:]) / 2
+    return middles[interval].masked_fill(steepest.isneginf(), torch.nan)
+
+
+def boundary_width(
+    alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
+) -> Float[Tensor, " pair"]:
+    """Alpha between the crossings of 0.25 and 0.75: a straight line has width 0.5, a step nearly 0.
+
+    A curve need not be monotone, so it may cross a level several times. What is measured is its
+    first complete passage: from the last crossing of 0.25 before the curve first reaches 0.75 up
+    to there. In between, the curve stays between the two levels. NaN where the curve has no such
+    passage: it never reaches 0.75, or is above 0.25 as far as it was looked at before.
+    """
+    filled = fill_gaps(alphas, relative)
+    position = torch.arange(filled.shape[1], device=filled.device)
+    reached = filled >= _HIGH
+    end = torch.where(reached, position, filled.shape[1]).amin(dim=1)
+    below = (filled < _LOW) & (position < end[:, None])
+    start = torch.where(below, position, -1).amax(dim=1)
+    width = _crossing(alphas, filled, end - 1, _HIGH) - _crossing(alphas, filled, start, _LOW)
+    return width.masked_fill((start < 0) | ~reached.any(dim=1), torch.nan)
+
+
+def lipschitz_ratio(
+    alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"], num_first: int = 10
+) -> Float[Tensor, " pair"]:
+    """Maximum slope / mean slope over the first `num_first` intervals: steep against flat.
+
+    The intervals' mean slope is the slope of the line from alpha = 0 to the end of the last of
+    them; that point is interpolated if it was not looked at. On a shorter grid, all intervals
+    count. Infinite where the curve does not rise at all at first.
+    """
+    filled = fill_gaps(alphas, relative)
+    last = min(num_first, alphas.numel() - 1)
+    rise = (filled[:, last] - filled[:, 0]) / last * (alphas.numel() - 1)
+    return max_slope(alphas, relative) / rise
+
+
+def fill_gaps(
+    alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
+) -> Float[Tensor, "pair step"]:
+    """Interpolate linearly where a curve was not looked at, for drawing and median curves.
+
+    Points that were looked at come back bit for bit. Nothing is extrapolated: before the first
+    and after the last of them the result is NaN.
+    """
+    num_steps = alphas.numel()
+    seen = relative.isfinite()
+    position = torch.arange(num_steps, device=relative.device)
+    left = torch.where(seen, position, -1).cummax(dim=1).values
+    right = torch.where(seen, position, num_steps).flip(1).cummin(dim=1).values.flip(1)
+    enclosed = (left >= 0) & (right < num_steps)
+    left, right = left.clamp(min=0), right.clamp(max=num_steps - 1)
+    weight = (alphas - alphas[left]) / (alphas[right] - alphas[left])
+    drawn = torch.lerp(relative.gather(1, left), relative.gather(1, right), weight)
+    return torch.where(seen, relative, drawn.masked_fill(~enclosed, torch.nan))
+
+
+def _slopes(
+    alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
+) -> Float[Tensor, "pair interval"]:
+    """Slope of each interval of the grid, minus infinity where an end was not looked at."""
+    slopes = relative.diff(dim=1) * (alphas.numel() - 1)
+    return slopes.masked_fill(~slopes.isfinite(), -torch.inf)
+
+
+def _crossing(
+    alphas: Float[Tensor, " step"],
+    curves: Float[Tensor, "pair step"],
+    interval: Int[Tensor, " pair"],
+    level: float,
+) -> Float[Tensor, " pair"]:
+    """Alpha at which the line over the given interval of each curve has the value `level`."""
+    start = interval.clamp(0, alphas.numel() - 2)[:, None]
+    low, high = curves.gather(1, start), curves.gather(1, start + 1)
+    begin, end = alphas[start], alphas[start + 1]
+    return (begin + (level - low) / (high - low) * (end - begin)).squeeze(1)

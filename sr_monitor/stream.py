@@ -1,0 +1,361 @@
+"""The residual stream of a model, cut at one layer: read it, and continue from given activations.
+
+`layer` counts blocks: 0 is the embedding output, k the stream after the k-th block. Only the last
+position is ever cut; F(x) is the last position's output when its activation at `layer` is x.
+Two ways give the same F: `continue_plain` runs whole prompts with one activation replaced, the
+definition; `continue_cached` runs only the last position on the earlier tokens' keys and values,
+which under causal attention no x can change.
+
+    stream = Stream(dissect(model), layer=1, output="final_norm", sample=prompts[:1])
+    outputs = stream.continue_plain(prompts, stream.read(prompts))
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sr_monitor.anatomy import Anatomy, first_tensor
+from sr_monitor.errors import InputError
+
+Output = Literal["final_norm", "resid_final", "logits"]
+
+_PLAIN_CACHE_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+
+
+class Stream:
+    """A model's residual stream, cut after block `layer` at the last position.
+
+    Every method expects the model in eval mode without gradients (see `undisturbed`), and leaves
+    no hook behind.
+    """
+
+    def __init__(
+        self, anatomy: Anatomy, *, layer: int, output: Output, sample: Int[Tensor, "1 token"]
+    ) -> None:
+        """Runs `sample` once to learn what the blocks put out, and refuses what cannot be cut."""
+        self.layer = layer
+        self.output = output
+        self.anatomy = anatomy
+        self.num_blocks = len(anatomy.blocks)
+        if not 0 <= layer <= self.num_blocks:
+            raise InputError(
+                f"layer={layer}: {type(anatomy.core).__name__} has layers 0 (the embedding output) "
+                f"to {self.num_blocks} (after its last block)"
+            )
+        self._unembedding = anatomy.unembedding
+        self._tuple_lengths = [0] * self.num_blocks
+        self.dtype = torch.float32
+        self.width = 0
+        self._examine(sample)
+
+    # ---- what is asked of it -------------------------------------------------------------------
+
+    def read(self, prompts: Int[Tensor, "prompt token"]) -> Float[Tensor, "prompt d_model"]:
+        """The clean activations at `layer`, last position; later blocks stand aside."""
+        seen: list[Tensor] = []
+
+        def note(hidden: Tensor) -> None:
+            seen.append(hidden[:, -1].clone())
+
+        with self._edited(note), self._aside(range(self.layer, self.num_blocks)):
+            self._call(prompts, use_cache=False)
+        return seen[0]
+
+    def continue_plain(
+        self, prompts: Int[Tensor, "row token"], activations: Float[Tensor, "row d_model"]
+    ) -> Float[Tensor, "row d_output"]:
+        """F by definition: each whole prompt, with its last activation at `layer` replaced."""
+
+        def put_last(hidden: Tensor) -> Tensor:
+            hidden = hidden.clone()
+            hidden[:, -1] = activations.to(hidden)
+            return hidden
+
+        with self._edited(put_last), self._captured() as captured:
+            self._call(prompts, use_cache=False)
+        return captured()[:, -1]
+
+    def prefill(self, prompts: Int[Tensor, "context token"]) -> Any:
+        """The keys and values of each prompt's earlier tokens; None where no such cache exists.
+
+        Models without attention caches of the plain kind (Mamba, linear attention, modules that
+        are no Hugging Face models) have none, and go the plain way.
+        """
+        cache = self._new_cache()
+        if cache is not None:
+            self._call(prompts[:, :-1], use_cache=True, past_key_values=cache)
+        return cache
+
+    def continue_cached(
+        self,
+        cache: Any,
+        prompts: Int[Tensor, "row token"],
+        activations: Float[Tensor, "row point d_model"],
+    ) -> Float[Tensor, "row point d_output"]:
+        """F of many points a row, each as the last position of the row's prompt.
+
+        Several points share a row as tokens at one position, under a mask that shows each of them
+        the earlier tokens and itself.
+        """
+        num_rows, num_points, _ = activations.shape
+        num_earlier = prompts.shape[1] - 1
+
+        def put_all(hidden: Tensor) -> Tensor:
+            return activations.to(hidden)
+
+        shared = {}
+        if num_points > 1:
+            position = torch.full((num_rows, num_points), num_earlier, device=prompts.device)
+            shared = {
+                "position_ids": position,
+                "attention_mask": self._shared_mask(num_earlier, num_points, prompts.device),
+            }
+        last_tokens = prompts[:, -1:].expand(-1, num_points)
+        with (
+            self._edited(put_all),
+            self._aside(range(self.layer)),
+            self._captured() as captured,
+        ):
+            self._call(last_tokens, use_cache=True, past_key_values=cache, **shared)
+        return captured()
+
+    def can_share_rows(self, cache: Any, num_earlier: int) -> bool:
+        """Whether several points may stand in one row: masks and positions are taken as given."""
+        config = self.anatomy.config
+        return (
+            {"position_ids", "attention_mask"} <= self.anatomy.arguments
+            and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+            and not getattr(config, "alibi", False)
+            and all(
+                layer.keys.shape[-2] == num_earlier
+                for layer in cache.layers
+                if layer.is_initialized
+            )
+        )
+
+    # ---- how the model is run ------------------------------------------------------------------
+
+    def _call(self, token_ids: Tensor, *, use_cache: bool, **cached: Any) -> Any:
+        anatomy = self.anatomy
+        with self._without_unembedding() if self.output != "logits" else nullcontext():
+            if not anatomy.is_hugging_face:
+                return self._note_logits(anatomy.root(token_ids))
+            if "use_cache" in anatomy.arguments:
+                cached["use_cache"] = use_cache
+            if self.output != "logits" and "logits_to_keep" in anatomy.arguments:
+                cached["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
+            return self._note_logits(anatomy.root(input_ids=token_ids, **cached))
+
+    def _note_logits(self, result: Any) -> Any:
+        self._logits = result.logits if hasattr(result, "logits") else first_tensor(result)
+        return result
+
+    def _without_unembedding(self) -> AbstractContextManager[None]:
+        """Spares the map to the vocabulary where the model cannot be asked to leave it out."""
+        if self._unembedding is None or "logits_to_keep" in self.anatomy.arguments:
+            return nullcontext()
+        return _forward_replaced(self._unembedding, lambda hidden: hidden)
+
+    def _new_cache(self) -> Any:
+        anatomy = self.anatomy
+        if not (anatomy.is_hugging_face and "past_key_values" in anatomy.arguments):
+            return None
+        from transformers.cache_utils import DynamicCache
+
+        cache = DynamicCache(config=anatomy.config)
+        kinds = {type(layer).__name__ for layer in cache.layers}
+        return cache if kinds <= _PLAIN_CACHE_LAYERS else None
+
+    def _shared_mask(
+        self, num_earlier: int, num_points: int, device: torch.device
+    ) -> Float[Tensor, "1 1 point key"]:
+        # A float mask, because eager attention adds it and would add a bool one as 0 and 1.
+        dtype = self.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        others = torch.full((num_points, num_points), float("-inf"), dtype=dtype, device=device)
+        others.fill_diagonal_(0.0)
+        earlier = others.new_zeros(num_points, num_earlier)
+        return torch.cat([earlier, others], dim=1)[None, None]
+
+    # ---- hooks, there only while a forward runs ------------------------------------------------
+
+    @contextmanager
+    def _edited(self, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """Passes the stream at `layer` through `edit`, and insists that it was called."""
+        fired = False
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            nonlocal fired
+            fired = True
+            name = None if args else _first_tensor_name(kwargs)
+            new = edit(args[0] if name is None else kwargs[name])
+            if new is None:
+                return None
+            return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+        def after(_: nn.Module, __: Any, output: Any) -> Any:
+            nonlocal fired
+            fired = True
+            new = edit(first_tensor(output))
+            return new if new is None or isinstance(output, Tensor) else (new, *output[1:])
+
+        blocks = self.anatomy.blocks
+        if self.layer < self.num_blocks:
+            handle = blocks[self.layer].register_forward_pre_hook(before, with_kwargs=True)
+        else:
+            handle = blocks[-1].register_forward_hook(after)
+        try:
+            yield
+        finally:
+            handle.remove()
+        if not fired:
+            raise RuntimeError(
+                f"the hook at layer {self.layer} of {type(self.anatomy.core).__name__} did not "
+                "fire, so nothing was replaced: the model runs compiled or exported code that "
+                "ignores hooks; pass the module it was made from"
+            )
+
+    @contextmanager
+    def _captured(self) -> Iterator[Callable[[], Tensor]]:
+        """Yields a function that gives the output of the forward run inside."""
+        if self.output == "logits":
+            yield lambda: self._logits
+            return
+        module = self.anatomy.blocks[-1] if self.output == "resid_final" else self.anatomy.final
+        assert module is not None
+        seen: list[Tensor] = []
+        handle = module.register_forward_hook(lambda _, __, out: seen.append(first_tensor(out)))
+        try:
+            yield lambda: seen[-1]
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _aside(self, indices: Sequence[int]) -> Iterator[None]:
+        """Lets some blocks hand the stream through unchanged, at no cost."""
+        with ExitStack() as stack:
+            for index in indices:
+                hand_on = _hand_on(self._tuple_lengths[index])
+                stack.enter_context(_forward_replaced(self.anatomy.blocks[index], hand_on))
+            yield
+
+    # ---- the one look at the model before anything is measured ---------------------------------
+
+    def _examine(self, sample: Int[Tensor, "1 token"]) -> None:
+        """Learns the blocks' outputs, finds the final vector, checks the stream and causality."""
+        other = sample.clone()
+        other[:, -1] = torch.where(other[:, -1] > 0, other[:, -1] - 1, other[:, -1] + 1)
+        outputs: dict[int, Any] = {}
+        later: list[tuple[nn.Module, Any]] = []
+        number = {block: index for index, block in enumerate(self.anatomy.blocks)}
+        inside = {module for block in number for module in block.modules()}
+
+        def note(module: nn.Module, _: Any, output: Any) -> None:
+            if module in number:
+                outputs[number[module]] = output
+            elif len(outputs) == self.num_blocks:
+                later.append((module, first_tensor(output)))
+
+        watched = [m for m in self.anatomy.core.modules() if m in number or m not in inside]
+        with ExitStack() as stack:
+            for module in watched:
+                stack.callback(module.register_forward_hook(note).remove)
+            self._call(torch.cat([sample, other]), use_cache=False)
+        self._check_blocks(outputs)
+        if self.anatomy.final is None:
+            self._find_final(later)
+
+    def _check_blocks(self, outputs: dict[int, Any]) -> None:
+        name = type(self.anatomy.core).__name__
+        if len(outputs) < self.num_blocks:
+            raise RuntimeError(
+                f"only {len(outputs)} of the {self.num_blocks} blocks of {name} ran in one forward "
+                "pass, or hooks on them do not fire: the model runs compiled or exported code; "
+                "pass the module it was made from"
+            )
+        for index, output in outputs.items():
+            hidden = first_tensor(output)
+            if not isinstance(hidden, Tensor) or hidden.ndim != 3 or len(hidden) != 2:
+                shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+                raise InputError(
+                    f"block {index + 1} of {name} puts out {shape}, not (prompt, token, width): "
+                    "its residual stream is not one vector a token, so there is no one activation "
+                    "to replace; this architecture cannot be measured"
+                )
+            self._tuple_lengths[index] = 0 if isinstance(output, Tensor) else len(output)
+        hidden = first_tensor(outputs[self.num_blocks - 1])
+        self.dtype, self.width = hidden.dtype, hidden.shape[-1]
+        earlier, changed = hidden[:, :-1].float()
+        gap = (earlier - changed).norm() / earlier.norm()
+        if gap > tolerance(self.dtype):
+            raise InputError(
+                f"{name} is not causal: with another last token, its earlier tokens' stream moved "
+                f"by {gap:.2g} of its length; measure a decoder-only (causal) model"
+            )
+
+    def _find_final(self, later: list[tuple[nn.Module, Any]]) -> None:
+        """The last vector of the stream's width after the blocks; what follows it unembeds."""
+        final: nn.Module = self.anatomy.blocks[-1]
+        for module, output in later:
+            if not isinstance(output, Tensor):
+                continue
+            if output.shape[-1] == self.width and not _maps_to_vocabulary(module, self.anatomy):
+                final, self._unembedding = module, None
+            elif self._unembedding is None and isinstance(module, nn.Linear):
+                self._unembedding = module
+        self.anatomy = replace(self.anatomy, final=final)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two ways to the same vector may differ, relative to its scale, in `dtype`."""
+    return max(1e-4, 16 * torch.finfo(dtype).eps)
+
+
+def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:
+    """A cache of some of the rows of `cache`, which stays as it is."""
+    # Cache layers rebind their tensors when they grow, so a shallow copy of each is enough.
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in chosen.layers:
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    return chosen
+
+
+def _hand_on(tuple_length: int) -> Callable[[Any], Any]:
+    """What a block that does nothing puts out: its input, as a tuple if its kind puts out one."""
+    if tuple_length == 0:
+        return lambda hidden: hidden
+    return lambda hidden: (hidden, *[None] * (tuple_length - 1))
+
+
+def _maps_to_vocabulary(module: nn.Module, anatomy: Anatomy) -> bool:
+    return isinstance(module, nn.Linear) and module.out_features == anatomy.vocabulary
+
+
+def _first_tensor_name(kwargs: dict[str, Any]) -> str:
+    return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[[Any], Any]) -> Iterator[None]:
+    """Gives `module` another `forward`, called with its first input, and takes it back."""
+
+    def stand_in(*args: Any, **kwargs: Any) -> Any:
+        return forward(args[0] if args else kwargs[_first_tensor_name(kwargs)])
+
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = stand_in
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
