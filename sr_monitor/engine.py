@@ -173,9 +173,9 @@ def _circumstances(stream: Stream, prompts: Tensor, wanted: str) -> tuple[Any, .
         stream.layer,
         stream.output,
         stream.dtype,
+        stream.precision,
         prompts.shape[1],
         str(prompts.device),
-        torch.is_autocast_enabled(prompts.device.type),
         getattr(attention, "_attn_implementation", None),
     )
 
@@ -193,7 +193,7 @@ def _compare(
     for name in _candidates(stream, prompts_a, wanted):
         engine = Engine(stream, name, budget)
         measured, _ = engine.distances(engine.open(prompts_a), points)
-        gap, allowed = _disagreement(expected, measured), tolerance(stream.dtype)
+        gap, allowed = _disagreement(expected, measured), tolerance(stream.precision)
         if gap <= allowed:
             agreeing.append(engine)
         else:

@@ -204,12 +204,16 @@ class _Measurement:
     def _noise(self) -> Float[Tensor, " repeat"]:
         """How far the ends of some paths land from where they landed before.
 
-        The same two points again, in a batch of another shape: what differs is rounding alone.
+        The same two points again, one rounding step of the run's precision away and in a batch of
+        another shape. Bit-equal points would take bit-equal ways through most kernels, and show
+        nothing of what rounding does to the different points of a path.
         """
         numbers = torch.tensor(self.repeated)
         reference = torch.stack([self.references[number] for number in self.repeated])
         context = self.engine.open(self.prompts[numbers])
         points = self._points(numbers, torch.tensor([0.0, 1.0]).expand(len(numbers), -1))
+        sign = 1 - 2 * (torch.arange(points.shape[-1], device=points.device) % 2)
+        points = points * (1 + sign * torch.finfo(self.engine.stream.precision).eps)
         again, _ = self.engine.distances(context, points, reference)
         before = self.distance[numbers][:, [0, -1]]
         return (again - before).abs().amax(dim=1).cpu()

@@ -139,6 +139,15 @@ class Stream:
             )
         )
 
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest type the stream goes through: its own, or autocast's."""
+        device = self.anatomy.device.type
+        types = [self.dtype]
+        if torch.is_autocast_enabled(device):
+            types.append(torch.get_autocast_dtype(device))
+        return max(types, key=lambda dtype: torch.finfo(dtype).eps)
+
     # ---- how the model is run ------------------------------------------------------------------
 
     def _call(self, token_ids: Tensor, *, use_cache: bool, **cached: Any) -> Any:
@@ -176,10 +185,8 @@ class Stream:
         self, num_earlier: int, num_points: int, device: torch.device
     ) -> Float[Tensor, "1 1 point key"]:
         # A float mask, because eager attention adds it and would add a bool one as 0 and 1.
-        dtype = self.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        others = torch.full((num_points, num_points), float("-inf"), dtype=dtype, device=device)
+        others = torch.full((num_points, num_points), float("-inf"), device=device)
+        others = others.to(self.precision)
         others.fill_diagonal_(0.0)
         earlier = others.new_zeros(num_points, num_earlier)
         return torch.cat([earlier, others], dim=1)[None, None]
@@ -294,7 +301,7 @@ class Stream:
         self.dtype, self.width = hidden.dtype, hidden.shape[-1]
         earlier, changed = hidden[:, :-1].float()
         gap = (earlier - changed).norm() / earlier.norm()
-        if gap > tolerance(self.dtype):
+        if gap > tolerance(self.precision):
             raise InputError(
                 f"{name} is not causal: with another last token, its earlier tokens' stream moved "
                 f"by {gap:.2g} of its length; measure a decoder-only (causal) model"
