@@ -93,16 +93,14 @@ def fill_gaps(
     Points that were looked at come back bit for bit. Nothing is extrapolated: before the first
     and after the last of them the result is NaN.
     """
-    num_steps = alphas.numel()
-    seen = relative.isfinite()
-    position = torch.arange(num_steps, device=relative.device)
-    left = torch.where(seen, position, -1).cummax(dim=1).values
-    right = torch.where(seen, position, num_steps).flip(1).cummin(dim=1).values.flip(1)
-    enclosed = (left >= 0) & (right < num_steps)
-    left, right = left.clamp(min=0), right.clamp(max=num_steps - 1)
+    last, seen = alphas.numel() - 1, relative.isfinite()
+    position = torch.arange(last + 1, device=relative.device)
+    left = torch.where(seen, position, 0).cummax(dim=1).values
+    right = torch.where(seen, position, last).flip(1).cummin(dim=1).values.flip(1)
+    known = relative.masked_fill(~seen, torch.nan)  # also the ends, so nothing is extrapolated
     weight = (alphas - alphas[left]) / (alphas[right] - alphas[left])
-    drawn = torch.lerp(relative.gather(1, left), relative.gather(1, right), weight)
-    return torch.where(seen, relative, drawn.masked_fill(~enclosed, torch.nan))
+    drawn = torch.lerp(known.gather(1, left), known.gather(1, right), weight)
+    return torch.where(seen, relative, drawn)
 
 
 def _slopes(
