@@ -4,11 +4,12 @@ A forward over n tokens needs memory in proportion to n, so the budget counts to
 what is fast on the device and fits into a part of its free memory; an out-of-memory error halves
 it and the piece is done again, down to one point. Results do not depend on it.
 
-    budget = TokenBudget.for_device(device, width=768)
+    budget = TokenBudget.for_device(device, bytes_per_token=stream.bytes_per_token)
     in_chunks(num_prompts, tokens_each=10, budget=budget, work=lambda chunk: ...)
 """
 
 import gc
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,9 +20,6 @@ from sr_monitor.errors import InputError
 # Measured: past these, forwards get no faster; on a CPU they get slower as they leave the caches.
 _FAST_TOKENS = {"cpu": 1024}
 _FAST_TOKENS_ELSEWHERE = 16384
-# A forward without gradients holds some copies of the stream, the attention's inputs and the
-# four times wider inside of one block at a time, in at most float32.
-_BYTES_PER_TOKEN_AND_WIDTH = 4 * 40
 _SHARE_OF_FREE_MEMORY = 0.25
 
 
@@ -32,15 +30,11 @@ class TokenBudget:
     tokens: int
 
     @classmethod
-    def for_device(cls, device: torch.device, *, width: int) -> "TokenBudget":
-        """What is fast on `device` and fits into its free memory, for a stream `width` wide."""
+    def for_device(cls, device: torch.device, *, bytes_per_token: int) -> "TokenBudget":
+        """What is fast on `device` and fits into a quarter of its free memory."""
         tokens = _FAST_TOKENS.get(device.type, _FAST_TOKENS_ELSEWHERE)
-        if device.type == "cuda":
-            free, _ = torch.cuda.mem_get_info(device)
-            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            fitting = _SHARE_OF_FREE_MEMORY * free / (_BYTES_PER_TOKEN_AND_WIDTH * width)
-            tokens = min(tokens, max(1, int(fitting)))
-        return cls(tokens)
+        fitting = _SHARE_OF_FREE_MEMORY * _free_bytes(device) / bytes_per_token
+        return cls(max(1, int(min(tokens, fitting))))
 
     @classmethod
     def of(cls, max_tokens: int) -> "TokenBudget":
@@ -56,6 +50,14 @@ class TokenBudget:
     def halve(self) -> None:
         """Half as many tokens from now on."""
         self.tokens = max(1, self.tokens // 2)
+
+
+def _free_bytes(device: torch.device) -> float:
+    """What can be had now on a device; a CPU is taken to have enough for its small budget."""
+    if device.type != "cuda":
+        return math.inf
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def in_chunks(

@@ -67,7 +67,7 @@ def open_session(
     with undisturbed(model):
         stream = Stream(anatomy, layer=options.layer, output=options.output, sample=placed[0][:1])
         budget = (
-            TokenBudget.for_device(anatomy.device, width=stream.width)
+            TokenBudget.for_device(anatomy.device, bytes_per_token=stream.bytes_per_token)
             if options.max_tokens is None
             else TokenBudget.of(options.max_tokens)
         )

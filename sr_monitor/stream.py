@@ -148,6 +148,18 @@ class Stream:
             types.append(torch.get_autocast_dtype(device))
         return max(types, key=lambda dtype: torch.finfo(dtype).eps)
 
+    @property
+    def bytes_per_token(self) -> int:
+        """About what a token takes while it runs: one block's work, and keys and values of all.
+
+        Keys and values count twice, once kept and once in the rows that grow from them; the
+        inside of a block is reckoned four times as wide as the stream.
+        """
+        floats = self.width * (32 + 4 * self.num_blocks)
+        if self.output == "logits":
+            floats += 3 * (self.anatomy.vocabulary or 0)
+        return floats * self.dtype.itemsize
+
     # ---- how the model is run ------------------------------------------------------------------
 
     def _call(self, token_ids: Tensor, *, use_cache: bool, **cached: Any) -> Any:
