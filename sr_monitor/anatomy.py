@@ -38,7 +38,7 @@ class Anatomy:
     blocks: Sequence[nn.Module]
     """The decoder blocks, first to last."""
     final: nn.Module | None
-    """The module whose output is the vector that the unembedding reads; None: not known yet."""
+    """The module that puts out the vector the unembedding reads; None where it is not named."""
     vocabulary: int | None
     """How many token ids the embedding knows; None when it has no `nn.Embedding`."""
     max_tokens: int | None
@@ -135,7 +135,8 @@ def _dissect_hugging_face(root: nn.Module, core: Any, layer_path: str | None) ->
         blocks=_named_blocks(core, layer_path)
         if layer_path
         else _blocks_of_length(decoder, config.num_hidden_layers, name),
-        final=decoder,
+        # A model that names itself its decoder puts out logits: its final vector is looked for.
+        final=None if decoder is core else decoder,
         vocabulary=getattr(embedding, "num_embeddings", None),
         max_tokens=getattr(config, "max_position_embeddings", None),
         arguments=_arguments(core),

@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.memory import TokenBudget
+from sr_monitor.memory import TokenBudget, in_chunks, is_out_of_memory
 from sr_monitor.stream import Stream, rows_of, tolerance
 
 EngineName = Literal["auto", "shared", "rows", "plain"]
@@ -159,7 +159,13 @@ def choose_engine(
     known = _chosen.setdefault(stream.anatomy.core, {})
     key = _circumstances(stream, prompts_a, wanted)
     if key not in known:
-        name, certain = _compare(stream, prompts_a[:2], prompts_b[:2], wanted, budget)
+        found: list[tuple[str, bool]] = []
+
+        def compare(_: slice) -> None:
+            found.append(_compare(stream, prompts_a[:2], prompts_b[:2], wanted, budget))
+
+        in_chunks(1, tokens_each=1, budget=budget, work=compare)
+        name, certain = found[0]
         if not certain:
             return Engine(stream, name, budget)
         known[key] = name
@@ -192,12 +198,13 @@ def _compare(
     agreeing = []
     for name in _candidates(stream, prompts_a, wanted):
         engine = Engine(stream, name, budget)
-        measured, _ = engine.distances(engine.open(prompts_a), points)
-        gap, allowed = _disagreement(expected, measured), tolerance(stream.precision)
-        if gap <= allowed:
+        complaint = _complaint(engine, prompts_a, points, expected)
+        if complaint is None:
             agreeing.append(engine)
+        elif wanted != "auto":
+            raise InputError(f"engine={wanted!r}: {complaint}; pass engine='auto' or 'plain'")
         else:
-            _report_disagreement(name, expected, measured, gap, allowed, wanted)
+            warnings.warn(f"{complaint}; a slower way that agrees is used instead", stacklevel=2)
     if not agreeing:
         return "plain", True
     return _fastest(agreeing, prompts_a, points).name, True
@@ -232,29 +239,36 @@ def _candidates(stream: Stream, prompts: Tensor, wanted: str) -> list[str]:
     return [wanted]
 
 
-def _disagreement(expected: Tensor, measured: Tensor) -> float:
-    """The largest difference of distances, relative to the largest distance."""
-    return float((expected - measured).abs().max() / expected.max().clamp_min(1e-30))
-
-
-def _report_disagreement(
-    name: str, expected: Tensor, measured: Tensor, gap: float, allowed: float, wanted: str
-) -> None:
-    worst = int((expected - measured).abs().argmax())
-    text = (
-        f"the {name!r} way of measuring disagrees with the plain way on this model: a distance of "
-        f"{float(measured.flatten()[worst]):.6g} against {float(expected.flatten()[worst]):.6g}, "
-        f"{gap:.2g} of the largest where {allowed:.2g} is allowed"
+def _complaint(
+    engine: Engine, prompts: Tensor, points: Tensor, expected: Float[Tensor, "pair point"]
+) -> str | None:
+    """What is wrong with a fast way: it fails, or its distances are others; None if nothing is."""
+    try:
+        measured, _ = engine.distances(engine.open(prompts), points)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        return f"the {engine.name!r} way of measuring fails on this model, {reason!r}"
+    gap = (expected - measured).abs()
+    relative = float(gap.max() / expected.max().clamp_min(1e-30))
+    allowed = tolerance(engine.stream.precision)
+    if relative <= allowed:
+        return None
+    worst = int(gap.argmax())
+    return (
+        f"the {engine.name!r} way of measuring disagrees with the plain way on this model: a "
+        f"distance of {float(measured.flatten()[worst]):.6g} against "
+        f"{float(expected.flatten()[worst]):.6g}, {relative:.2g} of the largest where "
+        f"{allowed:.2g} is allowed"
     )
-    if wanted != "auto":
-        raise InputError(f"engine={wanted!r}: {text}; pass engine='auto' or 'plain'")
-    warnings.warn(f"{text}; a slower way that agrees is used instead", stacklevel=2)
 
 
 def _fastest(engines: list[Engine], prompts: Tensor, points: Tensor) -> Engine:
     if len(engines) == 1:
         return engines[0]
-    many = points[:, :1].expand(-1, _POINTS_PER_ROW, -1)
+    num_points = min(_POINTS_PER_ROW, engines[0].budget.tokens)
+    many = points[:, :1].expand(-1, num_points, -1)
     # In turns, so that a busy moment of the machine does not fall on one of them alone.
     trials = [[_seconds(engine, prompts, many) for engine in engines] for _ in range(3)]
     shared, rows = map(min, zip(*trials, strict=True))

@@ -208,15 +208,26 @@ class _Measurement:
         another shape. Bit-equal points would take bit-equal ways through most kernels, and show
         nothing of what rounding does to the different points of a path.
         """
-        numbers = torch.tensor(self.repeated)
-        reference = torch.stack([self.references[number] for number in self.repeated])
-        context = self.engine.open(self.prompts[numbers])
-        points = self._points(numbers, torch.tensor([0.0, 1.0]).expand(len(numbers), -1))
-        sign = 1 - 2 * (torch.arange(points.shape[-1], device=points.device) % 2)
-        points = points * (1 + sign * torch.finfo(self.engine.stream.precision).eps)
-        again, _ = self.engine.distances(context, points, reference)
-        before = self.distance[numbers][:, [0, -1]]
-        return (again - before).abs().amax(dim=1).cpu()
+        sign = 1 - 2 * (torch.arange(self.a.shape[1], device=self.a.device) % 2)
+        nudge = 1 + sign * torch.finfo(self.engine.stream.precision).eps
+        noise: dict[int, Tensor] = {}
+
+        def repeat(chosen: slice) -> None:
+            numbers = torch.tensor(self.repeated[chosen])
+            reference = torch.stack([self.references[number] for number in numbers.tolist()])
+            context = self.engine.open(self.prompts[numbers])
+            points = self._points(numbers, torch.tensor([0.0, 1.0]).expand(len(numbers), -1))
+            again, _ = self.engine.distances(context, points * nudge, reference)
+            before = self.distance[numbers][:, [0, -1]]
+            noise[chosen.start] = (again - before).abs().amax(dim=1)
+
+        in_chunks(
+            len(self.repeated),
+            tokens_each=self.prompts.shape[1],
+            budget=self.engine.budget,
+            work=repeat,
+        )
+        return torch.cat(list(noise.values())).cpu()
 
     def _points(
         self, pairs: Int[Tensor, " pair"], alphas: Float[Tensor, "pair point"]

@@ -114,7 +114,9 @@ class Stream:
             position = torch.full((num_rows, num_points), num_earlier, device=prompts.device)
             shared = {
                 "position_ids": position,
-                "attention_mask": self._shared_mask(num_earlier, num_points, prompts.device),
+                "attention_mask": self._shared_mask(num_earlier, num_points, prompts.device).expand(
+                    num_rows, -1, -1, -1
+                ),
             }
         last_tokens = prompts[:, -1:].expand(-1, num_points)
         with (
@@ -235,7 +237,7 @@ class Stream:
         finally:
             handle.remove()
         if not fired:
-            raise RuntimeError(
+            raise InputError(
                 f"the hook at layer {self.layer} of {type(self.anatomy.core).__name__} did not "
                 "fire, so nothing was replaced: the model runs compiled or exported code that "
                 "ignores hooks; pass the module it was made from"
@@ -294,10 +296,11 @@ class Stream:
     def _check_blocks(self, outputs: dict[int, Any]) -> None:
         name = type(self.anatomy.core).__name__
         if len(outputs) < self.num_blocks:
-            raise RuntimeError(
-                f"only {len(outputs)} of the {self.num_blocks} blocks of {name} ran in one forward "
-                "pass, or hooks on them do not fire: the model runs compiled or exported code; "
-                "pass the module it was made from"
+            raise InputError(
+                f"only {len(outputs)} of {self.num_blocks} blocks of {name} were seen to run on "
+                "plain text: it leaves some out (cross-attention without an image, say), or runs "
+                "compiled or exported code that ignores hooks; pass a text model, as the module it "
+                "was made from"
             )
         for index, output in outputs.items():
             hidden = first_tensor(output)
@@ -323,8 +326,8 @@ class Stream:
         """The last vector of the stream's width after the blocks; what follows it unembeds."""
         final: nn.Module = self.anatomy.blocks[-1]
         for module, output in later:
-            if not isinstance(output, Tensor):
-                continue
+            if not isinstance(output, Tensor) or output.shape[-2:-1].numel() == 0:
+                continue  # the unembedding of no position at all
             if output.shape[-1] == self.width and not _maps_to_vocabulary(module, self.anatomy):
                 final, self._unembedding = module, None
             elif self._unembedding is None and isinstance(module, nn.Linear):
