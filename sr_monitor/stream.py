@@ -11,8 +11,8 @@ which under causal attention no x can change.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sr_monitor.anatomy import Anatomy, first_tensor
 from sr_monitor.errors import InputError
+from sr_monitor.hooks import capturing, editing, standing_aside
 
 Output = Literal["final_norm", "resid_final", "logits"]
 
@@ -49,7 +50,7 @@ class Stream:
                 f"to {self.num_blocks} (after its last block)"
             )
         self._unembedding = anatomy.unembedding
-        self._tuple_lengths = [0] * self.num_blocks
+        self._tuple_length = 0
         self.dtype = torch.float32
         self.width = 0
         self._examine(sample)
@@ -63,7 +64,7 @@ class Stream:
         def note(hidden: Tensor) -> None:
             seen.append(hidden[:, -1].clone())
 
-        with self._edited(note), self._aside(range(self.layer, self.num_blocks)):
+        with self._edited(note), self._aside(slice(self.layer, None)):
             self._call(prompts, use_cache=False)
         return seen[0]
 
@@ -79,7 +80,7 @@ class Stream:
 
         with self._edited(put_last), self._captured() as captured:
             self._call(prompts, use_cache=False)
-        return captured()[:, -1]
+        return captured[-1][:, -1]
 
     def prefill(self, prompts: Int[Tensor, "context token"]) -> Any:
         """The keys and values of each prompt's earlier tokens; None where no such cache exists.
@@ -121,11 +122,11 @@ class Stream:
         last_tokens = prompts[:, -1:].expand(-1, num_points)
         with (
             self._edited(put_all),
-            self._aside(range(self.layer)),
+            self._aside(slice(self.layer)),
             self._captured() as captured,
         ):
             self._call(last_tokens, use_cache=True, past_key_values=cache, **shared)
-        return captured()
+        return captured[-1]
 
     def can_share_rows(self, cache: Any, num_earlier: int) -> bool:
         """Whether several points may stand in one row: masks and positions are taken as given."""
@@ -164,26 +165,25 @@ class Stream:
 
     # ---- how the model is run ------------------------------------------------------------------
 
-    def _call(self, token_ids: Tensor, *, use_cache: bool, **cached: Any) -> Any:
+    def _call(self, token_ids: Tensor, *, use_cache: bool, **cached: Any) -> None:
         anatomy = self.anatomy
-        with self._without_unembedding() if self.output != "logits" else nullcontext():
-            if not anatomy.is_hugging_face:
-                return self._note_logits(anatomy.root(token_ids))
-            if "use_cache" in anatomy.arguments:
-                cached["use_cache"] = use_cache
-            if self.output != "logits" and "logits_to_keep" in anatomy.arguments:
-                cached["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
-            return self._note_logits(anatomy.root(input_ids=token_ids, **cached))
-
-    def _note_logits(self, result: Any) -> Any:
-        self._logits = result.logits if hasattr(result, "logits") else first_tensor(result)
-        return result
+        if not anatomy.is_hugging_face:
+            with self._without_unembedding():
+                anatomy.root(token_ids)
+            return
+        if "use_cache" in anatomy.arguments:
+            cached["use_cache"] = use_cache
+        if self.output != "logits" and "logits_to_keep" in anatomy.arguments:
+            cached["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
+        with self._without_unembedding():
+            anatomy.root(input_ids=token_ids, **cached)
 
     def _without_unembedding(self) -> AbstractContextManager[None]:
         """Spares the map to the vocabulary where the model cannot be asked to leave it out."""
-        if self._unembedding is None or "logits_to_keep" in self.anatomy.arguments:
+        asked = self.output == "logits" or "logits_to_keep" in self.anatomy.arguments
+        if self._unembedding is None or asked:
             return nullcontext()
-        return _forward_replaced(self._unembedding, lambda hidden: hidden)
+        return standing_aside([self._unembedding])
 
     def _new_cache(self) -> Any:
         anatomy = self.anatomy
@@ -205,67 +205,23 @@ class Stream:
         earlier = others.new_zeros(num_points, num_earlier)
         return torch.cat([earlier, others], dim=1)[None, None]
 
-    # ---- hooks, there only while a forward runs ------------------------------------------------
-
-    @contextmanager
-    def _edited(self, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
-        """Passes the stream at `layer` through `edit`, and insists that it was called."""
-        fired = False
-
-        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            nonlocal fired
-            fired = True
-            name = None if args else _first_tensor_name(kwargs)
-            new = edit(args[0] if name is None else kwargs[name])
-            if new is None:
-                return None
-            return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
-
-        def after(_: nn.Module, __: Any, output: Any) -> Any:
-            nonlocal fired
-            fired = True
-            new = edit(first_tensor(output))
-            return new if new is None or isinstance(output, Tensor) else (new, *output[1:])
-
-        blocks = self.anatomy.blocks
+    def _edited(self, edit: Callable[[Tensor], Tensor | None]) -> AbstractContextManager[None]:
+        """Passes the stream at `layer` through `edit`."""
         if self.layer < self.num_blocks:
-            handle = blocks[self.layer].register_forward_pre_hook(before, with_kwargs=True)
-        else:
-            handle = blocks[-1].register_forward_hook(after)
-        try:
-            yield
-        finally:
-            handle.remove()
-        if not fired:
-            raise InputError(
-                f"the hook at layer {self.layer} of {type(self.anatomy.core).__name__} did not "
-                "fire, so nothing was replaced: the model runs compiled or exported code that "
-                "ignores hooks; pass the module it was made from"
-            )
+            return editing(self.anatomy.blocks[self.layer], edit, before=True)
+        return editing(self.anatomy.blocks[-1], edit, before=False)
 
-    @contextmanager
-    def _captured(self) -> Iterator[Callable[[], Tensor]]:
-        """Yields a function that gives the output of the forward run inside."""
+    def _captured(self) -> AbstractContextManager[list[Tensor]]:
+        """Collects F; entered after an edit, so that it sees what the edit made."""
         if self.output == "logits":
-            yield lambda: self._logits
-            return
+            return capturing(self.anatomy.root, _logits)
         module = self.anatomy.blocks[-1] if self.output == "resid_final" else self.anatomy.final
         assert module is not None
-        seen: list[Tensor] = []
-        handle = module.register_forward_hook(lambda _, __, out: seen.append(first_tensor(out)))
-        try:
-            yield lambda: seen[-1]
-        finally:
-            handle.remove()
+        return capturing(module, first_tensor)
 
-    @contextmanager
-    def _aside(self, indices: Sequence[int]) -> Iterator[None]:
-        """Lets some blocks hand the stream through unchanged, at no cost."""
-        with ExitStack() as stack:
-            for index in indices:
-                hand_on = _hand_on(self._tuple_lengths[index])
-                stack.enter_context(_forward_replaced(self.anatomy.blocks[index], hand_on))
-            yield
+    def _aside(self, blocks: slice) -> AbstractContextManager[None]:
+        """Lets some blocks hand the stream through unchanged."""
+        return standing_aside(self.anatomy.blocks[blocks], self._tuple_length)
 
     # ---- the one look at the model before anything is measured ---------------------------------
 
@@ -311,7 +267,7 @@ class Stream:
                     "its residual stream is not one vector a token, so there is no one activation "
                     "to replace; this architecture cannot be measured"
                 )
-            self._tuple_lengths[index] = 0 if isinstance(output, Tensor) else len(output)
+            self._tuple_length = 0 if isinstance(output, Tensor) else len(output)
         hidden = first_tensor(outputs[self.num_blocks - 1])
         self.dtype, self.width = hidden.dtype, hidden.shape[-1]
         earlier, changed = hidden[:, :-1].float()
@@ -326,7 +282,7 @@ class Stream:
         """The last vector of the stream's width after the blocks; what follows it unembeds."""
         final: nn.Module = self.anatomy.blocks[-1]
         for module, output in later:
-            if not isinstance(output, Tensor) or output.shape[-2:-1].numel() == 0:
+            if not isinstance(output, Tensor) or output.numel() == 0:
                 continue  # the unembedding of no position at all
             if output.shape[-1] == self.width and not _maps_to_vocabulary(module, self.anatomy):
                 final, self._unembedding = module, None
@@ -351,33 +307,9 @@ def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:
     return chosen
 
 
-def _hand_on(tuple_length: int) -> Callable[[Any], Any]:
-    """What a block that does nothing puts out: its input, as a tuple if its kind puts out one."""
-    if tuple_length == 0:
-        return lambda hidden: hidden
-    return lambda hidden: (hidden, *[None] * (tuple_length - 1))
+def _logits(result: Any) -> Any:
+    return result.logits if hasattr(result, "logits") else first_tensor(result)
 
 
 def _maps_to_vocabulary(module: nn.Module, anatomy: Anatomy) -> bool:
     return isinstance(module, nn.Linear) and module.out_features == anatomy.vocabulary
-
-
-def _first_tensor_name(kwargs: dict[str, Any]) -> str:
-    return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-
-
-@contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[[Any], Any]) -> Iterator[None]:
-    """Gives `module` another `forward`, called with its first input, and takes it back."""
-
-    def stand_in(*args: Any, **kwargs: Any) -> Any:
-        return forward(args[0] if args else kwargs[_first_tensor_name(kwargs)])
-
-    before = module.__dict__.get("forward")
-    module.__dict__["forward"] = stand_in
-    try:
-        yield
-    finally:
-        del module.__dict__["forward"]
-        if before is not None:
-            module.__dict__["forward"] = before
