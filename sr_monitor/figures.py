@@ -13,7 +13,6 @@ import functools
 import io
 import math
 import os
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +24,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from sr_monitor.errors import InputError
+from sr_monitor.files import write_whole
 from sr_monitor.sharpness import fill_gaps
 from sr_monitor.statistics import median_curve, summarise
 
@@ -213,14 +213,9 @@ def draw_film(
 
 @_own_style()
 def save_figure(figure: "matplotlib.figure.Figure", path: str | os.PathLike[str]) -> None:
-    """Write a PNG, whole or not at all: first beside `path`, then moved over it."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        figure.savefig(unfinished, format="png")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    """Write a PNG, whole or not at all."""
+    figure.savefig(content := io.BytesIO(), format="png")
+    write_whole(Path(path), content.getvalue())
 
 
 @_own_style()

@@ -13,9 +13,7 @@ There are two ways to form pairs. In a "chain" the prompts are unrelated and pai
 
 import hashlib
 import json
-import os
 import re
-import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +26,7 @@ from torch import Tensor
 from sr_monitor import corpora
 from sr_monitor.corpora import Tokenizer, WindowRequest
 from sr_monitor.errors import InputError
+from sr_monitor.files import write_whole
 
 _SCHEMA = 1
 _FORMAT = "sr-monitor prompts"
@@ -146,17 +145,8 @@ class PromptSet:
         path = Path(path)
         if path.is_dir():
             raise InputError(f"PromptSet.save({str(path)!r}): this is a folder; name a file in it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            # A text may hold half a surrogate pair; written as \udXXX it is valid JSON again.
-            with temporary.open("x", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(self._to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # A text may hold half a surrogate pair; written as \udXXX it is valid JSON again.
+        write_whole(path, self._to_json().encode("utf-8", errors="backslashreplace"))
 
     def _to_json(self) -> str:
         header = {

@@ -1,0 +1,149 @@
+"""Writers for the dashboards of others, TensorBoard and Weights & Biases; see `sr_monitor.writers`.
+
+Neither is imported before a writer is made.
+
+    with closing(TensorBoardWriter("runs/1")) as writer:      # then: tensorboard --logdir runs
+        writer.scalar(keys.WIDTH.name, 0.21, step)
+"""
+
+import html
+import importlib
+import io
+import os
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sr_monitor import keys
+from sr_monitor.errors import InputError
+from sr_monitor.writers import RGB, Frames, encode_gif, finite
+
+# Its margin chart takes the middle line first, then the lower, then the upper edge of the band.
+_MARGIN = [key.name for key in (keys.MAX_SLOPE_MEDIAN, keys.MAX_SLOPE_Q25, keys.MAX_SLOPE_Q75)]
+_LAYOUT = {"stable regions": {"maximum slope: median and quartiles": ["Margin", _MARGIN]}}
+
+
+class TensorBoardWriter:
+    """Writes event files that TensorBoard shows.
+
+    A text is found under its name followed by `/text_summary`, as is TensorBoard's custom.
+    """
+
+    def __init__(self, target: Any, *, purge_step: int | None = None) -> None:
+        """Starts a writer of our own, or takes one that is there.
+
+        A writer of our own also lays out the chart of the maximum slope and its quartiles on the
+        page CUSTOM SCALARS; of one that is there it could replace the owner's layout.
+
+        Args:
+            target: The folder of the run, or a `torch.utils.tensorboard.SummaryWriter`, which is
+                left open when this one is closed.
+            purge_step: Have TensorBoard forget what was written of this and later steps: a run
+                that is resumed here comes to them again. Not for a writer that is there.
+        """
+        call = f"TensorBoardWriter({target!r}, purge_step={purge_step})"
+        missing = (
+            f"{call}: TensorBoard is not installed; run: pip install 'sr-monitor[tensorboard]'"
+        )
+        self._summary: Any = _import("tensorboard.compat.proto.summary_pb2", missing).Summary
+        self._is_own = isinstance(target, str | os.PathLike)
+        self._writer: Any = target
+        if self._is_own:
+            make = _import("torch.utils.tensorboard", missing).SummaryWriter
+            self._writer = make(os.fspath(target), purge_step=purge_step)
+            self._writer.add_custom_scalars(_LAYOUT)
+        elif purge_step is not None:
+            raise InputError(f"{call}: give `purge_step` to the SummaryWriter when it is made")
+
+    def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
+        self._writer.add_scalar(name, value, step)
+
+    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:  # noqa: D102
+        if len(values := finite(values)):
+            self._writer.add_histogram(name, values, step)
+
+    def image(self, name: str, rgb: RGB, step: int) -> None:  # noqa: D102
+        self._writer.add_image(name, rgb, step, dataformats="HWC")
+
+    def animation(self, name: str, frames: Frames, step: int) -> None:  # noqa: D102
+        # NOTE: SummaryWriter makes a GIF with moviepy only; TensorBoard shows one as it is.
+        _, height, width, num_colors = frames.shape
+        image = self._summary.Image(
+            height=height,
+            width=width,
+            colorspace=num_colors,
+            encoded_image_string=encode_gif(frames),
+        )
+        value = self._summary.Value(tag=name, image=image)
+        self._writer._get_file_writer().add_summary(self._summary(value=[value]), step)
+
+    def text(self, name: str, markdown: str, step: int) -> None:  # noqa: D102
+        self._writer.add_text(name, markdown, step)
+
+    def flush(self) -> None:  # noqa: D102
+        self._writer.flush()
+
+    def close(self) -> None:  # noqa: D102
+        if self._is_own:
+            self._writer.close()
+        else:
+            self._writer.flush()
+
+
+class WandbWriter:
+    """Writes to a run of Weights & Biases that somebody else has started and will finish.
+
+    Its own step counts calls, and never goes back; so it is left to the run's owner. Values are
+    collected and sent in one call when a measurement is complete, with `stable_regions/step`,
+    which they are drawn against.
+    """
+
+    def __init__(self, run: Any) -> None:
+        """Takes a run, as `wandb.init()` or `WandbLogger.experiment` gives it."""
+        missing = "WandbWriter: wandb is not installed; run: pip install wandb"
+        self._wandb: Any = _import("wandb", missing)
+        self._run = run
+        self._row: dict[str, Any] = {}
+        run.define_metric(keys.STEP)
+        run.define_metric(f"{keys.PREFIX}*", step_metric=keys.STEP)
+
+    def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
+        self._add(name, value, step)
+
+    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:  # noqa: D102
+        if len(values := finite(values)):
+            self._add(name, self._wandb.Histogram(values.numpy()), step)
+
+    def image(self, name: str, rgb: RGB, step: int) -> None:  # noqa: D102
+        from PIL import Image
+
+        # NOTE: of a bare array, wandb would brighten a picture that is all but black.
+        self._add(name, self._wandb.Image(Image.fromarray(rgb)), step)
+
+    def animation(self, name: str, frames: Frames, step: int) -> None:  # noqa: D102
+        video = self._wandb.Video(io.BytesIO(encode_gif(frames)), format="gif")
+        self._add(name, video, step)
+
+    def text(self, name: str, markdown: str, step: int) -> None:  # noqa: D102
+        self._add(name, self._wandb.Html(f"<pre>{html.escape(markdown)}</pre>"), step)
+
+    def flush(self) -> None:  # noqa: D102
+        row, self._row = self._row, {}
+        if row:
+            self._run.log(row)
+
+    def close(self) -> None:  # noqa: D102
+        self.flush()
+
+    def _add(self, name: str, value: Any, step: int) -> None:
+        if self._row.get(keys.STEP, step) != step:
+            self.flush()
+        self._row |= {name: value, keys.STEP: step}
+
+
+def _import(module: str, missing: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(missing) from error
