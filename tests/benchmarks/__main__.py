@@ -76,9 +76,9 @@ def ratios() -> None:
     table.add_column("x plain without logits", justify="right")
     table.add_column("share of matmul rate", justify="right")
     rate = matmul_rate(torch.float32, torch.device("cpu"))
-    for num_tokens, num_pairs in ((10, 96), (256, 12)):
+    for num_tokens, num_pairs in ((10, 40), (256, 8)):
         a, b = prompts(num_pairs, num_tokens)
-        few = slice(0, max(2, num_pairs // 6))
+        few = slice(0, max(2, num_pairs // 4))
         slow = _plain_seconds(model, a[few], b[few], logits=True)
         lean = _plain_seconds(model, a[few], b[few], logits=False)
         for num_steps, sampling in ((51, "grid"), (101, "grid"), (101, "adaptive")):

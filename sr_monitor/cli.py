@@ -1,0 +1,172 @@
+"""The command `sr-monitor`: options in, a table and pictures out; the rest is elsewhere.
+
+What a user gets wrong is one line on stderr that names the fix, and exit status 2. Ctrl-C ends
+with 130. A traceback is a bug of ours.
+
+    sr-monitor measure runs/demo/model --prompts prompts.json --out stable-regions/demo
+    sr-monitor demo
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from torch import nn
+
+from sr_monitor.demo import DemoPlan, python_prompts, run_demo
+from sr_monitor.errors import InputError
+from sr_monitor.loading import TokenizerOnDemand, check_hub, load_model
+from sr_monitor.measurement import Request, measure_model
+from sr_monitor.prompts import PromptSet
+from sr_monitor.sampling import Sampling
+from sr_monitor.terminal import complain, one_line_warnings, print_facts, print_rows, progress_bars
+
+# NOTE: by its version, typer needs click or carries a copy of it; this is the UsageError in use.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+app = typer.Typer(
+    help="Track how stable regions form in a language model's residual stream.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs the command, without arguments its help; the exit status."""
+    args = (sys.argv[1:] if args is None else args) or ["--help"]
+    command = typer.main.get_command(app)
+    with one_line_warnings():
+        try:
+            status = command.main(args, prog_name="sr-monitor", standalone_mode=False)
+        except InputError as error:
+            complain("error", str(error))
+            return 2
+        except _UsageError as error:
+            message = getattr(error, "format_message", error.__str__)()
+            complain("error", f"{message} (see --help)")
+            return 2
+        except (KeyboardInterrupt, typer.Abort):
+            return 130
+    return status if isinstance(status, int) else 0
+
+
+@app.command()
+def measure(
+    model: Annotated[str, typer.Argument(help="A folder with a model, or its name on the hub.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE-OR-DATASET",
+            help="A text, JSONL or saved prompts.json file, or a data set's name on the hub; "
+            "without it, the text that any Python brings along.",
+        ),
+    ] = None,
+    num_pairs: Annotated[int, typer.Option(min=1, help="Pairs of prompts.")] = 256,
+    num_steps: Annotated[int, typer.Option(min=2, help="Alphas on a path, with both ends.")] = 51,
+    num_slices: Annotated[int, typer.Option(min=0, help="Slices to draw.")] = 4,
+    slice_resolution: Annotated[int, typer.Option(min=2, help="Points along a side.")] = 41,
+    layer: Annotated[int, typer.Option(min=0, help="Cut after this block; 0: before all.")] = 1,
+    sampling: Annotated[
+        Sampling, typer.Option(help="adaptive: the same slopes from fewer points.")
+    ] = "grid",
+    dtype: Annotated[Dtype, typer.Option(help="auto: as stored, but float32 on a CPU.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: the accelerator if there is one.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+    num_tokens: Annotated[int, typer.Option(min=2, help="Tokens in a prompt.")] = 10,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the results go; else stable-regions/MODEL.")
+    ] = None,
+) -> None:
+    """Measure a model now.
+
+    How sharp the boundaries between its stable regions are: a table, curves and slices.
+    """
+    folder = out or Path("stable-regions") / Path(model).resolve().name
+    _check_writable(folder)
+    request = Request(
+        num_pairs=num_pairs,
+        num_steps=num_steps,
+        num_slices=num_slices,
+        slice_resolution=slice_resolution,
+        layer=layer,
+        sampling=sampling,
+    )
+    with progress_bars() as bar:
+        loading = bar("loading")
+        network = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        tokenizer = TokenizerOnDemand(model, trust_remote_code)
+        chosen = _choose_prompts(
+            prompts, tokenizer, num_tokens=num_tokens, num_prompts=request.num_prompts, seed=seed
+        )
+        loading(1, 1)
+        measurement = measure_model(network, chosen, request, bar)
+    about = _describe(network)
+    written = measurement.write(folder, title=folder.name, source=model, **about)
+    measured = f"{about['model']}, {about['dtype']} on {about['device']}"
+    print_facts(model, {"model": measured, **measurement.facts()})
+    typer.echo(f"wrote {folder}: {', '.join(path.name for path in written)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the model and the pictures go.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Watch regions form in a small model.
+
+    It is trained here in a minute or two, on text that Python brings along; nothing is downloaded.
+    """
+    _check_writable(out)
+    with progress_bars() as bar:
+        moments = run_demo(out, DemoPlan(), bar)
+    print_rows(
+        "maximum slope (1: no regions)",
+        ("step", "loss", "median", "quartiles"),
+        [moment.row() for moment in moments],
+    )
+    typer.echo(f"wrote {out}: film-*.png (regions form), step-*/ (each moment), model/")
+    command = "sr-monitor" if shutil.which("sr-monitor") else sys.argv[0]
+    typer.echo(f"next: {command} measure {out / 'model'}")
+
+
+def _choose_prompts(source: str | None, tokenizer: TokenizerOnDemand, **options: Any) -> PromptSet:
+    """The prompts from a file, a data set on the hub, or the text that Python brings along."""
+    if source is None:
+        return python_prompts(tokenizer, **options)
+    if Path(source).is_file():
+        return PromptSet.from_file(source, tokenizer, **options)
+    if not Path(source).is_dir():
+        if Path(source).suffix in {".txt", ".json", ".jsonl"}:
+            raise InputError(f"--prompts {source!r}: there is no such file")
+        check_hub(source, "dataset")
+    return PromptSet.from_dataset(source, tokenizer, **options)
+
+
+def _check_writable(folder: Path) -> None:
+    """Refuses a folder for results before the work, not after it."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        kind = "a folder that can be written to" if there.is_dir() else "a folder"
+        raise InputError(f"--out {str(folder)!r}: {str(there)!r} is not {kind}; name another")
+
+
+def _describe(model: nn.Module) -> dict[str, str]:
+    weight = next(model.parameters())
+    return {
+        "model": type(model).__name__,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+    }

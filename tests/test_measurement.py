@@ -1,0 +1,94 @@
+"""One model, measured once."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sr_monitor.errors import InputError
+from sr_monitor.measurement import Measurement, Request, measure_model
+from sr_monitor.prompts import PromptSet
+from tests.zoo import build
+
+
+def no_bar(_: str) -> Callable[[int, int], None]:
+    """Progress that nobody looks at."""
+    return lambda done, total: None
+
+
+def some_prompts(num_prompts: int = 6) -> PromptSet:
+    return PromptSet.from_token_ids(torch.arange(num_prompts * 5).reshape(num_prompts, 5) % 23)
+
+
+@pytest.fixture(scope="module")
+def measurement() -> Measurement:
+    request = Request(num_pairs=4, num_steps=5, num_slices=1, slice_resolution=3)
+    return measure_model(build("llama").model, some_prompts(), request, no_bar)
+
+
+def test_as_much_is_measured_as_was_asked_for(measurement: Measurement) -> None:
+    assert measurement.paths.distance.shape == (4, 5)
+    assert measurement.slices is not None
+    assert measurement.slices.distance.shape == (1, 3, 3, 3)
+    assert measurement.seconds > 0
+
+
+def test_a_set_with_fewer_prompts_is_taken_whole() -> None:
+    request = Request(num_pairs=40, num_steps=3, num_slices=40, slice_resolution=2)
+    measured = measure_model(build("llama").model, some_prompts(), request, no_bar)
+    assert len(measured.paths.distance) == 5
+    assert measured.slices is not None
+    assert len(measured.slices.foot) == 4
+
+
+def test_bars_are_told_how_far_it_is() -> None:
+    told: dict[str, list[tuple[int, int]]] = {}
+
+    def bar(name: str) -> Callable[[int, int], None]:
+        told[name] = []
+        return lambda done, total: told[name].append((done, total))
+
+    request = Request(num_pairs=4, num_steps=3, num_slices=2, slice_resolution=2)
+    measure_model(build("llama").model, some_prompts(), request, bar)
+    assert told["paths"][-1] == (4, 4)
+    assert told["slices"][-1] == (2, 2)
+
+
+def test_enough_prompts_are_asked_for() -> None:
+    assert Request(num_pairs=10, num_slices=2).num_prompts == 11
+    assert Request(num_pairs=1, num_slices=4).num_prompts == 6
+
+
+def test_a_pair_that_is_left_out_is_null(measurement: Measurement, tmp_path: Path) -> None:
+    distance = measurement.paths.distance.clone()
+    distance[1] = 0
+    with_one_out = replace(measurement, paths=replace(measurement.paths, distance=distance))
+    with_one_out.write(tmp_path, title="", step=7)
+    numbers = json.loads((tmp_path / "measurement.json").read_text())
+    assert numbers["step"] == 7
+    assert numbers["max_slope"]["num_left_out"] == 1
+    assert numbers["pairs"]["kept"] == [True, False, True, True]
+    assert numbers["pairs"]["max_slope"][1] is None
+    expected = measurement.paths.max_slope.tolist()
+    expected[1] = None
+    assert numbers["pairs"]["max_slope"] == expected
+    assert not any(math.isnan(value) for value in numbers["curve"]["median"])
+
+
+def test_the_prompts_of_a_triple(measurement: Measurement) -> None:
+    texts = tuple("abcdef")
+    chain = replace(measurement, prompts=replace(some_prompts(), texts=texts))
+    explicit = replace(some_prompts(), texts=texts, pairing="explicit")
+    assert chain.texts_of_triple(1) == ("b", "c", "d")
+    assert replace(measurement, prompts=explicit).texts_of_triple(1) == ("c", "d", "e")
+    assert measurement.texts_of_triple(0) is None
+
+
+def test_a_folder_that_cannot_be_written_to(measurement: Measurement, tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    with pytest.raises(InputError, match=r"cannot write to '.*taken': .*; name another"):
+        measurement.write(tmp_path / "taken", title="")
