@@ -162,7 +162,8 @@ def choose_engine(
         found: list[tuple[str, bool]] = []
 
         def compare(_: slice) -> None:
-            found.append(_compare(stream, prompts_a[:2], prompts_b[:2], wanted, budget))
+            few = min(2, budget.items(prompts_a.shape[1]))
+            found.append(_compare(stream, prompts_a[:few], prompts_b[:few], wanted, budget))
 
         in_chunks(1, tokens_each=1, budget=budget, work=compare)
         name, certain = found[0]
@@ -192,19 +193,25 @@ def _compare(
     """The way to go, and whether the comparison could be made at all (NaN weights forbid it)."""
     points = _check_points(stream, prompts_a, prompts_b)
     plain = Engine(stream, "plain", budget)
-    expected, _ = plain.distances(plain.open(prompts_a), points)
-    if not bool(expected.isfinite().all()):
+    expected, reference = plain.distances(plain.open(prompts_a), points)
+    telling = expected.isfinite().all(dim=1).cpu()
+    if not bool(telling.any()):
         return "plain", False
-    agreeing = []
+    prompts_a, points = prompts_a[telling], points[telling]
+    expected, scale = expected[telling], reference[telling].float().norm(dim=-1).max()
+    agreeing, complaints = [], []
     for name in _candidates(stream, prompts_a, wanted):
         engine = Engine(stream, name, budget)
-        complaint = _complaint(engine, prompts_a, points, expected)
+        complaint = _complaint(engine, prompts_a, points, expected, float(scale))
         if complaint is None:
             agreeing.append(engine)
         elif wanted != "auto":
             raise InputError(f"engine={wanted!r}: {complaint}; pass engine='auto' or 'plain'")
         else:
-            warnings.warn(f"{complaint}; a slower way that agrees is used instead", stacklevel=2)
+            complaints.append(complaint)
+    if complaints:
+        text = "; ".join(complaints)
+        warnings.warn(f"{text}; a slower way that agrees is used instead", stacklevel=2)
     if not agreeing:
         return "plain", True
     return _fastest(agreeing, prompts_a, points).name, True
@@ -240,18 +247,36 @@ def _candidates(stream: Stream, prompts: Tensor, wanted: str) -> list[str]:
 
 
 def _complaint(
-    engine: Engine, prompts: Tensor, points: Tensor, expected: Float[Tensor, "pair point"]
+    engine: Engine,
+    prompts: Tensor,
+    points: Tensor,
+    expected: Float[Tensor, "pair point"],
+    scale: float,
 ) -> str | None:
-    """What is wrong with a fast way: it fails, or its distances are others; None if nothing is."""
-    try:
-        measured, _ = engine.distances(engine.open(prompts), points)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        return f"the {engine.name!r} way of measuring fails on this model, {reason!r}"
+    """What is wrong with a fast way: it fails, or its distances are others; None if nothing is.
+
+    First with few points, then with as many as share a row: some models run out of positions.
+    """
+    for more in (0, max(0, min(_POINTS_PER_ROW, engine.budget.tokens) - points.shape[1])):
+        tried = torch.cat([points, points[:, -1:].expand(-1, more, -1)], dim=1)
+        wanted = torch.cat([expected, expected[:, -1:].expand(-1, more)], dim=1)
+        try:
+            measured, _ = engine.distances(engine.open(prompts), tried)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            reason = str(error).strip().split("\n")[0]
+            return f"the {engine.name!r} way of measuring fails on this model, {reason!r}"
+        complaint = _disagreement(engine, wanted, measured, scale)
+        if complaint is not None:
+            return complaint
+    return None
+
+
+def _disagreement(engine: Engine, expected: Tensor, measured: Tensor, scale: float) -> str | None:
     gap = (expected - measured).abs()
-    relative = float(gap.max() / expected.max().clamp_min(1e-30))
+    # Pairs that hardly move are measured against the output's own length: rounding is no mistake.
+    relative = float(gap.max() / max(float(expected.max()), 0.05 * scale))
     allowed = tolerance(engine.stream.precision)
     if relative <= allowed:
         return None

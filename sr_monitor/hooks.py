@@ -59,18 +59,25 @@ def editing(
 
 
 @contextmanager
-def capturing(module: nn.Module, pick: Callable[[Any], Tensor]) -> Iterator[list[Tensor]]:
-    """Collects what `pick` takes from each output of `module`."""
+def capturing(
+    module: nn.Module, pick: Callable[[Any], Tensor], *, before: bool = False
+) -> Iterator[list[Tensor]]:
+    """Collects what `pick` takes from each output of `module`, or its input."""
     seen: list[Tensor] = []
 
-    def note(_: nn.Module, __: Any, output: Any) -> None:
-        seen.append(pick(output))
+    def note(_: nn.Module, args: Any, output: Any) -> None:
+        seen.append(pick(args if before else output))
 
     handle = module.register_forward_hook(note)
     try:
         yield seen
     finally:
         handle.remove()
+    if not seen:
+        raise InputError(
+            f"a hook on a {type(module).__name__} did not fire, so its output was not seen: the "
+            "model calls it past its hooks; call the module itself, not its forward"
+        )
 
 
 @contextmanager

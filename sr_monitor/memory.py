@@ -21,6 +21,13 @@ from sr_monitor.errors import InputError
 _FAST_TOKENS = {"cpu": 1024}
 _FAST_TOKENS_ELSEWHERE = 16384
 _SHARE_OF_FREE_MEMORY = 0.25
+# Not every allocator has an error class of its own.
+_SIGNS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 @dataclass
@@ -91,5 +98,5 @@ def _fits(work: Callable[[slice], None], chunk: slice, *, give_up: bool) -> bool
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or in the CPU's allocator."""
     return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate" in str(error)
+        isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
     )

@@ -9,6 +9,7 @@ where F_A(x) is the output of A's run with the activation at `layer`, last posit
     paths.max_slope[paths.kept].median()
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
@@ -47,6 +48,8 @@ class Paths:
     """How many points were run, all pairs together, repeats for the noise not counted."""
     engine: str
     """The way the points were run: "shared", "rows" or "plain"."""
+    noise: Float[Tensor, " pair"] | None = None
+    """Each pair's own share of the noise, by the length of its output; None: the same for all."""
 
     @property
     def relative(self) -> Float[Tensor, "pair step"]:
@@ -62,7 +65,8 @@ class Paths:
     def kept(self) -> Bool[Tensor, " pair"]:
         """The pairs that count: d(1) above the noise, every output finite."""
         finite = ~self.distance.isinf().any(dim=1)
-        return finite & (self.end_distance > self.noise_distance)
+        noise = self.noise_distance if self.noise is None else self.noise
+        return finite & (self.end_distance > noise)
 
     @property
     def num_left_out(self) -> int:
@@ -154,6 +158,7 @@ class _Measurement:
         self.repeated = spread.tolist()
         self.references: dict[int, Float[Tensor, " d_output"]] = {}
         self.num_points = 0
+        self.lengths = torch.zeros(count, device=self.prompts.device)
 
     def run(self, progress: Callable[[int, int], None] | None) -> Paths:
         """Measures all pairs, some at a time, then repeats a few points for the noise."""
@@ -164,15 +169,22 @@ class _Measurement:
             if progress is not None:
                 progress(pairs.stop, count)
 
-        in_chunks(count, tokens_each=num_tokens, budget=self.engine.budget, work=measure)
+        # A pair's points are made at once; a point takes about an eighth of a token's memory.
+        each = num_tokens + len(self.alphas) // 8
+        in_chunks(count, tokens_each=each, budget=self.engine.budget, work=measure)
         noise = self._noise()
         ends = self.distance[self.repeated, -1].cpu()
-        worst = float((noise / ends).nan_to_num(-1).max())
+        # A pair that is not finite, or that its own noise drowns, says nothing about the others.
+        lengths = self.lengths[self.repeated].cpu()
+        share = (noise / lengths)[noise.isfinite() & (lengths > 0)]
+        telling = (noise / ends)[noise.isfinite() & (ends > noise)]
+        worst = float(telling.max()) if len(telling) else math.nan
         return Paths(
             alphas=self.alphas,
             distance=self.distance.cpu(),
             input_distance=(self.a - self.b).norm(dim=-1).cpu(),
-            noise_distance=float(noise.nan_to_num(0).max()),
+            noise_distance=float(noise.where(noise.isfinite(), 0).max()),
+            noise=self.lengths.cpu() * (share.max() if len(share) else math.nan),
             noise_floor=worst,
             num_points=self.num_points,
             engine=self.engine.name,
@@ -182,21 +194,30 @@ class _Measurement:
         """Looks along the paths of some pairs, whose contexts are opened once."""
         context = self.engine.open(self.prompts[pairs])
         reference: Tensor | None = None
+        num_points = 0
+        self.distance[pairs] = torch.nan  # what a piece that ran out of memory has left
 
         def look(chosen: Tensor, steps: Tensor) -> Tensor:
-            nonlocal reference
+            nonlocal reference, num_points
             numbers = chosen + pairs.start
             points = self._points(numbers, self.alphas[steps])
             given = None if reference is None else reference[chosen]
             distance, first = self.engine.distances(context.some(chosen), points, given)
             if reference is None:
                 reference = first
-            self.distance[numbers[:, None], steps] = distance.nan_to_num(nan=torch.inf)
-            self.num_points += steps.numel()
+            self.distance[numbers[:, None], steps] = distance.nan_to_num(
+                nan=torch.inf, posinf=torch.inf
+            )
+            num_points += steps.numel()
             return distance
 
         self.sample(look, len(context.prompts), len(self.alphas))
         assert reference is not None
+        self.num_points += num_points
+        # The rounding of a distance goes with the longer of the two outputs it lies between.
+        ends = self.distance[pairs, -1]
+        lengths = reference.float().norm(dim=-1)
+        self.lengths[pairs] = torch.where(ends.isfinite(), torch.maximum(lengths, ends), lengths)
         for number in self.repeated:
             if pairs.start <= number < pairs.stop:
                 self.references[number] = reference[number - pairs.start].clone()

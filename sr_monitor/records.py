@@ -36,10 +36,16 @@ _FILE = re.compile(r"step-(\d{9}|[1-9]\d{9,})\.safetensors")
 _FROM_METADATA = (keys.SECONDS, keys.SHARE_OF_TIME, keys.FAILURES)
 
 # The tensors of a file, and a letter for each of their dimensions: equal letters, equal sizes.
-_PATHS_SHAPES = {"alphas": "S", "distance": "PS", "input_distance": "P"}
+_PATHS_SHAPES = {"alphas": "S", "distance": "PS", "input_distance": "P", "noise": "P"}
 _SLICES_SHAPES = {"coordinates": "R", "distance": "TCRR", "foot": "T"}
 # What a file may lack.
-_DEFAULTS = {"noise_distance": 0.0, "noise_floor": math.nan, "num_points": 0, "engine": ""}
+_DEFAULTS: dict[str, Any] = {
+    "noise": None,
+    "noise_distance": 0.0,
+    "noise_floor": math.nan,
+    "num_points": 0,
+    "engine": "",
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -195,6 +201,8 @@ def _arguments(
     found = {field.name: values[field.name] for field in fields(kind) if field.name in values}
     sizes = {"C": 3}
     for part, letters in shapes.items():
+        if f"{name}.{part}" not in tensors and part in _DEFAULTS:
+            continue
         tensor = tensors[f"{name}.{part}"]
         expected = [sizes.setdefault(*size) for size in zip(letters, tensor.shape, strict=True)]
         if list(tensor.shape) != expected or not tensor.is_floating_point():

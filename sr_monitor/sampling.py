@@ -35,6 +35,8 @@ _NUM_CLOSE = 4
 _MOST_ROUNDS = 10
 _LENGTH = 0.4
 _DEVIATIONS = 3.0
+# What float32 may add to a difference of neighbours.
+_ROUNDING = 5e-7
 # The curves come in float32 at best: anything the process would learn below this is rounding.
 _RELATIVE_NOISE = 1e-9
 
@@ -53,30 +55,67 @@ def look_adaptively(look: Look, num_pairs: int, num_steps: int) -> None:
     spread = torch.linspace(0, num_steps - 1, _NUM_SPREAD).round().long()
     steps = spread.expand(num_pairs, -1)
     curves = torch.full((num_pairs, num_steps), torch.nan, dtype=torch.float64)
+    looked = torch.zeros(num_pairs, num_steps, dtype=torch.bool)
     for _ in range(_MOST_ROUNDS):
         curves[pairs[:, None], steps] = look(pairs, steps).double().cpu()
+        looked[pairs[:, None], steps] = True
         relative = curves[pairs] / curves[pairs, -1:]
-        possible = _possible_slope(relative)
-        open_ended = possible.amax(dim=1) > _steepest_seen(relative)
-        pairs = pairs[open_ended]
+        # A pair that is not finite somewhere counts for nothing: no need to look on.
+        finite = (relative.isfinite() | ~looked[pairs]).all(dim=1)
+        pairs, relative = pairs[finite], relative[finite]
         if len(pairs) == 0:
             return
-        steps = _around(possible[open_ended].argmax(dim=1), relative[open_ended])
+        unsettled, far = _where_next(relative)
+        pairs, far = pairs[unsettled], far[unsettled]
+        if len(pairs) == 0:
+            return
+        number = min(_NUM_CLOSE, int((~looked[pairs]).sum(dim=1).min()))
+        steps = far.argsort(dim=1, stable=True)[:, :number]
 
 
-def _steepest_seen(relative: Float[Tensor, "pair step"]) -> Float[Tensor, " pair"]:
+def _where_next(
+    relative: Float[Tensor, "pair step"],
+) -> tuple[Bool[Tensor, " pair"], Float[Tensor, "pair step"]]:
+    """Which curves may have a steeper interval, and how far each step is from where to look.
+
+    Two reasons to go on. Somewhere in a gap the curve is at least as steep as from end to end of
+    it: a gap steeper than all that was seen is certain to hold more, and is cut evenly. Else, an
+    interval that could be steeper is looked at closely.
+    """
     slopes = relative.diff(dim=1) * (relative.shape[1] - 1)
-    return slopes.nan_to_num(-math.inf).amax(dim=1)
+    enough = slopes.nan_to_num(-math.inf).amax(dim=1) + _ROUNDING * (relative.shape[1] - 1)
+    possible, interval = _possible_slope(relative).max(dim=1)
+    left, right = _gap_ends(relative)
+    rise = relative.gather(1, right) - relative.gather(1, left)
+    chords = (rise / (right - left) * (relative.shape[1] - 1)).where(right - left > 1, -math.inf)
+    chord, gap = chords.max(dim=1)
+    certain = (chord > enough) & enough.isfinite()
+    far = torch.where(
+        certain[:, None],
+        _from_cuts(left.gather(1, gap[:, None]), right.gather(1, gap[:, None]), relative.shape[1]),
+        (torch.arange(relative.shape[1]) - interval[:, None] - 0.5).abs(),
+    )
+    return (possible > enough) | certain, far.where(relative.isnan(), math.inf)
 
 
-def _around(
-    interval: Int[Tensor, " pair"], relative: Float[Tensor, "pair step"]
-) -> Int[Tensor, "pair point"]:
-    """The steps not looked at that are nearest to the middle of an interval."""
-    steps = torch.arange(relative.shape[1])
-    far = (steps - interval[:, None] - 0.5).abs()
-    far = torch.where(relative.isnan(), far, math.inf)
-    return far.argsort(dim=1, stable=True)[:, :_NUM_CLOSE]
+def _gap_ends(
+    relative: Float[Tensor, "pair step"],
+) -> tuple[Int[Tensor, "pair interval"], Int[Tensor, "pair interval"]]:
+    """For each interval, the nearest steps to its left and right that were looked at."""
+    last = relative.shape[1] - 1
+    steps = torch.arange(last + 1).expand_as(relative)
+    left = steps.where(~relative.isnan(), 0).cummax(dim=1).values
+    right = steps.where(~relative.isnan(), last).flip(1).cummin(dim=1).values.flip(1)
+    return left[:, :-1], right[:, 1:]
+
+
+def _from_cuts(
+    left: Int[Tensor, "pair 1"], right: Int[Tensor, "pair 1"], num_steps: int
+) -> Float[Tensor, "pair step"]:
+    """How far each step is from the nearest of the points that cut a gap evenly."""
+    cuts = left + (right - left) * torch.linspace(0, 1, _NUM_CLOSE + 2)[1:-1]
+    cuts = cuts.round().clamp(left + 1, right - 1)
+    return (torch.arange(num_steps)[:, None] - cuts[:, None]).abs().amin(dim=-1)
 
 
 def _possible_slope(relative: Float[Tensor, "pair step"]) -> Float[Tensor, "pair interval"]:

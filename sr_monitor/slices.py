@@ -116,17 +116,20 @@ def _measure(
     feet = _foot(corners)
     weights = _weights(coordinates.to(corners), feet)
 
-    def measure(triples: slice) -> None:
-        for triple in range(triples.start, triples.stop):
-            plane = weights[triple] @ corners[triple]
-            # Each corner's own activation comes first: its output is what distances are taken to.
-            points = torch.cat([corners[triple][:, None], plane.expand(3, -1, -1)], dim=1)
-            distance, _ = engine.distances(engine.open(prompts[triple]), points)
-            maps[triple] = distance[:, 1:].reshape(3, resolution, resolution)
-            if progress is not None:
-                progress(triple + 1, len(corners))
+    for triple, weight in enumerate(weights):
+        # No matrix product: autocast and TF32 would round the points.
+        plane = sum(part[:, None] * corners[triple, k] for k, part in enumerate(weight.unbind(-1)))
+        # Each corner's own activation comes first: its output is what distances are taken to.
+        points = torch.cat([corners[triple][:, None], plane.expand(3, -1, -1)], dim=1)
 
-    in_chunks(len(corners), tokens_each=3 * prompts.shape[2], budget=engine.budget, work=measure)
+        def measure(chosen: slice, triple: int = triple, points: Tensor = points) -> None:
+            context = engine.open(prompts[triple, chosen])
+            distance, _ = engine.distances(context, points[chosen])
+            maps[triple, chosen] = distance[:, 1:].reshape(-1, resolution, resolution)
+
+        in_chunks(3, tokens_each=prompts.shape[2], budget=engine.budget, work=measure)
+        if progress is not None:
+            progress(triple + 1, len(corners))
     return Slices(
         coordinates=coordinates.float(),
         distance=maps.nan_to_num(nan=torch.inf, posinf=torch.inf).cpu(),

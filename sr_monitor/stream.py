@@ -44,6 +44,11 @@ class Stream:
         self.output = output
         self.anatomy = anatomy
         self.num_blocks = len(anatomy.blocks)
+        if len(set(anatomy.blocks)) < self.num_blocks:
+            raise InputError(
+                f"{type(anatomy.core).__name__} uses the same module as more than one block: a "
+                "layer cannot be told by it; this architecture cannot be measured"
+            )
         if not 0 <= layer <= self.num_blocks:
             raise InputError(
                 f"layer={layer}: {type(anatomy.core).__name__} has layers 0 (the embedding output) "
@@ -51,6 +56,7 @@ class Stream:
             )
         self._unembedding = anatomy.unembedding
         self._tuple_length = 0
+        self._autocast: torch.dtype | None = None
         self.dtype = torch.float32
         self.width = 0
         self._examine(sample)
@@ -145,10 +151,9 @@ class Stream:
     @property
     def precision(self) -> torch.dtype:
         """The coarsest type the stream goes through: its own, or autocast's."""
-        device = self.anatomy.device.type
         types = [self.dtype]
-        if torch.is_autocast_enabled(device):
-            types.append(torch.get_autocast_dtype(device))
+        if self._autocast is not None:  # around the measurement, or inside the model's forward
+            types.append(self._autocast)
         return max(types, key=lambda dtype: torch.finfo(dtype).eps)
 
     @property
@@ -215,9 +220,12 @@ class Stream:
         """Collects F; entered after an edit, so that it sees what the edit made."""
         if self.output == "logits":
             return capturing(self.anatomy.root, _logits)
-        module = self.anatomy.blocks[-1] if self.output == "resid_final" else self.anatomy.final
-        assert module is not None
-        return capturing(module, first_tensor)
+        if self.output == "resid_final":
+            return capturing(self.anatomy.blocks[-1], first_tensor)
+        if self.anatomy.final is None:
+            assert self._unembedding is not None
+            return capturing(self._unembedding, first_tensor, before=True)
+        return capturing(self.anatomy.final, first_tensor)
 
     def _aside(self, blocks: slice) -> AbstractContextManager[None]:
         """Lets some blocks hand the stream through unchanged."""
@@ -237,6 +245,8 @@ class Stream:
         def note(module: nn.Module, _: Any, output: Any) -> None:
             if module in number:
                 outputs[number[module]] = output
+                if torch.is_autocast_enabled(self.anatomy.device.type):
+                    self._autocast = torch.get_autocast_dtype(self.anatomy.device.type)
             elif len(outputs) == self.num_blocks:
                 later.append((module, first_tensor(output)))
 
@@ -267,6 +277,13 @@ class Stream:
                     "its residual stream is not one vector a token, so there is no one activation "
                     "to replace; this architecture cannot be measured"
                 )
+            beside = [] if isinstance(output, Tensor) else list(output)[1:]
+            if any(isinstance(x, Tensor) and x.shape == hidden.shape for x in beside):
+                raise InputError(
+                    f"block {index + 1} of {name} puts out two tensors of the stream's shape "
+                    f"{tuple(hidden.shape)}: its residual stream comes in parts, so there is no "
+                    "one activation to replace; this architecture cannot be measured"
+                )
             self._tuple_length = 0 if isinstance(output, Tensor) else len(output)
         hidden = first_tensor(outputs[self.num_blocks - 1])
         self.dtype, self.width = hidden.dtype, hidden.shape[-1]
@@ -281,6 +298,11 @@ class Stream:
     def _find_final(self, later: list[tuple[nn.Module, Any]]) -> None:
         """The last vector of the stream's width after the blocks; what follows it unembeds."""
         final: nn.Module = self.anatomy.blocks[-1]
+        maps = [module for module, _ in later if _maps_to_vocabulary(module, self.anatomy)]
+        if maps and not self.anatomy.is_hugging_face:
+            self._unembedding = maps[-1]
+            return
+        later = [entry for entry in later if entry[0] is not self.anatomy.core]
         for module, output in later:
             if not isinstance(output, Tensor) or output.numel() == 0:
                 continue  # the unembedding of no position at all
@@ -308,6 +330,9 @@ def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:
 
 
 def _logits(result: Any) -> Any:
+    if isinstance(result, dict) and "logits" in result:
+        logits: Tensor = result["logits"]
+        return logits
     return result.logits if hasattr(result, "logits") else first_tensor(result)
 
 

@@ -24,7 +24,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     # Modes are kept module by module: a submodule held in eval mode must not wake up in training.
     modes = [(module, module.training) for module in model.modules()]
     random = _random_states()
+    # What autocast casts without gradients would stay in its cache for the caller's own backward.
+    cached = torch.is_autocast_cache_enabled()
+    buffers = [(module, dict(module._buffers), _numbers(module)) for module, _ in modes]
     try:
+        torch.set_autocast_cache_enabled(False)
         for module, _ in modes:
             module.training = False
         # inference_mode is not used: it would make tensors that a later FSDP step cannot update.
@@ -33,7 +37,27 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, own, numbers in buffers:
+            _restore_buffers(module, own, numbers)
+        torch.set_autocast_cache_enabled(cached)
         _restore_random_states(random)
+
+
+def _numbers(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, int | float)}
+
+
+def _restore_buffers(
+    module: nn.Module, buffers: dict[str, Tensor | None], numbers: dict[str, Any]
+) -> None:
+    """Puts back buffers that a forward exchanged, and the lengths kept beside them.
+
+    Rotary embeddings that scale with the prompt do so. Other modules' numbers are left alone:
+    wrappers that shard or offload keep their state in some.
+    """
+    if any(module._buffers.get(name) is not buffer for name, buffer in buffers.items()):
+        module._buffers.update(buffers)
+        vars(module).update(numbers)
 
 
 def _eager() -> AbstractContextManager[Any]:

@@ -290,7 +290,7 @@ def test_another_error_inside_is_not_swallowed(name: str, engine: Engine) -> Non
     assert len(failures) == 1
 
 
-@pytest.mark.parametrize("max_tokens", [1, 10, 20, 100])
+@pytest.mark.parametrize("max_tokens", [1, 10, 100])
 @pytest.mark.parametrize(("name", "engine"), [*WAYS, ("mistral_window", "auto")])
 def test_no_forward_is_larger_than_max_tokens(name: str, engine: Engine, max_tokens: int) -> None:
     """Only a single item may be: a prompt, its earlier tokens, or one point."""

@@ -24,7 +24,7 @@ Prompts = Int[Tensor, "pair token"]
 LENGTH = 7
 NUM_STEPS = 11
 PRECISIONS = (torch.float32, torch.float16, torch.bfloat16)
-KINDS = ("gpt2", "llama", "gemma2_window", "nano_gpt")
+KINDS = ("llama", "gemma2_window", "nano_gpt")
 
 
 def _pairs(specimen: zoo.Specimen, count: int = 6) -> tuple[Prompts, Prompts]:

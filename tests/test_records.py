@@ -48,6 +48,7 @@ def make_paths(num_pairs: int = 5, num_steps: int = 11) -> Paths:
         noise_floor=1 / 3e6,
         num_points=num_pairs * num_steps - 1,
         engine="shared",
+        noise=torch.arange(1.0, num_pairs + 1) / 1e6,
     )
 
 
@@ -425,3 +426,11 @@ def test_killed_at_any_time(tmp_path: Path) -> None:
     assert done.stdout == "done\n", done.stderr
     assert len(list_records(tmp_path)) == 3
     assert len(list((tmp_path / "stable_regions").iterdir())) > 3  # what was being written
+
+
+def test_a_record_without_the_noise_of_each_pair_is_read(tmp_path: Path) -> None:
+    paths = replace(make_paths(), noise=None)
+    make_record(paths=paths).save(tmp_path / "old.safetensors")
+    loaded = Record.load(tmp_path / "old.safetensors").paths
+    assert loaded.noise is None
+    assert torch.equal(loaded.kept, paths.kept)

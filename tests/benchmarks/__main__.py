@@ -78,7 +78,7 @@ def ratios() -> None:
     rate = matmul_rate(torch.float32, torch.device("cpu"))
     for num_tokens, num_pairs in ((10, 40), (256, 8)):
         a, b = prompts(num_pairs, num_tokens)
-        few = slice(0, max(2, num_pairs // 4))
+        few = slice(0, num_pairs // 4)
         slow = _plain_seconds(model, a[few], b[few], logits=True)
         lean = _plain_seconds(model, a[few], b[few], logits=False)
         for num_steps, sampling in ((51, "grid"), (101, "grid"), (101, "adaptive")):
@@ -100,7 +100,7 @@ def ratios() -> None:
 def _plain_seconds(model: nn.Module, a: Tensor, b: Tensor, *, logits: bool) -> tuple[float, float]:
     """Seconds a pair, for each alpha and for the clean runs."""
     one, more = (
-        seconds(partial(plain_paths, model, a, b, torch.linspace(0, 1, n), logits=logits), 2)
+        seconds(partial(plain_paths, model, a, b, torch.linspace(0, 1, n), logits=logits), 1)
         for n in (1, _PLAIN_ALPHAS)
     )
     step = (more - one) / (_PLAIN_ALPHAS - 1)
@@ -111,7 +111,7 @@ def _timed(model: nn.Module, a: Tensor, b: Tensor, **options: Any) -> tuple[floa
     found: list[Paths] = []
     # The first run checks the engine; what is timed is every later one, as in a training run.
     measure_paths(model, a[:2], b[:2], **options)
-    took = seconds(lambda: found.append(measure_paths(model, a, b, **options)), 2)
+    took = seconds(lambda: found.append(measure_paths(model, a, b, **options)), 1)
     return took, found[-1]
 
 
