@@ -1,1 +1,1 @@
-"""The adapter between sr-monitor and Lightning; its callback arrives with the live monitor."""
+"""The adapter to Lightning; its callback arrives with the live monitor."""

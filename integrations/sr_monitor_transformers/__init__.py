@@ -1,1 +1,1 @@
-"""The adapter between sr-monitor and the Hugging Face Trainer; its callback arrives with the live monitor."""
+"""The adapter to the Hugging Face Trainer; its callback arrives with the live monitor."""
