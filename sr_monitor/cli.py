@@ -127,7 +127,7 @@ def demo(
 ) -> None:
     """Watch regions form in a small model.
 
-    It is trained here in a minute or two, on text that Python brings along; nothing is downloaded.
+    It is trained here in about a minute, on text that Python brings along; nothing is downloaded.
     """
     _check_writable(out)
     with progress_bars() as bar:

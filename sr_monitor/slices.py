@@ -118,7 +118,8 @@ def _measure(
 
     for triple, weight in enumerate(weights):
         # No matrix product: autocast and TF32 would round the points.
-        plane = sum(part[:, None] * corners[triple, k] for k, part in enumerate(weight.unbind(-1)))
+        of_a, of_b, of_c = weight[..., None].unbind(dim=1)
+        plane = of_a * corners[triple, 0] + of_b * corners[triple, 1] + of_c * corners[triple, 2]
         # Each corner's own activation comes first: its output is what distances are taken to.
         points = torch.cat([corners[triple][:, None], plane.expand(3, -1, -1)], dim=1)
 

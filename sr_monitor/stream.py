@@ -330,10 +330,8 @@ def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:
 
 
 def _logits(result: Any) -> Any:
-    if isinstance(result, dict) and "logits" in result:
-        logits: Tensor = result["logits"]
-        return logits
-    return result.logits if hasattr(result, "logits") else first_tensor(result)
+    named = result.get("logits") if isinstance(result, dict) else getattr(result, "logits", None)
+    return first_tensor(result) if named is None else named
 
 
 def _maps_to_vocabulary(module: nn.Module, anatomy: Anatomy) -> bool:
