@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sr_monitor import sharpness
-from sr_monitor.engine import EngineName
+from sr_monitor.engine import Context, EngineName
 from sr_monitor.errors import InputError
 from sr_monitor.memory import in_chunks
 from sr_monitor.sampling import STRATEGIES, Sampling
@@ -156,12 +156,12 @@ class _Measurement:
         self.distance = torch.full((count, num_steps), torch.nan, device=self.prompts.device)
         spread = torch.linspace(0, count - 1, min(count, _NUM_REPEATED_PAIRS)).round().long()
         self.repeated = spread.tolist()
-        self.references: dict[int, Float[Tensor, " d_output"]] = {}
+        self.noise = torch.full((count,), torch.nan, device=self.prompts.device)
         self.num_points = 0
         self.lengths = torch.zeros(count, device=self.prompts.device)
 
     def run(self, progress: Callable[[int, int], None] | None) -> Paths:
-        """Measures all pairs, some at a time, then repeats a few points for the noise."""
+        """Measures all pairs, some at a time."""
         count, num_tokens = self.prompts.shape
 
         def measure(pairs: slice) -> None:
@@ -172,7 +172,7 @@ class _Measurement:
         # A pair's points are made at once; a point takes about an eighth of a token's memory.
         each = num_tokens + len(self.alphas) // 8
         in_chunks(count, tokens_each=each, budget=self.engine.budget, work=measure)
-        noise = self._noise()
+        noise = self.noise[self.repeated].cpu()
         ends = self.distance[self.repeated, -1].cpu()
         # A pair that is not finite, or that its own noise drowns, says nothing about the others.
         lengths = self.lengths[self.repeated].cpu()
@@ -191,7 +191,7 @@ class _Measurement:
         )
 
     def _measure(self, pairs: slice) -> None:
-        """Looks along the paths of some pairs, whose contexts are opened once."""
+        """Looks along the paths of some pairs, whose contexts are opened once, and at the noise."""
         context = self.engine.open(self.prompts[pairs])
         reference: Tensor | None = None
         num_points = 0
@@ -218,37 +218,27 @@ class _Measurement:
         ends = self.distance[pairs, -1]
         lengths = reference.float().norm(dim=-1)
         self.lengths[pairs] = torch.where(ends.isfinite(), torch.maximum(lengths, ends), lengths)
-        for number in self.repeated:
-            if pairs.start <= number < pairs.stop:
-                self.references[number] = reference[number - pairs.start].clone()
+        self._repeat(context, pairs, reference)
 
-    def _noise(self) -> Float[Tensor, " repeat"]:
+    def _repeat(
+        self, context: Context, pairs: slice, reference: Float[Tensor, "pair d_output"]
+    ) -> None:
         """How far the ends of some paths land from where they landed before.
 
         The same two points again, one rounding step of the run's precision away and in a batch of
         another shape. Bit-equal points would take bit-equal ways through most kernels, and show
         nothing of what rounding does to the different points of a path.
         """
+        numbers = torch.tensor([n for n in self.repeated if pairs.start <= n < pairs.stop])
+        if len(numbers) == 0:
+            return
+        chosen = numbers - pairs.start
         sign = 1 - 2 * (torch.arange(self.a.shape[1], device=self.a.device) % 2)
         nudge = 1 + sign * torch.finfo(self.engine.stream.precision).eps
-        noise: dict[int, Tensor] = {}
-
-        def repeat(chosen: slice) -> None:
-            numbers = torch.tensor(self.repeated[chosen])
-            reference = torch.stack([self.references[number] for number in numbers.tolist()])
-            context = self.engine.open(self.prompts[numbers])
-            points = self._points(numbers, torch.tensor([0.0, 1.0]).expand(len(numbers), -1))
-            again, _ = self.engine.distances(context, points * nudge, reference)
-            before = self.distance[numbers][:, [0, -1]]
-            noise[chosen.start] = (again - before).abs().amax(dim=1)
-
-        in_chunks(
-            len(self.repeated),
-            tokens_each=self.prompts.shape[1],
-            budget=self.engine.budget,
-            work=repeat,
-        )
-        return torch.cat(list(noise.values())).cpu()
+        points = self._points(numbers, torch.tensor([0.0, 1.0]).expand(len(numbers), -1))
+        again, _ = self.engine.distances(context.some(chosen), points * nudge, reference[chosen])
+        before = self.distance[numbers][:, [0, -1]]
+        self.noise[numbers] = (again - before).abs().amax(dim=1)
 
     def _points(
         self, pairs: Int[Tensor, " pair"], alphas: Float[Tensor, "pair point"]

@@ -76,9 +76,9 @@ def ratios() -> None:
     table.add_column("x plain without logits", justify="right")
     table.add_column("share of matmul rate", justify="right")
     rate = matmul_rate(torch.float32, torch.device("cpu"))
-    for num_tokens, num_pairs in ((10, 40), (256, 8)):
+    for num_tokens, num_pairs in ((10, 40), (256, 24)):
         a, b = prompts(num_pairs, num_tokens)
-        few = slice(0, num_pairs // 4)
+        few = slice(0, num_pairs // 8)
         slow = _plain_seconds(model, a[few], b[few], logits=True)
         lean = _plain_seconds(model, a[few], b[few], logits=False)
         for num_steps, sampling in ((51, "grid"), (101, "grid"), (101, "adaptive")):
@@ -100,7 +100,7 @@ def ratios() -> None:
 def _plain_seconds(model: nn.Module, a: Tensor, b: Tensor, *, logits: bool) -> tuple[float, float]:
     """Seconds a pair, for each alpha and for the clean runs."""
     one, more = (
-        seconds(partial(plain_paths, model, a, b, torch.linspace(0, 1, n), logits=logits), 1)
+        seconds(partial(plain_paths, model, a, b, torch.linspace(0, 1, n), logits=logits), 2)
         for n in (1, _PLAIN_ALPHAS)
     )
     step = (more - one) / (_PLAIN_ALPHAS - 1)
