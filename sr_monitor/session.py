@@ -23,6 +23,9 @@ from sr_monitor.memory import TokenBudget, in_chunks
 from sr_monitor.stream import Output, Stream
 from sr_monitor.undisturbed import undisturbed
 
+# How a model is built shows on a few tokens.
+_SAMPLE_TOKENS = 8
+
 
 @dataclass(frozen=True, kw_only=True)
 class SessionOptions:
@@ -65,7 +68,12 @@ def open_session(
     _check_prompts(prompts, anatomy)
     placed = tuple(item.to(anatomy.device, torch.long) for item in prompts)
     with undisturbed(model):
-        stream = Stream(anatomy, layer=options.layer, output=options.output, sample=placed[0][:1])
+        stream = Stream(
+            anatomy,
+            layer=options.layer,
+            output=options.output,
+            sample=placed[0][:1, :_SAMPLE_TOKENS],
+        )
         budget = (
             TokenBudget.for_device(anatomy.device, bytes_per_token=stream.bytes_per_token)
             if options.max_tokens is None

@@ -78,7 +78,7 @@ def ratios() -> None:
     rate = matmul_rate(torch.float32, torch.device("cpu"))
     for num_tokens, num_pairs in ((10, 40), (256, 24)):
         a, b = prompts(num_pairs, num_tokens)
-        few = slice(0, num_pairs // 8)
+        few = slice(0, num_pairs // 4)
         slow = _plain_seconds(model, a[few], b[few], logits=True)
         lean = _plain_seconds(model, a[few], b[few], logits=False)
         for num_steps, sampling in ((51, "grid"), (101, "grid"), (101, "adaptive")):
