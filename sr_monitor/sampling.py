@@ -29,7 +29,7 @@ Look = Callable[[Int[Tensor, " some"], Int[Tensor, "some point"]], Float[Tensor,
 The first look is at all pairs, and starts with step 0.
 """
 
-# Tuned on 208 pairs of a pretrained model, 101 alphas; docs/measuring.md has the table.
+# Tuned on 208 pairs of a pretrained model, 101 alphas; docs/2-measuring.md has the table.
 _NUM_SPREAD = 11
 _NUM_CLOSE = 4
 _MOST_ROUNDS = 10

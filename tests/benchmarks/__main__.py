@@ -163,7 +163,7 @@ def growth() -> None:
 
 
 def memory() -> None:
-    """Peak memory beyond the weights, against what docs/measuring.md states."""
+    """Peak memory beyond the weights, against what docs/2-measuring.md states."""
     _, model = smollm2()
     table = Table(title="peak memory beyond the weights (float32, live tensors)")
     for column in ("tokens", "pairs", "max_tokens", "MB", "stated bound, MB"):
@@ -187,7 +187,7 @@ def memory() -> None:
 def stated_bound(
     model: Any, num_tokens: int, num_pairs: int, num_steps: int, max_tokens: int
 ) -> float:
-    """The formula of docs/measuring.md, in bytes.
+    """The formula of docs/2-measuring.md, in bytes.
 
     Four things live at once: one forward over the token budget, the keys and values of the
     contexts that are open (again for the rows that grow), their points, and two activations a pair.
