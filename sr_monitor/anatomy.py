@@ -25,6 +25,7 @@ _WRAPPERS = {
     "DistributedDataParallel": "module",
     "OptimizedModule": "_orig_mod",
 }
+_SHARDING = {"FullyShardedDataParallel", "FSDPModule"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,36 @@ def dissect(model: nn.Module, layer_path: str | None = None) -> Anatomy:
         max_tokens=None,
         arguments=_arguments(core),
     )
+
+
+def check_layer(anatomy: Anatomy, layer: int) -> None:
+    """Refuses a layer that the model does not have."""
+    if not 0 <= layer <= len(anatomy.blocks):
+        raise InputError(
+            f"layer={layer}: {type(anatomy.core).__name__} has layers 0 (the embedding output) "
+            f"to {len(anatomy.blocks)} (after its last block)"
+        )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the weights, so that all have to run it together.
+
+    Refuses weights that are split inside a layer: there, processes need equal prompts.
+    """
+    shards = any(_class_names(module) & _SHARDING for module in model.modules())
+    for name, weight in model.named_parameters():
+        placements = getattr(weight, "placements", ())
+        if sum(placement.is_shard() for placement in placements) > int(shards):
+            raise InputError(
+                f"{type(model).__name__} is tensor parallel ({name} is placed {placements}): its "
+                "processes need equal prompts, which the sharing of pairs does not give them; "
+                "measure saved checkpoints instead"
+            )
+    return shards or any(hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+def _class_names(module: nn.Module) -> set[str]:
+    return {kind.__name__ for kind in type(module).__mro__}
 
 
 def unwrap(model: nn.Module) -> nn.Module:

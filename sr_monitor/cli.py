@@ -20,7 +20,7 @@ from torch import nn
 from sr_monitor.demo import DemoPlan, python_prompts, run_demo
 from sr_monitor.errors import InputError
 from sr_monitor.loading import TokenizerOnDemand, check_hub, load_model
-from sr_monitor.measurement import Request, measure_model
+from sr_monitor.measurement import MonitorConfig, measure_model
 from sr_monitor.prompts import PromptSet
 from sr_monitor.sampling import Sampling
 from sr_monitor.terminal import complain, one_line_warnings, print_facts, print_rows, progress_bars
@@ -95,7 +95,7 @@ def measure(
     """
     folder = out or Path("stable-regions") / Path(model).resolve().name
     _check_writable(folder)
-    request = Request(
+    config = MonitorConfig(
         num_pairs=num_pairs,
         num_steps=num_steps,
         num_slices=num_slices,
@@ -108,10 +108,10 @@ def measure(
         network = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         tokenizer = TokenizerOnDemand(model, trust_remote_code)
         chosen = _choose_prompts(
-            prompts, tokenizer, num_tokens=num_tokens, num_prompts=request.num_prompts, seed=seed
+            prompts, tokenizer, num_tokens=num_tokens, num_prompts=config.num_prompts, seed=seed
         )
         loading(1, 1)
-        measurement = measure_model(network, chosen, request, bar)
+        measurement = measure_model(network, chosen, config, bar)
     about = _describe(network)
     written = measurement.write(folder, title=folder.name, source=model, **about)
     measured = f"{about['model']}, {about['dtype']} on {about['device']}"
@@ -124,22 +124,163 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the model and the pictures go.")] = Path(
         "runs/demo"
     ),
+    lightning: Annotated[
+        bool, typer.Option("--lightning", help="Train with Lightning, not with the Trainer.")
+    ] = False,
 ) -> None:
     """Watch regions form in a small model.
 
-    It is trained here in about a minute, on text that Python brings along; nothing is downloaded.
+    It is trained here in about three minutes, on text that Python brings along; nothing is
+    downloaded.
     """
     _check_writable(out)
     with progress_bars() as bar:
-        moments = run_demo(out, DemoPlan(), bar)
+        outcome = run_demo(out, DemoPlan(), "lightning" if lightning else "transformers", bar)
     print_rows(
         "maximum slope (1: no regions)",
         ("step", "loss", "median", "quartiles"),
-        [moment.row() for moment in moments],
+        outcome.rows(),
     )
-    typer.echo(f"wrote {out}: film-*.png (regions form), step-*/ (each moment), model/")
-    command = "sr-monitor" if shutil.which("sr-monitor") else sys.argv[0]
-    typer.echo(f"next: {command} measure {out / 'model'}")
+    typer.echo(f"wrote {out}: film-*.png and curves.png (regions form), stable_regions/, model/")
+    typer.echo(f"next: {_beside('sr-monitor')} measure {out / 'model'}")
+    typer.echo(f"to watch it: {_beside('tensorboard')} --logdir {out}")
+
+
+def _beside(command: str) -> str:
+    """A command that can be pasted: by its path where it is installed beside us, off the PATH."""
+    neighbour = Path(sys.argv[0]).with_name(command)
+    return str(neighbour) if not shutil.which(command) and neighbour.is_file() else command
+
+
+@app.command()
+def replay(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="A checkpoint, a folder of them, or owner/name@GLOB, revisions on the hub.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Where records and the TensorBoard run go.")],
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE-OR-DATASET",
+            help="As for measure; without it, those of the live run, or Python's own text.",
+        ),
+    ] = None,
+    num: Annotated[
+        int | None, typer.Option(min=2, help="At most so many of a run, log-spaced by step.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="The checkpoints nearest to these: 4B,10B,100B.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would be measured, and its size.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="A model of the same architecture, for checkpoints without a config."),
+    ] = None,
+    num_pairs: Annotated[int, typer.Option(min=1, help="Pairs of prompts.")] = 256,
+    num_steps: Annotated[int, typer.Option(min=2, help="Alphas on a path, with both ends.")] = 51,
+    num_slices: Annotated[int, typer.Option(min=0, help="Slices to draw.")] = 4,
+    slice_resolution: Annotated[int, typer.Option(min=2, help="Points along a side.")] = 41,
+    layer: Annotated[int, typer.Option(min=0, help="Cut after this block; 0: before all.")] = 1,
+    sampling: Annotated[
+        Sampling, typer.Option(help="adaptive: the same slopes from fewer points.")
+    ] = "grid",
+    dtype: Annotated[Dtype, typer.Option(help="auto: as stored, but float32 on a CPU.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: the accelerator if there is one.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
+    num_tokens: Annotated[int, typer.Option(min=2, help="Tokens in a prompt.")] = 10,
+    keep_downloads: Annotated[
+        bool, typer.Option("--keep-downloads", help="Leave in the cache what is downloaded.")
+    ] = False,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model.")
+    ] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="ray: each checkpoint is a Ray task.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster; else one on this machine.")
+    ] = None,
+) -> None:
+    """Measure saved checkpoints.
+
+    With the same prompts for all; what was stopped goes on where it was.
+    """
+    from sr_monitor.replay.names import parse_tokens
+    from sr_monitor.replay.plan import make_plan
+    from sr_monitor.replay.run import Report
+    from sr_monitor.replay.run import replay as run_replay
+
+    wanted = None if tokens is None else parse_tokens(tokens)
+    if dry_run:
+        _print_plan(make_plan(sources, num=num, tokens=wanted))
+        return
+    _check_writable(out)
+    with progress_bars() as bar:
+        report: Report = run_replay(
+            sources,
+            out,
+            prompts=prompts,
+            num=num,
+            tokens=wanted,
+            num_tokens=num_tokens,
+            seed=seed,
+            base=base,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            keep_downloads=keep_downloads,
+            engine=engine,
+            ray_address=ray_address,
+            bar=bar,
+            num_pairs=num_pairs,
+            num_steps=num_steps,
+            num_slices=num_slices,
+            slice_resolution=slice_resolution,
+            layer=layer,
+            sampling=sampling,
+        )
+    _print_report(report, out)
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def _print_plan(stops: Sequence[Any]) -> None:
+    """What would be measured; nothing is downloaded."""
+    rows = [
+        (
+            stop.run or "-",
+            f"{stop.name.step}" if stop.has_step else "-",
+            "-" if stop.name.tokens is None else f"{stop.name.tokens / 1e9:.4g}B",
+            f"{stop.num_bytes / 1e9:.2f}",
+            f"{stop.missing_bytes / 1e9:.2f}",
+            stop.problem or stop.label,
+        )
+        for stop in stops
+    ]
+    header = ("run", "step", "tokens", "GB", "to download", "checkpoint")
+    print_rows(f"{len(stops)} checkpoints", header, rows)
+    total, missing = (sum(getattr(s, n) for s in stops) for n in ("num_bytes", "missing_bytes"))
+    typer.echo(f"{total / 1e9:.2f} GB in all, {missing / 1e9:.2f} GB to download, one at a time")
+
+
+def _print_report(report: Any, out: Path) -> None:
+    done = f"{len(report.measured)} measured"
+    if report.kept:
+        done += f", {len(report.kept)} had been before"
+    for label, other in report.same.items():
+        typer.echo(f"{label}: the same weights as {other}")
+    for label, reason in report.failures.items():
+        complain("error", f"{label}: {reason}")
+    typer.echo(f"wrote {out}: {done}, {len(report.failures)} failed")
+    typer.echo(f"to watch it: {_beside('tensorboard')} --logdir {out}")
 
 
 def _choose_prompts(source: str | None, tokenizer: TokenizerOnDemand, **options: Any) -> PromptSet:

@@ -10,6 +10,7 @@ import html
 import importlib
 import io
 import os
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -55,6 +56,11 @@ class TensorBoardWriter:
             self._writer.add_custom_scalars(_LAYOUT)
         elif purge_step is not None:
             raise InputError(f"{call}: give `purge_step` to the SummaryWriter when it is made")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was written into the run's folder before."""
+        return len(list(Path(self._writer.log_dir).glob("events.out.tfevents.*"))) <= 1
 
     def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
         self._writer.add_scalar(name, value, step)
@@ -107,6 +113,11 @@ class WandbWriter:
         self._row: dict[str, Any] = {}
         run.define_metric(keys.STEP)
         run.define_metric(f"{keys.PREFIX}*", step_metric=keys.STEP)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the run was started, not resumed."""
+        return not getattr(self._run, "resumed", False)
 
     def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
         self._add(name, value, step)

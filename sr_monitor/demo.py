@@ -1,83 +1,92 @@
 """`sr-monitor demo`: a small OLMo is trained here, and its stable regions are watched as they form.
 
 The text is what any Python brings along (its help topics, and the docstrings of its standard
-library), the tokenizer is trained on it first, and nothing is downloaded. The same machine gives
-the same numbers every time, whatever else it does.
+library), the tokenizer is trained on it first, and nothing is downloaded. A framework's own
+trainer trains it, with our callback. The same machine gives the same numbers every time, whatever
+else it does.
 
-    moments = run_demo(Path("runs/demo"), DemoPlan(), bar)
-    [moment.row() for moment in moments]
+    outcome = run_demo(Path("runs/demo"), DemoPlan(), "transformers", bar)
+    outcome.rows()
 """
 
 import ast
+import importlib
 import sysconfig
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from sr_monitor.corpora import Tokenizer, encode
-from sr_monitor.figures import draw_film, save_figure
+from sr_monitor.figures import draw_curves, draw_film, save_figure
 from sr_monitor.loading import quiet, require_transformers
-from sr_monitor.measurement import Bar, Measurement, Request, measure_model
+from sr_monitor.measurement import Bar, MonitorConfig
 from sr_monitor.prompts import PromptSet
+from sr_monitor.records import Record, list_records
+from sr_monitor.statistics import summarise
+
+Framework = Literal["transformers", "lightning"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoPlan:
     """What is trained, and when it is measured."""
 
-    steps: tuple[int, ...] = (0, 20, 40, 60, 100, 200)
+    steps: tuple[int, ...] = (0, 25, 50, 75, 100, 150, 200, 300)
     """The steps at which the model is measured; the last ends the training."""
     batch_size: int = 32
     """Windows in a batch."""
     window: int = 64
     """Tokens in a window."""
-    learning_rate: float = 6e-3
+    learning_rate: float = 3e-3
     """Reached after a tenth of the steps, then held."""
     vocab_size: int = 1024
     """Entries of the tokenizer that is trained."""
-    hidden_size: int = 128
+    hidden_size: int = 192
     """Width of the stream; a head takes 32 of it."""
-    num_layers: int = 4
+    num_layers: int = 6
     """Decoder blocks."""
     seed: int = 0
     """Of the weights, the batches and the prompts."""
-    request: Request = field(default_factory=lambda: Request(num_slices=3))
+    config: MonitorConfig = field(default_factory=lambda: MonitorConfig(num_slices=3))
     """What is measured each time; as many pairs as `sr-monitor measure` takes, so both agree."""
+
+    @property
+    def num_steps(self) -> int:
+        """How long the training is."""
+        return max(self.steps)
 
     @property
     def warm_up(self) -> int:
         """Updates until the learning rate is reached: a tenth of all."""
-        return max(1, max(self.steps) // 10)
+        return max(1, self.num_steps // 10)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Moment:
-    """The model at one step of its training."""
+class Outcome:
+    """What the demo has left."""
 
-    step: int
-    """Updates so far."""
-    loss: float
-    """On the next batch."""
-    measurement: Measurement
-    """Its paths and slices."""
+    records: Sequence[Record]
+    """The measurements, by step."""
+    losses: Mapping[int, float]
+    """The loss of each step."""
 
-    def row(self) -> tuple[str, ...]:
-        """The line of the table."""
-        slope = self.measurement.slope
-        return (
-            f"{self.step}",
-            f"{self.loss:.2f}",
-            f"{slope.median:.3f}",
-            f"{slope.q25:.3f} to {slope.q75:.3f}",
-        )
+    def rows(self) -> list[tuple[str, ...]]:
+        """The lines of the table."""
+        return [self._row(record) for record in self.records]
+
+    def _row(self, record: Record) -> tuple[str, ...]:
+        slope = summarise(record.paths.max_slope, record.paths.kept)
+        loss = f"{self.losses[record.step]:.2f}" if record.step in self.losses else ""
+        quartiles = f"{slope.q25:.3f} to {slope.q75:.3f}"
+        return (f"{record.step}", loss, f"{slope.median:.3f}", quartiles)
 
 
 def python_texts() -> list[str]:
@@ -106,55 +115,33 @@ def python_prompts(tokenizer: Tokenizer, **options: Any) -> PromptSet:
     return PromptSet.from_texts(python_texts(), tokenizer, source=source, **options)
 
 
-def run_demo(folder: Path, plan: DemoPlan, bar: Bar) -> list[Moment]:
-    """Trains, measures, and leaves the model, each moment and a film of each slice in `folder`."""
+def run_demo(folder: Path, plan: DemoPlan, framework: Framework, bar: Bar) -> Outcome:
+    """Trains and watches; leaves the model, the records, and a film of each slice in `folder`."""
     transformers = require_transformers("the demo")
+    train: Callable[..., Mapping[int, float]]
+    train = importlib.import_module(f"sr_monitor_{framework}.demo").train
     texts = [*python_texts(), *docstrings()]
-    with quiet(transformers), _one_thread():
+    with quiet(transformers), _one_thread(), torch.random.fork_rng(devices=[]):
         tokenizer = _train_tokenizer(texts, plan.vocab_size)
+        prompts = python_prompts(tokenizer, num_prompts=plan.config.num_prompts, seed=plan.seed)
         model = _new_model(plan)
-        moments = list(_watch_training(model, tokenizer, texts, plan, bar))
+        torch.manual_seed(plan.seed)
+        losses = train(
+            model, _windows(tokenizer, texts, plan), plan, prompts, folder, bar("training")
+        )
         model.save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
-    for moment in moments:
-        title = f"step {moment.step}"
-        moment.measurement.write(folder / f"step-{moment.step:09d}", title=title, step=moment.step)
-    _draw_films(folder, moments)
-    return moments
+    records = [Record.load(path) for path in list_records(folder)]
+    _draw(folder, records)
+    return Outcome(records=records, losses=losses)
 
 
-def _watch_training(
-    model: Any, tokenizer: Tokenizer, texts: Sequence[str], plan: DemoPlan, bar: Bar
-) -> Iterator[Moment]:
-    """Plain next-token training, stopped to measure at the plan's steps."""
-    last = max(plan.steps)
-    prompts = python_prompts(tokenizer, num_prompts=plan.request.num_prompts, seed=plan.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, betas=(0.9, 0.95))
-    warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-2, 1, total_iters=plan.warm_up)
-    for step, batch in enumerate(_batches(tokenizer, texts, plan)):
-        bar("training")(step, last)
-        loss = model(input_ids=batch, labels=batch).loss
-        if step in plan.steps:
-            measurement = measure_model(model, prompts, plan.request, bar)
-            yield Moment(step=step, loss=loss.item(), measurement=measurement)
-        if step == last:
-            return
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        warm_up.step()
-
-
-def _batches(
+def _windows(
     tokenizer: Tokenizer, texts: Sequence[str], plan: DemoPlan
-) -> Iterator[Int[Tensor, "batch token"]]:
-    """Windows from all over the corpus, for ever."""
+) -> Int[Tensor, "window token"]:
+    """The corpus in pieces of equal length."""
     corpus = torch.tensor(encode(tokenizer, "\n".join(texts)))
-    generator = torch.Generator().manual_seed(plan.seed)
-    shape = (plan.batch_size, 1)
-    while True:
-        starts = torch.randint(len(corpus) - plan.window, shape, generator=generator)
-        yield corpus[starts + torch.arange(plan.window)]
+    return corpus[: len(corpus) // plan.window * plan.window].view(-1, plan.window)
 
 
 @contextmanager
@@ -209,11 +196,16 @@ def _new_model(plan: DemoPlan) -> Any:
         return OlmoForCausalLM(config)
 
 
-def _draw_films(folder: Path, moments: Sequence[Moment]) -> None:
+def _draw(folder: Path, records: Sequence[Record]) -> None:
+    """Films of the slices, and the curves of all steps in one picture."""
+    titles = [f"step {record.step}" for record in records]
+    paths = [record.paths for record in records]
+    earlier = list(zip(titles[:-1], paths[:-1], strict=True))
+    save_figure(draw_curves(paths[-1], title=titles[-1], earlier=earlier), folder / "curves.png")
     frames = [
-        (f"step {moment.step}", moment.measurement.slices)
-        for moment in moments
-        if moment.measurement.slices is not None
+        (title, record.slices)
+        for title, record in zip(titles, records, strict=True)
+        if record.slices is not None
     ]
     for index in range(len(frames[0][1].foot) if frames else 0):
         save_figure(draw_film(frames, index), folder / f"film-{index}.png")

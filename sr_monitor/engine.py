@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sr_monitor.distributed import ALONE, Team
 from sr_monitor.errors import InputError
 from sr_monitor.memory import TokenBudget, in_chunks, is_out_of_memory
 from sr_monitor.stream import Stream, rows_of, tolerance
@@ -146,8 +147,11 @@ def choose_engine(
     *,
     wanted: EngineName,
     budget: TokenBudget,
+    team: Team = ALONE,
 ) -> Engine:
     """The fastest way that agrees with the plain one, or the one wanted if it does.
+
+    Processes of a `team` compare in step, and follow its leader in every decision.
 
     Checked on the first two pairs, the first time a model is measured with this layer, output,
     prompt length, precision and attention.
@@ -163,7 +167,7 @@ def choose_engine(
 
         def compare(_: slice) -> None:
             few = min(2, budget.items(prompts_a.shape[1]))
-            found.append(_compare(stream, prompts_a[:few], prompts_b[:few], wanted, budget))
+            found.append(_compare(stream, prompts_a[:few], prompts_b[:few], wanted, budget, team))
 
         in_chunks(1, tokens_each=1, budget=budget, work=compare)
         name, certain = found[0]
@@ -188,13 +192,18 @@ def _circumstances(stream: Stream, prompts: Tensor, wanted: str) -> tuple[Any, .
 
 
 def _compare(
-    stream: Stream, prompts_a: Tensor, prompts_b: Tensor, wanted: str, budget: TokenBudget
+    stream: Stream,
+    prompts_a: Tensor,
+    prompts_b: Tensor,
+    wanted: str,
+    budget: TokenBudget,
+    team: Team,
 ) -> tuple[str, bool]:
     """The way to go, and whether the comparison could be made at all (NaN weights forbid it)."""
     points = _check_points(stream, prompts_a, prompts_b)
     plain = Engine(stream, "plain", budget)
     expected, reference = plain.distances(plain.open(prompts_a), points)
-    telling = expected.isfinite().all(dim=1).cpu()
+    telling = team.follow(expected.isfinite().all(dim=1).cpu())
     if not bool(telling.any()):
         return "plain", False
     prompts_a, points = prompts_a[telling], points[telling]
@@ -202,7 +211,7 @@ def _compare(
     agreeing, complaints = [], []
     for name in _candidates(stream, prompts_a, wanted):
         engine = Engine(stream, name, budget)
-        complaint = _complaint(engine, prompts_a, points, expected, float(scale))
+        complaint = _complaint(engine, prompts_a, points, expected, float(scale), team)
         if complaint is None:
             agreeing.append(engine)
         elif wanted != "auto":
@@ -214,7 +223,8 @@ def _compare(
         warnings.warn(f"{text}; a slower way that agrees is used instead", stacklevel=2)
     if not agreeing:
         return "plain", True
-    return _fastest(agreeing, prompts_a, points).name, True
+    fastest = _fastest(agreeing, prompts_a, points)
+    return agreeing[team.follow_number(fastest)].name, True
 
 
 def _check_points(
@@ -252,6 +262,7 @@ def _complaint(
     points: Tensor,
     expected: Float[Tensor, "pair point"],
     scale: float,
+    team: Team,
 ) -> str | None:
     """What is wrong with a fast way: it fails, or its distances are others; None if nothing is.
 
@@ -268,8 +279,8 @@ def _complaint(
             reason = str(error).strip().split("\n")[0]
             return f"the {engine.name!r} way of measuring fails on this model, {reason!r}"
         complaint = _disagreement(engine, wanted, measured, scale)
-        if complaint is not None:
-            return complaint
+        if team.follow_number(int(complaint is not None)):
+            return complaint or f"the {engine.name!r} way disagrees on the leading process"
     return None
 
 
@@ -289,15 +300,16 @@ def _disagreement(engine: Engine, expected: Tensor, measured: Tensor, scale: flo
     )
 
 
-def _fastest(engines: list[Engine], prompts: Tensor, points: Tensor) -> Engine:
+def _fastest(engines: list[Engine], prompts: Tensor, points: Tensor) -> int:
+    """The number of the engine to take."""
     if len(engines) == 1:
-        return engines[0]
+        return 0
     num_points = min(_POINTS_PER_ROW, engines[0].budget.tokens)
     many = points[:, :1].expand(-1, num_points, -1)
     # In turns, so that a busy moment of the machine does not fall on one of them alone.
     trials = [[_seconds(engine, prompts, many) for engine in engines] for _ in range(3)]
     shared, rows = map(min, zip(*trials, strict=True))
-    return engines[1] if rows * _CLEARLY_FASTER < shared else engines[0]
+    return int(rows * _CLEARLY_FASTER < shared)
 
 
 def _seconds(engine: Engine, prompts: Tensor, points: Tensor) -> float:

@@ -58,8 +58,11 @@ _OTHER_SCRIPTS = (
     *("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC"),
     *("Microsoft YaHei", "Malgun Gothic", "Arial Unicode MS"),
 )
-_FRAMES_IN_A_ROW = 8
 _NUM_SINGLE_CURVES = 12
+_SCALE_WIDTH = 1.2  # of the scale of steps beside a diagram, in inches
+_FRAMES_IN_A_ROW = 8
+# Of a film, in inches; all are whole pixels, so that a frame can be moved to another place in it.
+_FRAME, _ACROSS, _UP, _MARGIN = 1.6, 1.725, 1.925, 0.1
 
 
 @runtime_checkable
@@ -101,30 +104,33 @@ def _own_style() -> Iterator[None]:
 
 @_own_style()
 def draw_curves(
-    paths: PathsLike, *, title: str = "From one prompt to another"
+    paths: PathsLike,
+    *,
+    title: str = "From one prompt to another",
+    earlier: Sequence[tuple[str, PathsLike]] | None = None,
 ) -> "matplotlib.figure.Figure":
-    """The median curve with its quartile band, some single curves, and a line without regions."""
-    figure = _page(5.0, 3.7)
+    """The median curve with its quartile band, and a line without regions.
+
+    Behind them are some single curves or, if `earlier` measurements are given with their titles
+    (the first of them first), the median curves of these, the paler the earlier. A scale says
+    which is which; it is there for an empty `earlier` too, so that all pictures are of one size.
+    """
+    figure = _page(5.0 if earlier is None else 5.0 + _SCALE_WIDTH, 3.7)
     axes = _place(figure, _LEFT, 0.88, _WIDTH, 2.1)
-    alphas = paths.alphas.numpy()
-    curves = fill_gaps(paths.alphas, paths.relative)
-    q25, median, q75 = (curve.numpy() for curve in median_curve(curves, paths.kept))
-    every = max(1, int(paths.kept.sum()) // _NUM_SINGLE_CURVES)
-    single = curves[paths.kept][::every][:_NUM_SINGLE_CURVES].numpy()
-    for index, curve in enumerate(single):
-        label = "single pairs" if index == 0 else None
-        axes.plot(alphas, curve, color=_FAINT, linewidth=0.6, zorder=1, label=label)
+    if earlier is None:
+        color, behind = _BLUE, _draw_single_curves(axes, paths)
+    else:
+        pale, color = _shades(len(earlier))
+        behind = _draw_earlier_curves(axes, [paths for _, paths in earlier], pale)
+        _write_scale(figure, [*(title for title, _ in earlier), title], [*pale, color])
     straight = "straight line: no regions"
     axes.plot([0, 1], [0, 1], color=_SOFT, linewidth=1, linestyle=":", zorder=2, label=straight)
-    axes.fill_between(
-        alphas, q25, q75, color=_BLUE, alpha=0.2, linewidth=0, zorder=3, label="quartiles"
-    )
-    axes.plot(alphas, median, color=_BLUE, linewidth=2, zorder=4, label="median")
+    q75 = _draw_band(axes, paths, color)
     axes.set(xlabel="interpolation coefficient alpha", ylabel="relative output distance")
-    axes.set(xlim=(0, 1), ylim=(0, _top(single, q75)))
+    axes.set(xlim=(0, 1), ylim=(0, _top(behind, q75)))
     figure.legend(
         *_reversed_legend(axes), loc="lower center", ncols=4, frameon=False, fontsize=8,
-        handlelength=1.6, columnspacing=1.6, bbox_to_anchor=(0.5, 0.02),
+        handlelength=1.6, columnspacing=1.6, bbox_to_anchor=(2.5 / figure.get_figwidth(), 0.02),
     )  # fmt: skip
     _headline(figure, title, _slopes_in_words(paths))
     return _settled(figure)
@@ -196,19 +202,35 @@ def draw_film(
         raise InputError("draw_film(slices_by_step=[]): there is no slice; pass at least one")
     for _, slices in slices_by_step:
         _check_triple("draw_film", slices, triple)
-    num_rows = math.ceil(len(slices_by_step) / _FRAMES_IN_A_ROW)
-    num_columns = math.ceil(len(slices_by_step) / num_rows)
-    size, across, up, margin = 1.6, 1.72, 1.92, 0.1
-    width, height = 2 * margin + across * num_columns - 0.12, margin + up * num_rows
+    (width, height), corners = _film_layout(len(slices_by_step))
     figure = _page(width, height)
-    for index, (title, slices) in enumerate(slices_by_step):
-        left = margin + across * (index % num_columns)
-        bottom = height - up * (index // num_columns + 1)
-        axes = _place(figure, left, bottom, size, size)
+    for (title, slices), (left, top) in zip(slices_by_step, corners, strict=True):
+        bottom = height - top - _UP
+        axes = _place(figure, left, bottom, _FRAME, _FRAME)
         _paint(axes, slices, triple, mark_size=5.0)
         axes.set(xticks=[], yticks=[])
-        _write(figure, left + size / 2, bottom + size + 0.08, title, 8.5, _INK, size, ha="center")
+        middle, above = left + _FRAME / 2, bottom + _FRAME + 0.08
+        _write(figure, middle, above, title, 8.5, _INK, _FRAME, ha="center")
     return _settled(figure)
+
+
+def join_frames(
+    frames: Sequence[UInt8[np.ndarray, "row column 3"]],
+) -> UInt8[np.ndarray, "film_row film_column 3"]:
+    """The film of frames that were drawn one by one, each a rasterised film of one slice.
+
+    It is the picture that `draw_film` gives of all their slices, and much sooner there.
+    """
+    if not frames:
+        raise InputError("join_frames(frames=[]): there is no frame; pass at least one")
+    (width, height), corners = _film_layout(len(frames))
+    film = np.full((_pixels(height), _pixels(width), 3), 255, np.uint8)
+    rim = _pixels(_MARGIN) // 2  # the line around a slice is drawn on its edge
+    height, width = _pixels(_UP), _pixels(_FRAME) + 2 * rim
+    for frame, (left, top) in zip(frames, corners, strict=True):
+        row, column = _pixels(top) + rim, _pixels(left) - rim
+        film[row : row + height, column : column + width] = frame[rim:, rim:][:height, :width]
+    return film
 
 
 @_own_style()
@@ -224,6 +246,89 @@ def rasterise(figure: "matplotlib.figure.Figure") -> UInt8[np.ndarray, "row colu
     width, height = figure.canvas.get_width_height()
     figure.savefig(pixels := io.BytesIO(), format="rgba")
     return np.frombuffer(pixels.getvalue(), np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def _draw_single_curves(
+    axes: "matplotlib.axes.Axes", paths: PathsLike
+) -> list[Float[np.ndarray, " step"]]:
+    """Some of the kept pairs' curves, in grey."""
+    every = max(1, int(paths.kept.sum()) // _NUM_SINGLE_CURVES)
+    curves = fill_gaps(paths.alphas, paths.relative)
+    single = list(curves[paths.kept][::every][:_NUM_SINGLE_CURVES].numpy())
+    for index, curve in enumerate(single):
+        label = "single pairs" if index == 0 else None
+        axes.plot(paths.alphas.numpy(), curve, color=_FAINT, linewidth=0.6, zorder=1, label=label)
+    return single
+
+
+def _draw_earlier_curves(
+    axes: "matplotlib.axes.Axes", earlier: Sequence[PathsLike], colors: Sequence[Any]
+) -> list[Float[np.ndarray, " _"]]:
+    """The median curve of each, the last of them on top."""
+    medians = [_median_band(paths)[1] for paths in earlier]
+    for paths, median, color in zip(earlier, medians, colors, strict=True):
+        axes.plot(paths.alphas.numpy(), median, color=color, linewidth=1.1, zorder=2.5)
+    return medians
+
+
+def _draw_band(
+    axes: "matplotlib.axes.Axes", paths: PathsLike, color: Any
+) -> Float[np.ndarray, " step"]:
+    """The median curve on its quartile band; the upper edge of the band."""
+    alphas, (q25, median, q75) = paths.alphas.numpy(), _median_band(paths)
+    axes.fill_between(
+        alphas, q25, q75, color=color, alpha=0.2, linewidth=0, zorder=3, label="quartiles"
+    )
+    axes.plot(alphas, median, color=color, linewidth=2, zorder=4, label="median")
+    return q75
+
+
+def _median_band(paths: PathsLike) -> tuple[Float[np.ndarray, " step"], ...]:
+    """The 25th percentile, the median and the 75th percentile of the kept pairs' curves."""
+    curves = median_curve(fill_gaps(paths.alphas, paths.relative), paths.kept)
+    return tuple(curve.numpy() for curve in curves)
+
+
+def _shades(num_earlier: int) -> tuple[list[Any], Any]:
+    """Colours of earlier curves, from pale on, as evenly apart to the eye as can be; the last's."""
+    from matplotlib import colormaps
+
+    shades = colormaps["viridis_r"]
+    return [shades(place) for place in np.linspace(0.08, 0.8, num_earlier)], shades(1.0)
+
+
+def _write_scale(
+    figure: "matplotlib.figure.Figure", titles: Sequence[str], colors: Sequence[Any]
+) -> None:
+    """A line and its title for each curve at the right of the axes, the last at the top."""
+    from matplotlib.lines import Line2D
+
+    width, height = figure.get_size_inches()
+    left, top = _LEFT + _WIDTH + 0.14, height - 0.8
+    pitch = min(0.17, 2.0 / max(1, len(titles) - 1))
+    for place, (title, color) in enumerate(zip(reversed(titles), reversed(colors), strict=True)):
+        y = (top - pitch * place) / height
+        ends = [(left + x) / width for x in (0, 0.16)]
+        line = Line2D(ends, [y, y], color=color, linewidth=1.1 if place else 2)
+        figure.add_artist(line)
+        weight = "normal" if place else "bold"
+        _write(
+            figure, left + 0.22, top - pitch * place - 0.035, title, 7.5, _INK, 0.92, weight=weight
+        )
+
+
+def _film_layout(count: int) -> tuple[tuple[float, float], list[tuple[float, float]]]:
+    """Width and height of a film, and the left and top of each frame in it."""
+    num_rows = math.ceil(count / _FRAMES_IN_A_ROW)
+    num_columns = math.ceil(count / num_rows)
+    width = 2 * _MARGIN + _ACROSS * (num_columns - 1) + _FRAME
+    places = [divmod(index, num_columns) for index in range(count)]
+    corners = [(_MARGIN + _ACROSS * column, _UP * row) for row, column in places]
+    return (width, _UP * num_rows + _MARGIN), corners
+
+
+def _pixels(inches: float) -> int:
+    return round(inches * _DPI)
 
 
 def _page(width: float, height: float) -> "matplotlib.figure.Figure":
@@ -295,9 +400,9 @@ def _slopes_in_words(paths: PathsLike) -> str:
     return f"maximum slope {of.median:.2f} (quartiles {of.q25:.2f} to {of.q75:.2f}), {pairs}"
 
 
-def _top(single: Float[np.ndarray, "pair step"], q75: Float[np.ndarray, " step"]) -> float:
-    """Upper end of the axis: all of the band, and single curves as long as they are not wild."""
-    wild = min(1.5, np.nanmax(single, initial=1.0))
+def _top(behind: Sequence[Float[np.ndarray, " _"]], q75: Float[np.ndarray, " step"]) -> float:
+    """Upper end of the axis: all of the band, and curves behind as long as they are not wild."""
+    wild = min(1.5, max((np.nanmax(curve, initial=1.0) for curve in behind), default=1.0))
     return 1.04 * float(max(wild, np.nanmax(q75, initial=1.0)))
 
 

@@ -93,12 +93,13 @@ def standing_aside(modules: Sequence[nn.Module], tuple_length: int = 0) -> Itera
 
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(_forward_replaced(module, hand_on))
+            stack.enter_context(forward_replaced(module, hand_on))
         yield
 
 
 @contextmanager
-def _forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Has `forward` run when the module is called; its hooks stay."""
     # An instance may have a `forward` of its own already, from offloading or mixed precision.
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward

@@ -2,7 +2,7 @@
 
 Paths first, then slices; both of the same model, layer and prompts.
 
-measurement = measure_model(model, prompts, Request(num_pairs=64), bar)
+measurement = measure_model(model, prompts, MonitorConfig(num_pairs=64), bar)
 measurement.write(Path("stable-regions/gpt2"), title="gpt2")
 """
 
@@ -16,20 +16,31 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sr_monitor.anatomy import dissect
+from sr_monitor.distributed import ALONE, Team
+from sr_monitor.engine import EngineName
 from sr_monitor.errors import InputError
 from sr_monitor.figures import draw_curves, draw_slice, draw_slopes, save_figure
 from sr_monitor.paths import Paths, measure_paths
 from sr_monitor.prompts import PromptSet
+from sr_monitor.records import Record
 from sr_monitor.sampling import Sampling
+from sr_monitor.session import Precision
 from sr_monitor.sharpness import fill_gaps
 from sr_monitor.slices import Slices, measure_slices
 from sr_monitor.statistics import Summary, median_curve, summarise
+from sr_monitor.stream import Output
 
 Bar = Callable[[str], Callable[[int, int], None]]
 
 
+def no_bar(_: str) -> Callable[[int, int], None]:
+    """Progress that nobody looks at."""
+    return lambda done, total: None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class MonitorConfig:
     """How much is measured, and where."""
 
     num_pairs: int = 256
@@ -44,6 +55,16 @@ class Request:
     """Where the stream is cut; 0 is the embedding."""
     sampling: Sampling = "grid"
     """How the alphas of a path are chosen."""
+    output: Output = "final_norm"
+    """What is looked at for a change; see `measure_paths`."""
+    precision: Precision = "run"
+    """The precision in force, or "float32"."""
+    engine: EngineName = "auto"
+    """The way to run points; see `measure_paths`."""
+    layer_path: str | None = None
+    """The path of the list of decoder blocks, where it is not found by itself."""
+    max_tokens: int | None = None
+    """How many tokens one forward may take; by default chosen from the device."""
 
     @property
     def num_prompts(self) -> int:
@@ -55,7 +76,7 @@ class Request:
 class Measurement:
     """What was found, and in what."""
 
-    request: Request
+    config: MonitorConfig
     prompts: PromptSet
     paths: Paths
     slices: Slices | None
@@ -67,6 +88,33 @@ class Measurement:
     def slope(self) -> Summary:
         """The maximum slope over the pairs."""
         return summarise(self.paths.max_slope, self.paths.kept)
+
+    def check_finite(self) -> None:
+        """Refuses a measurement that tells nothing, because all outputs are NaN or Inf."""
+        if bool(self.paths.distance.isinf().any(dim=1).all()):
+            raise RuntimeError(
+                f"not one output of {len(self.paths.distance)} pairs is finite: the weights hold "
+                "NaN or Inf, as after a diverged loss; look at the loss and the learning rate"
+            )
+
+    def record(self, model: nn.Module, *, step: int, tokens: int | None, **about: Any) -> Record:
+        """The measurement as it is kept, with what it was made of, and more `about` it."""
+        weight = next(model.parameters())
+        return Record(
+            step=step,
+            tokens=tokens,
+            paths=self.paths,
+            slices=self.slices,
+            metadata={
+                "config": asdict(self.config),
+                "prompts": self.prompts.fingerprint,
+                "model": type(dissect(model, self.config.layer_path).core).__name__,
+                "dtype": str(weight.dtype).removeprefix("torch."),
+                "device": weight.device.type,
+                "seconds": self.seconds,
+                **about,
+            },
+        )
 
     def facts(self) -> dict[str, str]:
         """The lines of the table."""
@@ -90,7 +138,7 @@ class Measurement:
         curves = fill_gaps(paths.alphas, paths.relative)
         q25, median, q75 = median_curve(curves, paths.kept)
         return {
-            **asdict(self.request),
+            **asdict(self.config),
             "num_tokens": self.prompts.num_tokens,
             "prompts": self.prompts.source,
             "prompts_fingerprint": self.prompts.fingerprint,
@@ -130,43 +178,54 @@ class Measurement:
         }
         if self.slices is not None:
             for index in range(len(self.slices.foot)):
-                figure = draw_slice(self.slices, index, prompts=self.texts_of_triple(index))
+                figure = draw_slice(self.slices, index, prompts=self.prompts.texts_of_triple(index))
                 pictures[f"slice-{index}.png"] = figure
         for name, figure in pictures.items():
             save_figure(figure, folder / name)
         return [folder / name for name in pictures]
 
-    def texts_of_triple(self, index: int) -> tuple[str, ...] | None:
-        """The three prompts of a slice, where their text is known."""
-        first = index * (1 if self.prompts.pairing == "chain" else 2)
-        return self.prompts.texts and self.prompts.texts[first : first + 3]
 
-
-def measure_model(model: nn.Module, prompts: PromptSet, request: Request, bar: Bar) -> Measurement:
+def measure_model(
+    model: nn.Module,
+    prompts: PromptSet,
+    config: MonitorConfig,
+    bar: Bar = no_bar,
+    *,
+    team: Team = ALONE,
+) -> Measurement:
     """Takes the paths, then the slices; `bar` starts a progress bar."""
     started = time.perf_counter()
+    shared: dict[str, Any] = {
+        "layer": config.layer,
+        "output": config.output,
+        "precision": config.precision,
+        "engine": config.engine,
+        "layer_path": config.layer_path,
+        "max_tokens": config.max_tokens,
+        "team": team,
+    }
     paths = measure_paths(
         model,
-        *prompts.pairs(min(request.num_pairs, prompts.num_pairs)),
-        num_steps=request.num_steps,
-        sampling=request.sampling,
+        *prompts.pairs(min(config.num_pairs, prompts.num_pairs)),
+        num_steps=config.num_steps,
+        sampling=config.sampling,
         progress=bar("paths"),
-        layer=request.layer,
+        **shared,
     )
-    num_slices = min(request.num_slices, prompts.num_triples)
+    num_slices = min(config.num_slices, prompts.num_triples)
     slices = (
         measure_slices(
             model,
             *prompts.triples(num_slices),
-            resolution=request.slice_resolution,
+            resolution=config.slice_resolution,
             progress=bar("slices"),
-            layer=request.layer,
+            **shared,
         )
         if num_slices
         else None
     )
     return Measurement(
-        request=request,
+        config=config,
         prompts=prompts,
         paths=paths,
         slices=slices,

@@ -35,6 +35,8 @@ class TokenBudget:
     """How many tokens one forward may take."""
 
     tokens: int
+    fixed: bool = False
+    """Whether running out of memory is final: processes that run in step cannot try again alone."""
 
     @classmethod
     def for_device(cls, device: torch.device, *, bytes_per_token: int) -> "TokenBudget":
@@ -74,7 +76,7 @@ def in_chunks(
     start = 0
     while start < count:
         chunk = slice(start, min(start + budget.items(tokens_each), count))
-        if _fits(work, chunk, give_up=budget.tokens == 1):
+        if _fits(work, chunk, give_up=budget.fixed or budget.tokens == 1):
             start = chunk.stop
         else:
             budget.halve()

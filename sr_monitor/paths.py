@@ -19,11 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sr_monitor import sharpness
+from sr_monitor.distributed import ALONE, Team
 from sr_monitor.engine import Context, EngineName
 from sr_monitor.errors import InputError
 from sr_monitor.memory import in_chunks
 from sr_monitor.sampling import STRATEGIES, Sampling
-from sr_monitor.session import Session, SessionOptions, open_session
+from sr_monitor.session import Precision, Session, SessionOptions, open_session
 from sr_monitor.stream import Output
 
 # The ends of a path are in every sample, so these can be repeated whatever the sampling.
@@ -104,7 +105,9 @@ def measure_paths(
     engine: EngineName = "auto",
     layer_path: str | None = None,
     max_tokens: int | None = None,
+    precision: Precision = "run",
     progress: Callable[[int, int], None] | None = None,
+    team: Team = ALONE,
 ) -> Paths:
     """Measures d(alpha) for every pair of prompts.
 
@@ -127,38 +130,57 @@ def measure_paths(
             and "plain" force one.
         layer_path: The path of the list of decoder blocks, where it is not found by itself.
         max_tokens: How many tokens one forward may take; by default chosen from the device.
+        precision: "run" measures in the precision in force; "float32" in full precision, without
+            autocast and TF32, where the weights are float32.
         progress: Called with the number of pairs done and the number of pairs in all.
+        team: The processes that share the pairs; every one of them makes this call, and gets all
+            results.
 
     Raises:
         InputError: Something asked for cannot be done; the message names the fix.
+        PeerError: Another process of the team could not do its share.
     """
     if num_steps < 2:
         raise InputError(f"num_steps={num_steps}: a path needs at least its 2 ends")
     if sampling not in get_args(Sampling):
         raise InputError(f"sampling={sampling!r}: pass one of {', '.join(get_args(Sampling))}")
     options = SessionOptions(
-        layer=layer, output=output, engine=engine, layer_path=layer_path, max_tokens=max_tokens
+        layer=layer,
+        output=output,
+        engine=engine,
+        layer_path=layer_path,
+        max_tokens=max_tokens,
+        precision=precision,
+        team=team,
     )
     with open_session(model, (prompts_a, prompts_b), options) as session:
         return _Measurement(session, num_steps, sampling).run(progress)
 
 
 class _Measurement:
-    """The pairs of one session on their way to `Paths`."""
+    """This process's pairs of one session on their way to `Paths`."""
 
     def __init__(self, session: Session, num_steps: int, sampling: Sampling) -> None:
+        self.session = session
         self.engine = session.engine
         self.prompts = session.prompts[0]
         self.a, self.b = session.activations()
         self.alphas = torch.linspace(0, 1, num_steps, dtype=torch.float64).float()
-        self.sample = STRATEGIES[sampling]
+        # What adaptive sampling looks at hangs on the pairs: processes would not stay in step.
+        self.sample = STRATEGIES["grid" if session.in_step else sampling]
         count = len(self.prompts)
         self.distance = torch.full((count, num_steps), torch.nan, device=self.prompts.device)
-        spread = torch.linspace(0, count - 1, min(count, _NUM_REPEATED_PAIRS)).round().long()
-        self.repeated = spread.tolist()
         self.noise = torch.full((count,), torch.nan, device=self.prompts.device)
-        self.num_points = 0
+        self.num_points = torch.zeros(count, dtype=torch.long)
         self.lengths = torch.zeros(count, device=self.prompts.device)
+        self.repeated = self._repeated_pairs()
+
+    def _repeated_pairs(self) -> list[int]:
+        """This process's part of those pairs, spread over all, that the noise is measured on."""
+        session = self.session
+        spread = torch.linspace(0, session.count - 1, min(session.count, _NUM_REPEATED_PAIRS))
+        first = session.team.rank * len(self.prompts)
+        return [n - first for n in spread.round().long().tolist() if n >= first]
 
     def run(self, progress: Callable[[int, int], None] | None) -> Paths:
         """Measures all pairs, some at a time."""
@@ -172,21 +194,24 @@ class _Measurement:
         # A pair's points are made at once; a point takes about an eighth of a token's memory.
         each = num_tokens + len(self.alphas) // 8
         in_chunks(count, tokens_each=each, budget=self.engine.budget, work=measure)
-        noise = self.noise[self.repeated].cpu()
-        ends = self.distance[self.repeated, -1].cpu()
+        return self._gathered()
+
+    def _gathered(self) -> Paths:
+        """What all processes found."""
+        gather = self.session.gather
+        distance, noise, lengths = map(gather, (self.distance, self.noise, self.lengths))
         # A pair that is not finite, or that its own noise drowns, says nothing about the others.
-        lengths = self.lengths[self.repeated].cpu()
+        ends = distance[:, -1]
         share = (noise / lengths)[noise.isfinite() & (lengths > 0)]
         telling = (noise / ends)[noise.isfinite() & (ends > noise)]
-        worst = float(telling.max()) if len(telling) else math.nan
         return Paths(
             alphas=self.alphas,
-            distance=self.distance.cpu(),
-            input_distance=(self.a - self.b).norm(dim=-1).cpu(),
+            distance=distance,
+            input_distance=gather((self.a - self.b).norm(dim=-1)),
             noise_distance=float(noise.where(noise.isfinite(), 0).max()),
-            noise=self.lengths.cpu() * (share.max() if len(share) else math.nan),
-            noise_floor=worst,
-            num_points=self.num_points,
+            noise=lengths * (share.max() if len(share) else math.nan),
+            noise_floor=float(telling.max()) if len(telling) else math.nan,
+            num_points=int(gather(self.num_points).sum()),
             engine=self.engine.name,
         )
 
@@ -194,11 +219,11 @@ class _Measurement:
         """Looks along the paths of some pairs, whose contexts are opened once, and at the noise."""
         context = self.engine.open(self.prompts[pairs])
         reference: Tensor | None = None
-        num_points = 0
         self.distance[pairs] = torch.nan  # what a piece that ran out of memory has left
+        self.num_points[pairs] = 0
 
         def look(chosen: Tensor, steps: Tensor) -> Tensor:
-            nonlocal reference, num_points
+            nonlocal reference
             numbers = chosen + pairs.start
             points = self._points(numbers, self.alphas[steps])
             given = None if reference is None else reference[chosen]
@@ -208,12 +233,11 @@ class _Measurement:
             self.distance[numbers[:, None], steps] = distance.nan_to_num(
                 nan=torch.inf, posinf=torch.inf
             )
-            num_points += steps.numel()
+            self.num_points[numbers.cpu()] += steps.shape[1]
             return distance
 
         self.sample(look, len(context.prompts), len(self.alphas))
         assert reference is not None
-        self.num_points += num_points
         # The rounding of a distance goes with the longer of the two outputs it lies between.
         ends = self.distance[pairs, -1]
         lengths = reference.float().norm(dim=-1)
@@ -229,16 +253,18 @@ class _Measurement:
         another shape. Bit-equal points would take bit-equal ways through most kernels, and show
         nothing of what rounding does to the different points of a path.
         """
-        numbers = torch.tensor([n for n in self.repeated if pairs.start <= n < pairs.stop])
-        if len(numbers) == 0:
+        mine = [n for n in self.repeated if pairs.start <= n < pairs.stop]
+        if not mine and not self.session.in_step:
             return
+        numbers = torch.tensor(mine or [pairs.start])
         chosen = numbers - pairs.start
         sign = 1 - 2 * (torch.arange(self.a.shape[1], device=self.a.device) % 2)
         nudge = 1 + sign * torch.finfo(self.engine.stream.precision).eps
         points = self._points(numbers, torch.tensor([0.0, 1.0]).expand(len(numbers), -1))
         again, _ = self.engine.distances(context.some(chosen), points * nudge, reference[chosen])
         before = self.distance[numbers][:, [0, -1]]
-        self.noise[numbers] = (again - before).abs().amax(dim=1)
+        if mine:
+            self.noise[numbers] = (again - before).abs().amax(dim=1)
 
     def _points(
         self, pairs: Int[Tensor, " pair"], alphas: Float[Tensor, "pair point"]

@@ -119,6 +119,16 @@ class PromptSet:
         a, b, c = self._members(3, num, self.num_triples, "triples")
         return a, b, c
 
+    def texts_of_triple(self, index: int) -> tuple[str, ...] | None:
+        """The texts of the corners of a triple; None where there are no texts."""
+        if not 0 <= index < self.num_triples:
+            raise InputError(
+                f"PromptSet.texts_of_triple({index}): the set has {self.num_triples} triples; "
+                f"ask for 0 to {self.num_triples - 1}"
+            )
+        first = index * (1 if self.pairing == "chain" else 2)
+        return self.texts and self.texts[first : first + 3]
+
     def _members(self, size: int, num: int | None, available: int, what: str) -> list[Tensor]:
         if num is None:
             num = available
@@ -146,9 +156,10 @@ class PromptSet:
         if path.is_dir():
             raise InputError(f"PromptSet.save({str(path)!r}): this is a folder; name a file in it")
         # A text may hold half a surrogate pair; written as \udXXX it is valid JSON again.
-        write_whole(path, self._to_json().encode("utf-8", errors="backslashreplace"))
+        write_whole(path, self.to_json().encode("utf-8", errors="backslashreplace"))
 
-    def _to_json(self) -> str:
+    def to_json(self) -> str:
+        """The set as text that people can read; `from_json` reads it again."""
         header = {
             "format": _FORMAT,
             "schema": _SCHEMA,
@@ -171,7 +182,12 @@ class PromptSet:
     def load(cls, path: str | Path) -> "PromptSet":
         """Read a saved set; one that was changed or comes from a later version is refused."""
         call = f"PromptSet.load({str(path)!r})"
-        content = corpora.parse_json(corpora.read_text(Path(path), call))
+        return cls.from_json(corpora.read_text(Path(path), call), call=call)
+
+    @classmethod
+    def from_json(cls, text: str, *, call: str = "PromptSet.from_json") -> "PromptSet":
+        """Read what `to_json` wrote; error messages begin with `call`."""
+        content = corpora.parse_json(text)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise InputError(f"{call}: this is no file that PromptSet.save wrote")
         if content.get("schema") != _SCHEMA:

@@ -157,8 +157,17 @@ class Budget:
 
     def affordable(self) -> bool:
         """Whether there is time for a measurement now, whatever the schedule says."""
+        return self.seconds_to_wait() <= 0
+
+    def seconds_to_wait(self) -> float:
+        """How much longer the run has to go on until there is time for a measurement."""
         wall, cost = self._wall(), max(self._recent, default=0.0)
-        return self._spent + cost <= self.share * (wall + cost)
+        return (self._spent + cost) / self.share - cost - wall
+
+    @property
+    def wall_seconds(self) -> float:
+        """How long the run has gone on, as far as the account knows."""
+        return self._wall()
 
     def spend(self, seconds: float) -> None:
         """Enters what a measurement that has just ended took, also if it failed."""

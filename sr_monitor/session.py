@@ -8,20 +8,24 @@ Everything a caller can get wrong about the model or the prompts is refused here
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from sr_monitor.anatomy import Anatomy, dissect
+from sr_monitor.anatomy import Anatomy, dissect, is_sharded
+from sr_monitor.distributed import ALONE, Team
 from sr_monitor.engine import Engine, EngineName, choose_engine
 from sr_monitor.errors import InputError
+from sr_monitor.hooks import forward_replaced
 from sr_monitor.memory import TokenBudget, in_chunks
 from sr_monitor.stream import Output, Stream
 from sr_monitor.undisturbed import undisturbed
+
+Precision = Literal["run", "float32"]
 
 # How a model is built shows on a few tokens.
 _SAMPLE_TOKENS = 8
@@ -36,18 +40,31 @@ class SessionOptions:
     engine: EngineName
     layer_path: str | None
     max_tokens: int | None
+    precision: Precision
+    team: Team
 
 
 @dataclass(frozen=True)
 class Session:
-    """A model under guard, cut and ready, and the prompts on its device."""
+    """A model under guard, cut and ready, and this process's share of the prompts on its device."""
 
     engine: Engine
     prompts: tuple[Int[Tensor, "item token"], ...]
+    count: int
+    """How many items there are, on all processes together."""
+    team: Team
+    in_step: bool
+    """Whether every process has to run equally many forwards."""
+
+    def gather(self, mine: Shaped[Tensor, "mine ..."]) -> Shaped[Tensor, "item ..."]:
+        """Everybody's results, on the CPU."""
+        return self.team.gather(mine, self.count)
 
     def activations(self) -> tuple[Float[Tensor, "item d_model"], ...]:
         """Every prompt's activation at the layer, in float32; a repeated prompt is run once."""
-        unique, where = torch.unique(torch.cat(self.prompts), dim=0, return_inverse=True)
+        unique, where = torch.cat(self.prompts), torch.arange(sum(map(len, self.prompts)))
+        if not self.in_step:
+            unique, where = torch.unique(unique, dim=0, return_inverse=True)
         pieces: dict[int, Tensor] = {}
 
         def read(chunk: slice) -> None:
@@ -62,25 +79,76 @@ def open_session(
     model: nn.Module, prompts: Sequence[Int[Tensor, "item token"]], options: SessionOptions
 ) -> Iterator[Session]:
     """Guards `model`, checks everything that was asked for, and picks the way to measure."""
-    if options.output not in get_args(Output):
-        raise InputError(f"output={options.output!r}: pass one of {', '.join(get_args(Output))}")
+    for name, value, known in (
+        ("output", options.output, Output),
+        ("precision", options.precision, Precision),
+    ):
+        if value not in get_args(known):
+            raise InputError(f"{name}={value!r}: pass one of {', '.join(get_args(known))}")
     anatomy = dissect(model, options.layer_path)
     _check_prompts(prompts, anatomy)
+    team, in_step = options.team, options.team.size > 1 and is_sharded(model)
     placed = tuple(item.to(anatomy.device, torch.long) for item in prompts)
-    with undisturbed(model):
+    with team.together(), undisturbed(model), _precision(anatomy, options.precision):
         stream = Stream(
             anatomy,
             layer=options.layer,
             output=options.output,
             sample=placed[0][:1, :_SAMPLE_TOKENS],
+            before_call=team.roll_call if in_step else None,
         )
-        budget = (
-            TokenBudget.for_device(anatomy.device, bytes_per_token=stream.bytes_per_token)
-            if options.max_tokens is None
-            else TokenBudget.of(options.max_tokens)
+        _check_precision(stream, options.precision)
+        budget = _budget(stream, options, in_step)
+        engine = choose_engine(
+            stream,
+            placed[0],
+            placed[1],
+            wanted=options.engine,
+            budget=budget,
+            team=team if in_step else ALONE,
         )
-        engine = choose_engine(stream, placed[0], placed[1], wanted=options.engine, budget=budget)
-        yield Session(engine, placed)
+        names = get_args(EngineName)
+        engine.name = names[team.follow_number(names.index(engine.name))]
+        count = len(placed[0])
+        mine = team.share(count).to(anatomy.device)
+        share = placed if team.size == 1 else tuple(item[mine] for item in placed)
+        yield Session(engine, share, count, team, in_step)
+
+
+def _budget(stream: Stream, options: SessionOptions, in_step: bool) -> TokenBudget:
+    """The same on every process, so that all cut their shares into as many chunks."""
+    device = stream.anatomy.device
+    budget = (
+        TokenBudget.for_device(device, bytes_per_token=stream.bytes_per_token)
+        if options.max_tokens is None
+        else TokenBudget.of(options.max_tokens)
+    )
+    return TokenBudget(options.team.smallest(budget.tokens), fixed=in_step)
+
+
+@contextmanager
+def _precision(anatomy: Anatomy, wanted: Precision) -> Iterator[None]:
+    """The run's own precision, or full precision: no autocast, no TF32."""
+    if wanted == "run":
+        yield
+        return
+    matmul = torch.get_float32_matmul_precision()
+    cast = [module for module in anatomy.root.modules() if "_original_forward" in vars(module)]
+    with ExitStack() as stack:
+        for module in cast:  # accelerate's autocast, inside the model's own forward
+            stack.enter_context(forward_replaced(module, vars(module)["_original_forward"]))
+        stack.enter_context(torch.autocast(anatomy.device.type, enabled=False))
+        stack.callback(torch.set_float32_matmul_precision, matmul)
+        torch.set_float32_matmul_precision("highest")
+        yield
+
+
+def _check_precision(stream: Stream, wanted: Precision) -> None:
+    if wanted == "float32" and stream.precision != torch.float32:
+        raise InputError(
+            f"precision='float32': the weights or the sharding run {stream.precision}; pass "
+            "precision='run', or keep the weights in float32"
+        )
 
 
 def _check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:

@@ -18,10 +18,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sr_monitor.distributed import ALONE, Team
 from sr_monitor.engine import EngineName
 from sr_monitor.errors import InputError
 from sr_monitor.memory import in_chunks
-from sr_monitor.session import Session, SessionOptions, open_session
+from sr_monitor.session import Precision, Session, SessionOptions, open_session
 from sr_monitor.stream import Output
 
 
@@ -66,7 +67,9 @@ def measure_slices(
     engine: EngineName = "auto",
     layer_path: str | None = None,
     max_tokens: int | None = None,
+    precision: Precision = "run",
     progress: Callable[[int, int], None] | None = None,
+    team: Team = ALONE,
 ) -> Slices:
     """Measures the plane through every triple of prompts.
 
@@ -87,7 +90,9 @@ def measure_slices(
         engine: The way to run the points; see `measure_paths`.
         layer_path: The path of the list of decoder blocks, where it is not found by itself.
         max_tokens: How many tokens one forward may take; by default chosen from the device.
+        precision: The run's, or full precision; see `measure_paths`.
         progress: Called with the number of triples done and the number of triples in all.
+        team: The processes that share the triples; see `measure_paths`.
 
     Raises:
         InputError: Something asked for cannot be done; the message names the fix.
@@ -97,7 +102,13 @@ def measure_slices(
     if not span[0] < span[1]:
         raise InputError(f"span={span}: pass the lowest coordinate, then a higher one")
     options = SessionOptions(
-        layer=layer, output=output, engine=engine, layer_path=layer_path, max_tokens=max_tokens
+        layer=layer,
+        output=output,
+        engine=engine,
+        layer_path=layer_path,
+        max_tokens=max_tokens,
+        precision=precision,
+        team=team,
     )
     with open_session(model, (prompts_a, prompts_b, prompts_c), options) as session:
         return _measure(session, torch.linspace(*span, resolution, dtype=torch.float64), progress)
@@ -131,11 +142,12 @@ def _measure(
         in_chunks(3, tokens_each=prompts.shape[2], budget=engine.budget, work=measure)
         if progress is not None:
             progress(triple + 1, len(corners))
+    distance = session.gather(maps.nan_to_num(nan=torch.inf, posinf=torch.inf))
     return Slices(
         coordinates=coordinates.float(),
-        distance=maps.nan_to_num(nan=torch.inf, posinf=torch.inf).cpu(),
-        foot=feet.cpu(),
-        num_points=maps.numel() + 3 * len(corners),
+        distance=distance,
+        foot=session.gather(feet),
+        num_points=distance.numel() + 3 * len(distance),
         engine=engine.name,
     )
 

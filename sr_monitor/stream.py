@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sr_monitor.anatomy import Anatomy, first_tensor
+from sr_monitor.anatomy import Anatomy, check_layer, first_tensor
 from sr_monitor.errors import InputError
 from sr_monitor.hooks import capturing, editing, standing_aside
 
@@ -37,9 +37,19 @@ class Stream:
     """
 
     def __init__(
-        self, anatomy: Anatomy, *, layer: int, output: Output, sample: Int[Tensor, "1 token"]
+        self,
+        anatomy: Anatomy,
+        *,
+        layer: int,
+        output: Output,
+        sample: Int[Tensor, "1 token"],
+        before_call: Callable[[], None] | None = None,
     ) -> None:
-        """Runs `sample` once to learn what the blocks put out, and refuses what cannot be cut."""
+        """Runs `sample` once to learn what the blocks put out, and refuses what cannot be cut.
+
+        `before_call` is called before each forward of the model.
+        """
+        self._before_call = before_call
         self.layer = layer
         self.output = output
         self.anatomy = anatomy
@@ -49,11 +59,7 @@ class Stream:
                 f"{type(anatomy.core).__name__} uses the same module as more than one block: a "
                 "layer cannot be told by it; this architecture cannot be measured"
             )
-        if not 0 <= layer <= self.num_blocks:
-            raise InputError(
-                f"layer={layer}: {type(anatomy.core).__name__} has layers 0 (the embedding output) "
-                f"to {self.num_blocks} (after its last block)"
-            )
+        check_layer(anatomy, layer)
         self._unembedding = anatomy.unembedding
         self._tuple_length = 0
         self._autocast: torch.dtype | None = None
@@ -172,6 +178,8 @@ class Stream:
 
     def _call(self, token_ids: Tensor, *, use_cache: bool, **cached: Any) -> None:
         anatomy = self.anatomy
+        if self._before_call is not None:
+            self._before_call()
         if not anatomy.is_hugging_face:
             with self._without_unembedding():
                 anatomy.root(token_ids)

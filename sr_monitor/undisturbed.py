@@ -2,8 +2,8 @@
 
 Inside, every module is in eval mode, gradients are off and compiled code steps back so that
 hooks fire. Afterwards each module's mode, the random states, the gradient mode and the compile
-stance are bit for bit what they were. Autocast is left as the caller has it, on purpose: a
-measurement runs in the precision of the run.
+stance are bit for bit what they were, and FSDP modules hold their shards again. Autocast is left
+as the caller has it, on purpose: a measurement runs in the precision of the run.
 
     with undisturbed(model):
         model(prompts)
@@ -27,6 +27,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     # What autocast casts without gradients would stay in its cache for the caller's own backward.
     cached = torch.is_autocast_cache_enabled()
     buffers = [(module, dict(module._buffers), _numbers(module)) for module, _ in modes]
+    sharded: list[Any] = [module for module, _ in modes if _is_sharded(module)]
     try:
         torch.set_autocast_cache_enabled(False)
         for module, _ in modes:
@@ -39,8 +40,25 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for module, own, numbers in buffers:
             _restore_buffers(module, own, numbers)
+        for module in sharded:
+            module.reshard()
         torch.set_autocast_cache_enabled(cached)
         _restore_random_states(random)
+
+
+def _is_sharded(module: Any) -> bool:
+    """Whether this is an FSDP2 module that holds its shard of the weights, not the whole.
+
+    After a forward without a backward the outermost one would keep the whole.
+    """
+    if not hasattr(module, "reshard"):
+        return False
+    own, seen = [module], []
+    while own:
+        part = own.pop()
+        seen += part._parameters.values()
+        own += [child for child in part.children() if not hasattr(child, "reshard")]
+    return all(hasattr(weight, "placements") for weight in seen if weight is not None)
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:

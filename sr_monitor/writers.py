@@ -8,11 +8,13 @@ left out of histograms; a scalar may be NaN.
         writer.scalar(keys.WIDTH.name, 0.21, step)
 """
 
+import errno
 import io
 import json
 import math
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,11 +25,35 @@ from torch import Tensor
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
 
+_FIXES = {
+    errno.ENOSPC: "free space on the disk, or name another log_dir",
+    errno.EDQUOT: "free space on the disk, or name another log_dir",
+    errno.EACCES: "make the folder writable, or name another log_dir",
+    errno.EPERM: "make the folder writable, or name another log_dir",
+    errno.EROFS: "name another log_dir",
+    errno.ENOENT: "leave the log_dir in its place while the run goes on",
+}
+
 RGB = UInt8[np.ndarray, "row column 3"]
 Frames = UInt8[np.ndarray, "frame row column 3"]
 
 _FRAME_MS, _LAST_FRAME_MS = 500, 2000
 _LINE_STARTS = b'{"step": '
+
+
+class WriterError(RuntimeError):
+    """A writer could not write: which, why, and what helps where that is known, in one line."""
+
+    @classmethod
+    def of(cls, failures: Sequence[tuple["Writer", Exception]]) -> "WriterError":
+        """What is raised when these writers failed, each for its reason."""
+        (writer, error), *others = failures
+        reason = " ".join(str(error).split()) or type(error).__name__
+        fix = _FIXES.get(error.errno or 0) if isinstance(error, OSError) else None
+        also = "".join(f"; {type(writer).__name__} failed too" for writer, _ in others)
+        return cls(
+            f"{type(writer).__name__} could not write: {reason}{f'; {fix}' if fix else ''}{also}"
+        )
 
 
 @runtime_checkable

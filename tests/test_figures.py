@@ -18,6 +18,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from safetensors.torch import load_file
@@ -29,6 +30,7 @@ from sr_monitor.figures import (
     draw_film,
     draw_slice,
     draw_slopes,
+    join_frames,
     rasterise,
     save_figure,
 )
@@ -216,6 +218,91 @@ def test_without_a_kept_pair_there_is_a_picture_that_says_so() -> None:
         low, high = draw(nothing).axes[0].get_ylim()
         assert low == 0
         assert high >= 1
+
+
+# Curves of earlier steps
+
+
+def straight_to(bend: float) -> Curves:
+    """One curve that rises steeply after `bend`."""
+    alphas = torch.linspace(0, 1, 11)
+    return Curves(alphas, alphas[None] ** bend, torch.tensor([True]))
+
+
+def test_earlier_medians_lie_behind_in_their_own_colours() -> None:
+    earlier = [
+        ("step 0", straight_to(1)),
+        ("step 1", logistic_curves()),
+        ("step 2", logistic_curves()),
+    ]
+    (axes,) = draw_curves(straight_to(3), title="step 4", earlier=earlier).axes
+    median = line(axes, "median")
+    (current,) = [line for line in axes.lines if line.get_label() == "median"]
+    behind = [line for line in axes.lines if line.get_linewidth() == 1.1]
+    np.testing.assert_allclose(median[:, 1], np.linspace(0, 1, 11) ** 3, atol=1e-6)
+    assert len(behind) == 3
+    for (_, curves), drawn in zip(earlier, behind, strict=True):
+        expected = np.percentile(curves.relative[curves.kept].numpy(), 50, axis=0)
+        np.testing.assert_allclose(np.asarray(drawn.get_ydata()), expected, rtol=1e-5, atol=1e-6)
+    assert all(drawn.get_zorder() < current.get_zorder() for drawn in behind)
+    assert all(drawn.get_linewidth() < current.get_linewidth() for drawn in behind)
+
+
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_the_earlier_the_paler_and_the_last_is_the_darkest(count: int) -> None:
+    earlier = [(f"step {index}", straight_to(index + 1)) for index in range(count)]
+    (axes,) = draw_curves(straight_to(20), title="now", earlier=earlier).axes
+    behind = [line for line in axes.lines if line.get_linewidth() == 1.1]
+    (current,) = [line for line in axes.lines if line.get_label() == "median"]
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    light = [float(weights @ np.array(to_rgb(drawn.get_color()))) for drawn in [*behind, current]]
+    assert light == sorted(light, reverse=True)
+    assert len(set(light)) == count + 1
+    assert light[-1] < 0.1
+
+
+def test_the_scale_names_every_curve_the_last_on_top_in_its_colour() -> None:
+    earlier = [("step 0", straight_to(1)), ("step 500", straight_to(2))]
+    figure = draw_curves(straight_to(3), title="step 1000", earlier=earlier)
+    (axes,) = figure.axes
+    right = axes.get_window_extent().x1
+    scale = [text for text in texts(figure) if text.get_window_extent().x0 > right]
+    assert [text.get_text() for text in scale] == ["step 1000", "step 500", "step 0"]
+    heights = [text.get_window_extent().y0 for text in scale]
+    assert heights == sorted(heights, reverse=True)
+    drawn = [line for line in axes.lines if line.get_linestyle() == "-"]
+    swatches = [swatch for swatch in figure.artists if isinstance(swatch, Line2D)]
+    for text, swatch in zip(scale, swatches, strict=True):
+        (x, *_), (y, *_) = np.asarray(swatch.get_xydata()).T
+        box = text.get_window_extent().transformed(figure.transFigure.inverted())
+        assert x < box.x0
+        assert box.y0 < y < box.y1
+    assert [swatch.get_color() for swatch in swatches] == [line.get_color() for line in drawn[::-1]]
+
+
+def test_pictures_with_a_scale_are_of_one_size_and_their_axes_at_one_place() -> None:
+    many = [(f"step {10**index}", straight_to(index + 1)) for index in range(15)]
+    pictures = [draw_curves(straight_to(3), title=NASTY[1], earlier=many[:n]) for n in (0, 1, 15)]
+    for picture in pictures:
+        assert_tidy(picture)
+    assert len({rasterise(picture).shape for picture in pictures}) == 1
+    assert len({picture.axes[0].get_window_extent().bounds for picture in pictures}) == 1
+
+
+def test_there_are_no_single_curves_among_earlier_ones() -> None:
+    (axes,) = draw_curves(logistic_curves(), earlier=[]).axes
+    assert len(axes.lines) == 2
+
+
+def test_earlier_curves_without_a_kept_pair_are_passed_over() -> None:
+    curves = logistic_curves()
+    nothing = Curves(curves.alphas, curves.relative * math.nan, torch.zeros(40, dtype=torch.bool))
+    some = [("step 0", nothing), ("step 1", curves)]
+    for paths, earlier in ((nothing, some), (curves, some), (nothing, [])):
+        figure = draw_curves(paths, title="step 2", earlier=earlier)
+        assert_tidy(figure)
+        assert figure.axes[0].get_ylim()[1] >= 1
+    assert "0 pairs, 40 left out" in words(draw_curves(nothing, earlier=some))
 
 
 # Slopes
@@ -447,6 +534,16 @@ def test_a_long_film_goes_on_in_the_next_row() -> None:
     assert in_order == [0] * 7 + [1] * 7 + [2] * 5
 
 
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 16])
+def test_joined_frames_are_the_film(count: int) -> None:
+    """Drawn one by one and joined, or drawn at once: the same pixels."""
+    titles = [NASTY[index % 3] if index % 4 == 3 else f"step {3**index}" for index in range(count)]
+    feet = (0.4, -3.0, math.nan, 1.2)
+    entries = [(titles[i], random_plane(feet[i % 4], seed=i)) for i in range(count)]
+    frames = [rasterise(draw_film([entry], 0)) for entry in entries]
+    np.testing.assert_array_equal(join_frames(frames), rasterise(draw_film(entries, 0)))
+
+
 # The measurements' own results, with the authors' numbers for a real model
 
 
@@ -513,6 +610,8 @@ def test_a_triple_that_was_not_measured_is_refused() -> None:
 def test_a_film_of_nothing_and_two_prompts_are_refused() -> None:
     with pytest.raises(InputError, match="pass at least one"):
         draw_film([], 0)
+    with pytest.raises(InputError, match="pass at least one"):
+        join_frames([])
     with pytest.raises(InputError, match="3 prompts, got 2; pass those of A, B and C"):
         draw_slice(random_plane(), 0, prompts=["a", "b"])
 

@@ -47,7 +47,7 @@ def test_the_table_is_the_names() -> None:
 
 def test_the_docs_hold_the_table() -> None:
     """As it is rendered, so that no documented name is missing, and none is left over."""
-    page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else keys.markdown_table()
+    page = PAGE.read_text(encoding="utf-8")
     assert keys.markdown_table() in page
     assert len(rows(page)) == len(keys.KEYS)
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sr_monitor.errors import InputError
-from sr_monitor.measurement import Measurement, Request, measure_model
+from sr_monitor.measurement import Measurement, MonitorConfig, measure_model
 from sr_monitor.prompts import PromptSet
 from tests.zoo import build
 
@@ -26,8 +26,8 @@ def some_prompts(num_prompts: int = 6) -> PromptSet:
 
 @pytest.fixture(scope="module")
 def measurement() -> Measurement:
-    request = Request(num_pairs=4, num_steps=5, num_slices=1, slice_resolution=3)
-    return measure_model(build("llama").model, some_prompts(), request, no_bar)
+    config = MonitorConfig(num_pairs=4, num_steps=5, num_slices=1, slice_resolution=3)
+    return measure_model(build("llama").model, some_prompts(), config, no_bar)
 
 
 def test_as_much_is_measured_as_was_asked_for(measurement: Measurement) -> None:
@@ -38,8 +38,8 @@ def test_as_much_is_measured_as_was_asked_for(measurement: Measurement) -> None:
 
 
 def test_a_set_with_fewer_prompts_is_taken_whole() -> None:
-    request = Request(num_pairs=40, num_steps=3, num_slices=40, slice_resolution=2)
-    measured = measure_model(build("llama").model, some_prompts(), request, no_bar)
+    config = MonitorConfig(num_pairs=40, num_steps=3, num_slices=40, slice_resolution=2)
+    measured = measure_model(build("llama").model, some_prompts(), config, no_bar)
     assert len(measured.paths.distance) == 5
     assert measured.slices is not None
     assert len(measured.slices.foot) == 4
@@ -52,15 +52,15 @@ def test_bars_are_told_how_far_it_is() -> None:
         told[name] = []
         return lambda done, total: told[name].append((done, total))
 
-    request = Request(num_pairs=4, num_steps=3, num_slices=2, slice_resolution=2)
-    measure_model(build("llama").model, some_prompts(), request, bar)
+    config = MonitorConfig(num_pairs=4, num_steps=3, num_slices=2, slice_resolution=2)
+    measure_model(build("llama").model, some_prompts(), config, bar)
     assert told["paths"][-1] == (4, 4)
     assert told["slices"][-1] == (2, 2)
 
 
 def test_enough_prompts_are_asked_for() -> None:
-    assert Request(num_pairs=10, num_slices=2).num_prompts == 11
-    assert Request(num_pairs=1, num_slices=4).num_prompts == 6
+    assert MonitorConfig(num_pairs=10, num_slices=2).num_prompts == 11
+    assert MonitorConfig(num_pairs=1, num_slices=4).num_prompts == 6
 
 
 def test_a_pair_that_is_left_out_is_null(measurement: Measurement, tmp_path: Path) -> None:
@@ -77,15 +77,6 @@ def test_a_pair_that_is_left_out_is_null(measurement: Measurement, tmp_path: Pat
     expected[1] = None
     assert numbers["pairs"]["max_slope"] == expected
     assert not any(math.isnan(value) for value in numbers["curve"]["median"])
-
-
-def test_the_prompts_of_a_triple(measurement: Measurement) -> None:
-    texts = tuple("abcdef")
-    chain = replace(measurement, prompts=replace(some_prompts(), texts=texts))
-    explicit = replace(some_prompts(), texts=texts, pairing="explicit")
-    assert chain.texts_of_triple(1) == ("b", "c", "d")
-    assert replace(measurement, prompts=explicit).texts_of_triple(1) == ("c", "d", "e")
-    assert measurement.texts_of_triple(0) is None
 
 
 def test_a_folder_that_cannot_be_written_to(measurement: Measurement, tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""The folder of a run's records: which of them a run goes on with, and which it leaves behind.
+
+A run that starts at step s goes on with the records of steps up to s that were measured in the
+same way; one that starts at step 0 or 1 is new and goes on with none. Records that it leaves behind
+(later ones, of a branch that was given up when the run was resumed; others' prompts) are moved
+into the folder `superseded`, so that one folder holds one curve and nothing is lost.
+
+    archive = Archive("runs/1", "stable_regions")
+    earlier = archive.open(step=1000, described=...)
+    archive.save(record)
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from sr_monitor.errors import InputError
+from sr_monitor.files import write_whole
+from sr_monitor.prompts import PromptSet
+from sr_monitor.records import Record, list_records, record_path
+
+_SUPERSEDED = "superseded"
+
+
+class Archive:
+    """The records of one run; without a log folder, none are kept."""
+
+    def __init__(self, log_dir: str | os.PathLike[str] | None, name: str) -> None:
+        """Takes the folder `name` in `log_dir`, or name-2, ... if another run of ours has it."""
+        self.name = name
+        self.folder: Path | None = None
+        self.came_from: str | None = None
+        self._prompts: PromptSet | None = None
+        if log_dir is not None:
+            number = 1
+            while (folder := Path(log_dir).resolve() / self.name) in _in_use:
+                number += 1
+                self.name = f"{name}-{number}"
+            self.folder = folder
+            _in_use[folder] = self
+
+    def open(self, step: int, described: Mapping[str, Any]) -> Iterator[Record]:
+        """The records to go on with, by step; the others are moved out of the way."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._bring_along(step)
+        for path in list_records(self.folder):
+            record = _readable(path) if step > 1 else None
+            if record is None or record.step > step or not _is_like(record, described):
+                self._supersede(path)
+            else:
+                yield record
+
+    def save(self, record: Record) -> None:
+        """One more record."""
+        if self.folder is not None:
+            record.save(self.folder / record_path("", record.step).name)
+            if self._prompts is not None and not self._prompts_path.exists():
+                self._prompts.save(self._prompts_path)  # the folder was taken away
+
+    def save_prompts(self, prompts: PromptSet) -> None:
+        """The prompts, beside the records."""
+        if self.folder is not None:
+            path = self._prompts_path
+            prompts.save(new := path.with_name(".prompts.json"))
+            if path.exists() and path.read_bytes() != new.read_bytes():
+                self._supersede(path)
+            new.replace(path)
+            self._prompts = prompts
+
+    def close(self) -> None:
+        """Others may use the folder now."""
+        if self.folder is not None and _in_use.get(self.folder) is self:
+            del _in_use[self.folder]
+
+    @property
+    def _prompts_path(self) -> Path:
+        assert self.folder is not None
+        return self.folder / "prompts.json"
+
+    def _bring_along(self, step: int) -> None:
+        """Copies the records of a run that is resumed in another folder."""
+        came_from = None if self.came_from is None else Path(self.came_from)
+        if came_from is None or came_from == self.folder or not came_from.is_dir():
+            return
+        assert self.folder is not None
+        for path in list_records(came_from):
+            target = self.folder / path.name
+            if not target.exists():
+                write_whole(target, path.read_bytes())
+
+    def _supersede(self, path: Path) -> None:
+        """Moves a file out of the way, beside what was moved before, never over it."""
+        aside, number = path.parent / _SUPERSEDED, 1
+        while (aside / path.name).exists():
+            number += 1
+            aside = path.parent / f"{_SUPERSEDED}-{number}"
+        aside.mkdir(exist_ok=True)
+        path.replace(aside / path.name)
+
+
+# Weak, so that the folder of a run that ended in an error is free again without `close`.
+_in_use: WeakValueDictionary[Path, Archive] = WeakValueDictionary()
+
+
+def _readable(path: Path) -> Record | None:
+    try:
+        return Record.load(path)
+    except InputError:
+        return None
+
+
+def _is_like(record: Record, described: Mapping[str, Any]) -> bool:
+    return all(_agree(record.metadata.get(name), value) for name, value in described.items())
+
+
+def _agree(found: Any, wanted: Any) -> bool:
+    """Equal; of two sets of options, as far as both versions of sr-monitor had them."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return all(found[name] == wanted[name] for name in found.keys() & wanted.keys())
+    return bool(found == wanted)

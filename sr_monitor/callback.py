@@ -1,0 +1,292 @@
+"""What the callbacks of all frameworks have in common: options, prompts, writers, a monitor.
+
+An adapter says what its framework knows (the model, the step, where logs go, what is trained on)
+and when something happens; everything else is here. It may be called on every process, and never
+raises unless it was asked to.
+
+    class StableRegionCallback(CallbackCore, FrameworkCallback):
+        def on_start(self, trainer):
+            self.begin(trainer.model, trainer.step, log_dir=..., find_writers=..., sample=...)
+            self.at_step(trainer.model, trainer.step)
+"""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from sr_monitor import keys
+from sr_monitor.archive import Archive
+from sr_monitor.dashboards import TensorBoardWriter
+from sr_monitor.distributed import Team
+from sr_monitor.engine import EngineName
+from sr_monitor.errors import InputError
+from sr_monitor.fuse import Fuse, OnError
+from sr_monitor.measurement import MonitorConfig
+from sr_monitor.monitor import Monitor, check_state, share_prompts
+from sr_monitor.prompts import PromptSet
+from sr_monitor.sampling import Sampling
+from sr_monitor.schedule import Schedule, every
+from sr_monitor.session import Precision
+from sr_monitor.stream import Output
+from sr_monitor.writers import JSONLWriter, Writer
+
+every_n_steps = every  # the callback's own `every` is a number
+
+Prompts: TypeAlias = PromptSet | str | os.PathLike[str]
+
+
+class CallbackCore:
+    """A `Monitor` that is made, fed and closed by a framework's events."""
+
+    def __init__(
+        self,
+        prompts: Prompts | None = None,
+        *,
+        every: int = 500,
+        schedule: Schedule | None = None,
+        with_save: bool = False,
+        with_eval: bool = False,
+        num_pairs: int = 256,
+        num_steps: int = 51,
+        sampling: Sampling = "grid",
+        num_slices: int = 4,
+        slice_resolution: int = 41,
+        layer: int = 1,
+        num_tokens: int = 10,
+        output: Output = "final_norm",
+        precision: Precision = "run",
+        engine: EngineName = "auto",
+        layer_path: str | None = None,
+        max_tokens: int | None = None,
+        log_dir: str | os.PathLike[str] | None = None,
+        name: str = keys.PREFIX.rstrip("/"),
+        writer: Any = None,
+        on_error: OnError = "warn",
+        seed: int = 0,
+    ) -> None:
+        """Does nothing until the training begins.
+
+        Args:
+            prompts: What is measured: a `PromptSet`, or the file of a saved one; None takes them
+                from the training data.
+            every: Measure at step 0 and then every so many steps.
+            schedule: When to measure, instead of `every`: `log_spaced()`, `at([...])`,
+                `budget(0.01, schedule=...)`, or any function of the step.
+            with_save: Measure also whenever the framework saves a checkpoint.
+            with_eval: Measure also whenever the framework evaluates.
+            num_pairs: Paths to take.
+            num_steps: Alphas on a path, both ends included.
+            sampling: "grid", or "adaptive" for the same slopes from fewer points.
+            num_slices: Slices to take; 0 for none.
+            slice_resolution: Points along a side of a slice.
+            layer: Where the stream is cut; 0 is the embedding.
+            num_tokens: The length of a prompt that is taken from the training data.
+            output: What is looked at for a change; see `measure_paths`.
+            precision: "run" is the run's own; "float32" is full precision, where the weights are.
+            engine: The way to run points; see `measure_paths`.
+            layer_path: The path of the list of decoder blocks, where it is not found by itself.
+            max_tokens: How many tokens one forward may take; by default chosen from the device.
+            log_dir: Where records go, in its folder `name`; by default the run's own.
+            name: That folder, and what every logged name begins with. A second callback on the
+                same folder gets a number.
+            writer: Where results are shown: a writer, a `SummaryWriter`, or several of them; by
+                default the TensorBoard and Weights & Biases runs of the framework, or a
+                TensorBoard run of our own beside the records.
+            on_error: "warn" lets training go on whatever happens; "raise" does not.
+            seed: Of the choice of prompts.
+        """
+        super().__init__()
+        self.config = MonitorConfig(
+            num_pairs=num_pairs,
+            num_steps=num_steps,
+            sampling=sampling,
+            num_slices=num_slices,
+            slice_resolution=slice_resolution,
+            layer=layer,
+            output=output,
+            precision=precision,
+            engine=engine,
+            layer_path=layer_path,
+            max_tokens=max_tokens,
+        )
+        self.schedule = every_n_steps(every) if schedule is None else schedule
+        self.with_save = with_save
+        self.with_eval = with_eval
+        self.log_dir = log_dir
+        self.name = name
+        self.seed = seed
+        self.num_tokens = num_tokens
+        self.monitor: Monitor | None = None
+        """The monitor of the training that is going on, once it has begun."""
+        self._prompts = prompts
+        self._writer = writer
+        self._on_error: OnError = on_error
+        self._fuse = Fuse(on_error)
+
+    def begin(
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        log_dir: str | os.PathLike[str],
+        find_writers: Callable[[], Sequence[Writer]],
+        sample: Callable[[], PromptSet | None],
+        find_state: Callable[[str], Mapping[str, Any] | None],
+        is_last_chance: bool,
+    ) -> bool:
+        """Makes the monitor; whether it could: without prompts, `begin` again with a batch.
+
+        Args:
+            model: The model that is trained.
+            step: The step that the run begins at.
+            log_dir: Where records go if the user has not said it.
+            find_writers: The framework's own loggers, as writers; asked on the first process.
+            sample: Prompts from the training data; None if it holds none that can be found.
+            find_state: What was saved for the monitor of this name when the run was interrupted.
+            is_last_chance: Whether there will be nothing more to take prompts from.
+        """
+        self.end()
+        team = Team.present()
+        self._fuse = Fuse(self._on_error, tells=team.leads)
+        with self._fuse.guarding("starting sr-monitor", final=True), team.together():
+            archive = Archive(self.log_dir or log_dir, self.name)
+            try:
+                state = find_state(archive.name)
+                prompts = self._choose_prompts(archive, step, state, sample)
+                prompts = share_prompts(team, prompts)
+                if prompts is None:
+                    if is_last_chance:
+                        raise InputError(
+                            "StableRegionCallback: no token ids were found in the training data, "
+                            f"or fewer than three prompts of num_tokens={self.num_tokens}; pass "
+                            "prompts=, a PromptSet"
+                        )
+                    archive.close()
+                    return False
+                monitor = self._make_monitor(prompts, archive, state)
+                if team.leads:
+                    monitor.writers = self._open_writers(archive, step, find_writers)
+            except BaseException:
+                archive.close()
+                raise
+            monitor.fuse = self._fuse
+            self.monitor = monitor
+        if self.monitor is not None:
+            try:
+                self.monitor.start(model, step)
+            except BaseException:  # the folder is to be free for another try
+                self.end()
+                raise
+        return True
+
+    def at_step(
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        tokens: int | None = None,
+        also: bool = False,
+        last: bool = False,
+    ) -> None:
+        """Measures if it is time to; see `Monitor.step`."""
+        if self.monitor is not None:
+            self.monitor.step(model, step, tokens=tokens, also=also, last=last)
+
+    def end(self) -> None:
+        """The training is over: the last pictures are drawn and the writers closed."""
+        if self.monitor is not None:
+            self.monitor.close()
+            self.monitor = None
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _choose_prompts(
+        self,
+        archive: Archive,
+        step: int,
+        state: Mapping[str, Any] | None,
+        sample: Callable[[], PromptSet | None],
+    ) -> PromptSet | None:
+        """The user's, else those of the run that is resumed, else from the training data."""
+        saved = _saved_prompts(archive, step, state)
+        given = self._prompts
+        if given is None:
+            return sample() if saved is None else saved
+        chosen = given if isinstance(given, PromptSet) else PromptSet.load(Path(given))
+        if saved is not None and saved.fingerprint != chosen.fingerprint:
+            self._warn(
+                f"the run that is resumed measured other prompts (fingerprint {saved.fingerprint}) "
+                f"than prompts= gives ({chosen.fingerprint}): a new curve begins here; its records "
+                "are moved to the folder 'superseded'"
+            )
+        return chosen
+
+    def _make_monitor(
+        self, prompts: PromptSet, archive: Archive, state: Mapping[str, Any] | None
+    ) -> Monitor:
+        monitor = Monitor(
+            prompts,
+            self.config,
+            schedule=self.schedule,
+            log_dir=archive,
+            on_error=self._on_error,
+        )
+        if state is not None:
+            monitor.load_state_dict(state)
+        return monitor
+
+    def _open_writers(
+        self, archive: Archive, step: int, find_writers: Callable[[], Sequence[Writer]]
+    ) -> list[Writer]:
+        """The user's writers, else the framework's, else one of our own, beside the records."""
+        if self._writer is not None:
+            given = self._writer if isinstance(self._writer, list | tuple) else [self._writer]
+            return [_as_writer(each) for each in given]
+        found = list(find_writers())
+        if found or archive.folder is None:
+            return found
+        purge_step = step + 1 if step > 1 else 0
+        try:
+            own: Writer = TensorBoardWriter(archive.folder, purge_step=purge_step)
+            watch = f"to watch: tensorboard --logdir {shlex.quote(str(archive.folder.parent))}"
+        except InputError:  # TensorBoard is not installed
+            own = JSONLWriter(archive.folder / "log.jsonl", purge_step=purge_step)
+            watch = "for TensorBoard: pip install 'sr-monitor[tensorboard]'"
+        print(f"sr-monitor: results in {archive.folder}; {watch}", file=sys.stderr)  # noqa: T201
+        return [own]
+
+    def _warn(self, text: str) -> None:
+        if self._fuse.tells:
+            warnings.warn(text, RuntimeWarning, stacklevel=3)
+
+
+def _saved_prompts(
+    archive: Archive, step: int, state: Mapping[str, Any] | None
+) -> PromptSet | None:
+    """The prompts of the run that is resumed: in its state, or beside its records."""
+    if state is not None:
+        check_state(state)
+        if "prompts" in state:
+            return PromptSet.from_json(state["prompts"], call="the saved state of sr-monitor")
+    beside = None if archive.folder is None else archive.folder / "prompts.json"
+    if step > 1 and beside is not None and beside.is_file():
+        return PromptSet.load(beside)
+    return None
+
+
+def _as_writer(given: Any) -> Writer:
+    if hasattr(given, "add_scalar"):
+        return TensorBoardWriter(given)
+    if not isinstance(given, Writer):
+        raise InputError(
+            f"writer={given!r}: a {type(given).__name__} is no writer; pass a TensorBoardWriter, "
+            "a SummaryWriter, a JSONLWriter, or anything with the methods of "
+            "sr_monitor.writers.Writer"
+        )
+    return given

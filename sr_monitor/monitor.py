@@ -1,0 +1,327 @@
+"""A training, watched: prompts, a schedule, measurements, records and writers, put together.
+
+Call `step` after each update of the optimizer; now and then it measures. On several processes
+every one makes every call: they share the pairs, and the first of them writes.
+
+    monitor = Monitor(prompts, writers=[TensorBoardWriter("runs/1")], log_dir="runs/1")
+    monitor.step(model, 0)
+    for step, batch in enumerate(loader, start=1):
+        train(model, batch)
+        monitor.step(model, step)
+    monitor.close()
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from sr_monitor import keys
+from sr_monitor.album import Album
+from sr_monitor.anatomy import check_layer, dissect, is_sharded
+from sr_monitor.archive import Archive
+from sr_monitor.distributed import Team
+from sr_monitor.errors import InputError
+from sr_monitor.fuse import Fuse, OnError
+from sr_monitor.measurement import Measurement, MonitorConfig, measure_model
+from sr_monitor.prompts import PromptSet
+from sr_monitor.records import Record
+from sr_monitor.schedule import Budget, Schedule, budget, every
+from sr_monitor.writers import Writer
+
+_SCHEMA = 1
+_NO_MATTER = {"engine", "max_tokens"}  # results do not depend on these
+
+
+class Monitor:
+    """Measures a model while it is trained, and never disturbs the training."""
+
+    def __init__(
+        self,
+        prompts: PromptSet,
+        config: MonitorConfig | None = None,
+        *,
+        writers: Sequence[Writer] = (),
+        schedule: Schedule | None = None,
+        log_dir: str | os.PathLike[str] | Archive | None = None,
+        name: str = keys.PREFIX.rstrip("/"),
+        on_error: OnError = "warn",
+    ) -> None:
+        """Measures nothing yet.
+
+        Args:
+            prompts: What is measured, the same at every step.
+            config: How much, and where; by default `MonitorConfig()`.
+            writers: Where results are shown; used by the first process alone.
+            schedule: When to measure; by default every 500 steps, from step 0 on.
+            log_dir: Where records are kept, in its folder `name`, or an `Archive`; None keeps none.
+            name: The folder of the records, and what every logged name begins with. If another
+                monitor is using it, a number is added.
+            on_error: "warn" lets training go on whatever happens; "raise" does not.
+        """
+        self.prompts = prompts
+        self.config = config or MonitorConfig()
+        schedule = schedule or every(500)
+        self.schedule = schedule
+        # An account of the time is kept in any case; one of 100% allows everything.
+        self.account = schedule if isinstance(schedule, Budget) else budget(1.0, schedule=schedule)
+        self.team = Team.present()
+        self.fuse = Fuse(on_error, tells=self.team.leads)
+        self.archive = log_dir if isinstance(log_dir, Archive) else Archive(log_dir, name)
+        self.writers = list(writers)
+        self.last_step = -1
+        self._album: Album | None = None
+        self._latest: Record | None = None
+        self._next_question = 0
+        self._opened_at = (0, 0.0)  # the step, and the wall time
+
+    def step(
+        self,
+        model: nn.Module,
+        step: int,
+        *,
+        tokens: int | None = None,
+        also: bool = False,
+        last: bool = False,
+    ) -> Record | None:
+        """Measures if it is time to, and nobody has measured this step before.
+
+        Args:
+            model: The model that is trained, as the framework calls it.
+            step: How many times the optimizer has updated it.
+            tokens: How many tokens it was trained on, if that is known.
+            also: Measure at this step whatever the schedule says, if the budget allows.
+            last: The training ends here: as `also`, and pictures are drawn in any case.
+        """
+        self.start(model, step)
+        if self._album is None or step <= self.last_step:
+            return None
+        failures = self.fuse.failures
+        record = None
+        with self.fuse.guarding(f"measuring at step {step}"):
+            if not self._is_due(step, also=also or last):
+                return None
+            record = self.measure(model, step, tokens=tokens, last=last)
+        if self.fuse.failures == failures:
+            self.fuse.reset()
+        else:
+            self._log_failure(step)
+        return record
+
+    def measure(
+        self, model: nn.Module, step: int, *, tokens: int | None = None, last: bool = False
+    ) -> Record:
+        """Measures now, whatever the schedule says; errors are raised."""
+        self._open(model, step)
+        began = time.perf_counter()
+        try:
+            with self.team.together():
+                measured = measure_model(model, self.prompts, self.config, team=self.team)
+                _check_finite(measured)
+                record = self._record(model, step, tokens, measured, began)
+            with self.team.together():
+                if self.team.leads:
+                    self._write(record, last=last)
+            self._latest = record
+        finally:
+            self.last_step = max(step, self.last_step)
+            self.account.spend(time.perf_counter() - began)
+        return record
+
+    def start(self, model: nn.Module, step: int) -> None:
+        """Looks whether it can work here, and goes on with earlier records; only the first time.
+
+        `step` makes this call itself; a run that is resumed and measures much later learns of a
+        mistake at once by it.
+        """
+        if self._album is None and not self.fuse.blown:
+            with self.fuse.guarding("starting sr-monitor", final=True):
+                self._open(model, step)
+            if self.fuse.failures:
+                self._log_failure(step)
+
+    def close(self) -> None:
+        """Draws what was measured last, if it was not drawn; the last call."""
+        with ExitStack() as stack:  # whatever fails, the rest is closed
+            stack.callback(self.archive.close)
+            if not self.team.leads:
+                return
+            for writer in self.writers:
+                stack.callback(self._close, writer)
+            if self._album is not None and self._latest is not None:
+                with self.fuse.guarding("drawing what was measured last"):
+                    self._album.show(self._latest, prompts=self.prompts, last=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs in order to go on, as plain values."""
+        folder = self.archive.folder
+        return {
+            "schema": _SCHEMA,
+            "step": self.last_step,
+            "prompts": self.prompts.to_json(),
+            "account": self.account.state_dict(),
+            "folder": None if folder is None else str(folder),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a saved run was; the prompts stay those that this monitor was given."""
+        check_state(state)
+        self.account.load_state_dict(state.get("account", {}))
+        self.archive.came_from = state.get("folder")
+        if self.archive.folder is None:  # no records tell what was measured
+            self.last_step = int(state.get("step", -1))
+
+    # ---- inside --------------------------------------------------------------------------------
+
+    def _open(self, model: nn.Module, step: int) -> None:
+        if self._album is not None:
+            return
+        self._opened_at = step, self.account.wall_seconds  # the clock starts here
+        self.team = Team.present()  # once more: it may have come together since
+        self.fuse.tells = self.team.leads
+        with self.team.together():
+            anatomy = dissect(model, self.config.layer_path)
+            check_layer(anatomy, self.config.layer)
+            if self.team.size > 1:
+                is_sharded(model)  # refuses what cannot be shared
+            self.prompts = share_prompts(self.team, self.prompts) or self.prompts
+            album = Album(self.writers, prefix=f"{self.archive.name}/")
+            new = [writer for writer in self.writers if getattr(writer, "is_new", False)]
+            earlier = self._go_on(album, step, keep=bool(new)) if self.team.leads else []
+        self.last_step = self.team.follow_number(self.last_step)
+        self._album = album
+        # A writer that fails here is no reason not to measure.
+        with self.fuse.guarding("showing the prompts"), self.team.together():
+            if self.team.leads:
+                album.introduce(self.prompts, step)
+                # Writers that start anew, as of a run that is resumed elsewhere, get all.
+                for record in earlier:
+                    Album(new, prefix=album.prefix).repeat(record)
+
+    def _go_on(self, album: Album, step: int, *, keep: bool) -> list[Record]:
+        """Takes up the records of the run that this one continues, and returns them to `keep`."""
+        earlier = []
+        for record in self.archive.open(step, _described(self.config, self.prompts)):
+            album.keep(record)
+            earlier += [record] if keep else []
+            self.last_step = record.step
+        self.archive.save_prompts(self.prompts)
+        return earlier
+
+    def _is_due(self, step: int, *, also: bool) -> bool:
+        """Whether to measure now; all processes say the same."""
+        if not (also or self.account.schedule(step)):
+            return False
+        is_budget = self.schedule is self.account
+        if self.team.size == 1:
+            return not self.fuse.blown and (not is_budget or self.account.affordable())
+        if is_budget and step < self._next_question and not also:
+            return False
+        # Clocks differ, and the leader's errors, in saving say, can be its alone.
+        if not self.team.smallest(int(not self.fuse.blown)):
+            return False
+        wait = self.team.follow_number(self._steps_to_wait(step) if is_budget else 0)
+        self._next_question = step + max(1, wait)
+        return wait == 0
+
+    def _steps_to_wait(self, step: int) -> int:
+        """In how many steps there will be time, at the pace since it was opened."""
+        seconds = self.account.seconds_to_wait()
+        if seconds <= 0:
+            return 0
+        opened_step, opened_wall = self._opened_at
+        done = max(1, step - opened_step)
+        pace = max(1e-6, (self.account.wall_seconds - opened_wall) / done)
+        return max(1, min(round(seconds / pace), done))
+
+    def _record(
+        self,
+        model: nn.Module,
+        step: int,
+        tokens: int | None,
+        measured: Measurement,
+        began: float,
+    ) -> Record:
+        weight = next(model.parameters())
+        return Record(
+            step=step,
+            tokens=tokens,
+            paths=measured.paths,
+            slices=measured.slices,
+            metadata={
+                **_described(self.config, self.prompts),
+                "model": type(dissect(model, self.config.layer_path).core).__name__,
+                "dtype": str(weight.dtype).removeprefix("torch."),
+                "device": weight.device.type,
+                "processes": self.team.size,
+                "seconds": time.perf_counter() - began,
+                "share_of_time": self.account.spent_share,
+                "failures": self.fuse.failures,
+            },
+        )
+
+    def _write(self, record: Record, *, last: bool) -> None:
+        """Keeps the record and shows it; what fails in one does not keep the other from it."""
+        assert self._album is not None
+        try:
+            self.archive.save(record)
+        finally:
+            self._album.show(record, prompts=self.prompts, last=last)
+
+    def _close(self, writer: Writer) -> None:
+        with self.fuse.guarding(f"closing {type(writer).__name__}"):
+            writer.close()
+
+    def _log_failure(self, step: int) -> None:
+        """One more failure in the log, if it can still be written to."""
+        for writer in self.writers if self.team.leads else ():
+            name = keys.FAILURES.name.replace(keys.PREFIX, f"{self.archive.name}/", 1)
+            with suppress(Exception):
+                writer.scalar(name, float(self.fuse.failures), step)
+                writer.flush()
+
+
+def check_state(state: Mapping[str, Any]) -> None:
+    """Refuses a state that a newer version has saved."""
+    schema = state.get("schema", _SCHEMA)
+    if schema > _SCHEMA:
+        raise InputError(
+            f"the saved state of sr-monitor has schema {schema}, this version reads up to schema "
+            f"{_SCHEMA}; run: pip install --upgrade sr-monitor"
+        )
+
+
+def _described(config: MonitorConfig, prompts: PromptSet) -> dict[str, Any]:
+    """What measurements must have in common to be points of one curve."""
+    options = {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
+    return {"config": options, "prompts": prompts.fingerprint}
+
+
+def _check_finite(measured: Measurement) -> None:
+    if bool(measured.paths.distance.isinf().any(dim=1).all()):
+        raise RuntimeError(
+            f"not one output of {len(measured.paths.distance)} pairs is finite: the weights hold "
+            "NaN or Inf, as after a diverged loss; look at the loss and the learning rate"
+        )
+
+
+def share_prompts(team: Team, prompts: PromptSet | None) -> PromptSet | None:
+    """The leader's prompts on every process, whatever the others had; None if it has none."""
+    if team.size == 1:
+        return prompts
+    shape = (0, 0) if prompts is None else prompts.token_ids.shape
+    is_chain = prompts is None or prompts.pairing == "chain"
+    count, length, chain = team.follow(torch.tensor([*shape, is_chain])).tolist()
+    if count == 0:
+        return None
+    mine = prompts is not None and team.leads
+    ids = prompts.token_ids if prompts is not None and mine else torch.zeros(count, length).long()
+    ids = team.follow(ids)
+    if mine:
+        return prompts
+    return PromptSet(token_ids=ids, pairing="chain" if chain else "explicit")

@@ -1,0 +1,120 @@
+"""One model in memory for all checkpoints of a run.
+
+A checkpoint whose config equals that of the one before gets its weights put into the same model;
+any other has a model built for it. Either is equal, bit for bit, to what `from_pretrained` gives.
+
+    keeper = ModelKeeper(device="auto")
+    models = (keeper.load(checkpoint) for checkpoint in find_checkpoints("runs/gpt2"))
+"""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sr_monitor import loading
+from sr_monitor.devices import find_device, torch_dtype
+from sr_monitor.errors import InputError
+from sr_monitor.replay.checkpoints import Checkpoint
+from sr_monitor.replay.weights import put_weights, read_weights
+
+_BESIDE = ("_name_or_path", "transformers_version", "architectures", "dtype")
+"""Entries of a config that make no difference to the model."""
+
+
+def config_of(
+    checkpoint: Checkpoint, base: str | None = None, *, trust_remote_code: bool = False
+) -> Any:
+    """The config of its model: its own, or else that of `base`.
+
+    Args:
+        checkpoint: one from `find_checkpoints`.
+        base: a folder or hub name of a model of this architecture, for checkpoints without one.
+        trust_remote_code: run the code that comes with the model.
+    """
+    source = base if checkpoint.config is None else str(checkpoint.config)
+    if source is None:
+        raise InputError(
+            f"{str(checkpoint.path)!r} does not say which architecture it is of (no config.json); "
+            "name a model of the same one: --base NAME, a folder or a name on the hub"
+        )
+    transformers = loading.require_transformers("replaying checkpoints")
+    if checkpoint.config is None:
+        loading._check_source(source)
+    with loading.quiet(transformers):
+        config = loading._load(transformers.AutoConfig, source, trust_remote_code=trust_remote_code)
+        loading._check_config(config, source)
+    return config
+
+
+def build_model(
+    config: Any,
+    dtype: torch.dtype,
+    device: torch.device | str = "cpu",
+    *,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A model whose weights are yet to be put in: they are whatever was in memory."""
+    transformers = loading.require_transformers("replaying checkpoints")
+    from transformers.initialization import no_init_weights
+
+    with loading.quiet(transformers), torch.random.fork_rng(devices=[]):
+        with no_init_weights():
+            model = transformers.AutoModelForCausalLM.from_config(
+                deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
+            )
+        model.tie_weights()
+        for weight in model.state_dict(keep_vars=True).values():
+            weight._is_hf_initialized = True
+        model.initialize_weights()  # of what is in no file: positions, say, in float32
+    built: nn.Module = model.eval().to(device)
+    return built
+
+
+@dataclass(kw_only=True)
+class ModelKeeper:
+    """Holds one model, and gives it the weights of one checkpoint after the other."""
+
+    base: str | None = None
+    """A model of the same architecture, for checkpoints without a config."""
+    dtype: str = "auto"
+    """"auto" is as stored, and float32 on a CPU."""
+    device: str = "auto"
+    """"auto" is the accelerator if there is one."""
+    trust_remote_code: bool = False
+    """Run the code that comes with a model."""
+    _model: nn.Module | None = field(default=None, init=False, repr=False)
+    _kind: object = field(default=None, init=False, repr=False)
+
+    def load(self, checkpoint: Checkpoint) -> nn.Module:
+        """The model with these weights, in eval mode; the one that was given before is gone."""
+        weights = read_weights(checkpoint)
+        config = config_of(checkpoint, self.base, trust_remote_code=self.trust_remote_code)
+        dtype = torch_dtype(self.dtype, find_device(self.device))
+        if dtype == "auto":
+            # NOTE: a config from elsewhere does not know in which format these weights are stored.
+            said = config.dtype if checkpoint.config is not None else None
+            dtype = said or stored_dtype(weights.values())
+        model = self._model_for(config, dtype)
+        put_weights(model, weights, str(checkpoint.path))
+        return model.eval()
+
+    def _model_for(self, config: Any, dtype: torch.dtype) -> nn.Module:
+        """The one at hand if it is of this kind, else a new one in its place."""
+        kind = (dtype, {k: v for k, v in config.to_dict().items() if k not in _BESIDE})
+        if self._model is None or self._kind != kind:
+            self._model = self._kind = None  # two at a time may not fit
+            trust = self.trust_remote_code
+            place = find_device(self.device)
+            self._model = build_model(config, dtype, place, trust_remote_code=trust)
+            self._kind = kind
+        return self._model
+
+
+def stored_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The first floating one, as `from_pretrained` takes it."""
+    floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    return next(floating, torch.float32)

@@ -1,0 +1,211 @@
+"""Names of checkpoints: what they say, in which order they come, and which to take.
+
+One regular expression reads the names of OLMo 1 to 3, Pythia, SmolLM3, the Trainer and Lightning.
+Names are read and chosen, never made up: the number of tokens in them is rounded down in some
+families and up in others, so a name from arithmetic may not exist.
+
+    names = read_names(revisions)
+    chosen = choose_spaced(names, 20)
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from sr_monitor.errors import InputError
+
+_NAME = re.compile(
+    r"(?:(?P<before>.+?)[-_/])??"
+    r"(?:stage[-_]?(?P<stage>\d+)[-_])?"
+    r"(?:ingredient[-_]?(?P<ingredient>\d+)[-_])?"
+    r"(?:(?:(?:global[-_]?)?step|checkpoint|ckpt|iter(?:ation)?)[-_=]?|^(?=\d+$))(?P<step>\d+)"
+    r"(?:[-_]tokens[-_=]?(?P<tokens>\d+(?:\.\d+)?[KMBT]))?"
+    r"(?:[-_](?P<after>.+?))??"
+    r"(?:\.ckpt)?",
+    re.IGNORECASE,
+)
+_NUMBER = r"[-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|\w+)"
+_PASSING = re.compile(rf"epoch[-_]?\d+|[\w.]+={_NUMBER}", re.IGNORECASE)
+"""What differs from one checkpoint of a run to the next: `epoch=3`, `val_loss=0.21`."""
+_TOKENS = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)([KMBT]?)", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointName:
+    """What a name says; checkpoints sort by stage, branch and step."""
+
+    text: str
+    """The name itself."""
+    step: int = 0
+    """Optimizer steps, counted from the start of the stage in some families."""
+    tokens: int | None = None
+    """Tokens as written, rounded by whoever wrote it; None where the name has none."""
+    stage: int | None = None
+    """Stage of pretraining."""
+    ingredient: int | None = None
+    """Which of several parallel runs of a stage."""
+    rest: str = ""
+    """Everything else in the name."""
+
+    @property
+    def branch(self) -> str:
+        """What makes it a run of its own: an ingredient, an ablation; "" for the main run."""
+        ingredient = "" if self.ingredient is None else f"ingredient{self.ingredient}"
+        words = re.split(r"[-_/]+", _PASSING.sub("", self.rest))
+        return "-".join(filter(None, [ingredient, *words]))
+
+    def __lt__(self, other: "CheckpointName") -> bool:
+        """Whether it comes before the other."""
+        return self._key < other._key
+
+    @property
+    def _key(self) -> tuple[int, int, str, int, str]:
+        return self.stage or 0, self.ingredient or 0, self.branch, self.step, self.text
+
+
+def read_name(text: str) -> CheckpointName | None:
+    """What a name says, or None where it says no step."""
+    match = _NAME.fullmatch(text)
+    if match is None:
+        return None
+    found = match.groupdict()
+    tokens, stage, ingredient = (found[part] for part in ("tokens", "stage", "ingredient"))
+    return CheckpointName(
+        text=text,
+        step=int(found["step"]),
+        tokens=parse_tokens(tokens)[0] if tokens else None,
+        stage=int(stage) if stage else None,
+        ingredient=int(ingredient) if ingredient else None,
+        rest="-".join(filter(None, (found["before"], found["after"]))),
+    )
+
+
+def read_names(texts: Iterable[str]) -> list[CheckpointName]:
+    """The names that say a step, in order; "main" is not one of them."""
+    return sorted(name for text in texts if (name := read_name(text)) is not None)
+
+
+def split_runs(names: Iterable[CheckpointName]) -> dict[str, list[CheckpointName]]:
+    """Each run by its name, with steps that grow; "" is the main one.
+
+    Parallel branches are runs of their own. So is a stage whose steps start again (OLMo 2 and 3);
+    one whose steps go on from the stage before (SmolLM3) stays in its run. Give all the names,
+    not a choice of them: a stage's start shows how it counts.
+    """
+    ordered = sorted(names)
+    first = min((name.stage for name in ordered if name.stage is not None), default=0)
+    runs: dict[str, list[CheckpointName]] = {}
+    last: dict[str, str] = {}
+    for number, stage in _stages(ordered):
+        for branch, group in _by_branch(stage).items():
+            before = last.get(branch)
+            if before is not None and runs[before][-1].step < group[0].step:
+                key = before
+            else:
+                told = number > first or before is not None
+                key = "-".join(filter(None, [f"stage{number}" if told else "", branch]))
+            runs.setdefault(key, []).extend(group)
+            last[branch] = key
+    return runs
+
+
+def choose_spaced(names: Iterable[CheckpointName], num: int) -> list[CheckpointName]:
+    """At most `num` of each run, evenly spaced in the logarithm of the step.
+
+    The first and the last are always among them.
+    """
+    if num < 2:
+        raise InputError(f"choose_spaced(num={num}): `num` must be at least 2, the first and last")
+    runs = split_runs(names).values()
+    return sorted(name for run in runs for name in _spaced(run, num))
+
+
+def choose_tokens(names: Iterable[CheckpointName], tokens: Iterable[float]) -> list[CheckpointName]:
+    """For each number of tokens the nearest name; a stage counts on from the one before."""
+    ordered = sorted(names)
+    before = _tokens_before(ordered)
+    totals = {n: before[n.stage or 0] + n.tokens for n in ordered if n.tokens is not None}
+    if not totals:
+        shown = ", ".join(name.text for name in ordered[:3]) or "there are none"
+        raise InputError(
+            f"no name says how many tokens it has seen ({shown}); choose by step instead, "
+            "by number (--num 20) or by name"
+        )
+    nearest = {min(totals, key=lambda name: abs(totals[name] - wanted)) for wanted in tokens}
+    return sorted(nearest)
+
+
+def parse_tokens(text: str) -> list[int]:
+    """Numbers of tokens: "4B,10B,0.5T" or "4e9"."""
+    numbers = []
+    for word in text.split(","):
+        match = _TOKENS.fullmatch(word.strip())
+        if match is None:
+            raise InputError(
+                f"tokens {text!r}: {word.strip()!r} is no number of tokens; write them like "
+                "4B,10B,100B (K, M, B or T)"
+            )
+        numbers.append(round(float(match[1]) * _UNITS[match[2].upper()]))
+    return numbers
+
+
+def match_names(pattern: str, texts: Sequence[str]) -> list[str]:
+    """The texts that fit a glob such as `step*`, or that are this one."""
+    found = [text for text in texts if text == pattern or fnmatchcase(text, pattern)]
+    if not found:
+        there = ", ".join(closest(pattern, texts)) or "nothing there"
+        raise InputError(f"no checkpoint {pattern!r} among {len(texts)}; the closest: {there}")
+    return found
+
+
+def closest(text: str, texts: Sequence[str], num: int = 3) -> list[str]:
+    """The names that are most like this one: the nearest steps, or else the nearest spelling."""
+    wanted = read_name(text)
+    known = read_names(texts)
+    if wanted is None or not known:
+        return difflib.get_close_matches(text, texts, n=num, cutoff=0.0)
+    step, kin = wanted.step, (wanted.stage, wanted.branch)
+    known.sort(key=lambda name: ((name.stage, name.branch) != kin, abs(name.step - step)))
+    return [name.text for name in known[:num]]
+
+
+def _stages(ordered: list[CheckpointName]) -> list[tuple[int, list[CheckpointName]]]:
+    """Names by stage; those without one come first."""
+    numbers = sorted({name.stage or 0 for name in ordered})
+    return [(n, [name for name in ordered if (name.stage or 0) == n]) for n in numbers]
+
+
+def _by_branch(names: list[CheckpointName]) -> dict[str, list[CheckpointName]]:
+    branches: dict[str, list[CheckpointName]] = {}
+    for name in names:
+        branches.setdefault(name.branch, []).append(name)
+    return branches
+
+
+def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
+    """The first, and then the nearest to log-spaced steps, each once."""
+    if len(run) <= num:
+        return run
+    start = int(run[0].step == 0)  # step 0 has no logarithm: it is taken by itself
+    logs = [math.log(max(name.step, 1)) for name in run]
+    spacing = (logs[-1] - logs[start]) / max(num - start - 1, 1)
+    chosen = list(range(start))
+    for left in reversed(range(num - start)):
+        # NOTE: where steps are sparse, at the start, each is taken once; the others must fit.
+        free = range(chosen[-1] + 1 if chosen else 0, len(run) - left)
+        wanted = logs[-1] - left * spacing
+        chosen.append(min(free, key=lambda index: abs(logs[index] - wanted)))
+    return [run[index] for index in chosen]
+
+
+def _tokens_before(ordered: list[CheckpointName]) -> dict[int, int]:
+    """Tokens of the stages before each stage."""
+    before, total = {}, 0
+    for number, names in _stages(ordered):
+        before[number] = total
+        total += max((name.tokens or 0 for name in names), default=0)
+    return before

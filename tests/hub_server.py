@@ -1,0 +1,354 @@
+"""A small model hub on this machine, for the real client of the real one.
+
+It serves what `huggingface_hub` asks for: refs, the info and the tree of a revision, and files by
+HEAD and GET with ranges; weights come, as on the real hub, by a redirect to a second server. It
+fails on demand, and counts.
+
+    with hub_server({"some/model": {"main": {"config.json": b"{}"}, "step1": folder}}) as server:
+        server.use(monkeypatch, tmp_path / "home")
+        server.fail("GET .*safetensors", Fault("error", times=2))
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha1, sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Lock, Thread
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import huggingface_hub
+import pytest
+
+Files = Mapping[str, bytes] | Path
+"""A revision's files by name, or the folder they lie in."""
+Repos = Mapping[str, Mapping[str, Files]]
+"""Repositories by name, their revisions by name; "refs/tags/v1" is a tag."""
+_LFS = (".safetensors", ".bin")
+
+
+@dataclass
+class Fault:
+    """Something that goes wrong with the requests that match."""
+
+    kind: Literal["error", "stall", "truncate", "short", "slow", "drop"]
+    """An error status; no answer; half a body, then the line is cut; half a body, and its length
+    said to be that; a body piece by piece; the line cut before an answer."""
+    times: int = 1
+    """How many requests it is for; afterwards all is well."""
+    status: int = 500
+    """Of an error."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Of an error, such as X-Error-Code."""
+    seconds: float = 30.0
+    """How long a stall is, or a slow body."""
+
+
+@dataclass(frozen=True)
+class Revision:
+    """A commit: its hash, and its files."""
+
+    commit: str
+    files: Mapping[str, bytes]
+
+
+class HubServer:
+    """What is served, what goes wrong, what was asked for."""
+
+    def __init__(self, repos: Repos) -> None:
+        self.repos = {
+            repo: {name: _revision(repo, name, files) for name, files in revisions.items()}
+            for repo, revisions in repos.items()
+        }
+        self.endpoint = ""
+        self.storage = ""
+        self.claimed_sizes: dict[str, int] = {}
+        """Sizes, by file name, that the listings give in place of the true ones."""
+        self.requests: list[str] = []
+        """Each as "GET /path?query", in order."""
+        self.closing = Event()
+        self._faults: list[tuple[re.Pattern[str], Fault]] = []
+        self._lock = Lock()
+
+    def fail(self, pattern: str, fault: Fault) -> None:
+        """Lets the requests fail in which the pattern is found, as in `requests`."""
+        self._faults.append((re.compile(pattern), fault))
+
+    def count(self, pattern: str) -> int:
+        """How many requests there were in which the pattern is found."""
+        return sum(re.search(pattern, request) is not None for request in self.requests)
+
+    def commit(self, repo: str, name: str) -> str:
+        """The commit that a revision stands for."""
+        return self.repos[repo][name].commit
+
+    def note(self, request: str) -> Fault | None:
+        """Counts a request, and gives what goes wrong with it."""
+        with self._lock:
+            self.requests.append(request)
+            for pattern, fault in self._faults:
+                if fault.times and pattern.search(request):
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def use(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+        """Makes this process's client talk to this hub, with its cache in `home`."""
+        constants = huggingface_hub.constants
+        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        for name, value in self.environment(home).items():
+            monkeypatch.setenv(name, value)
+
+    def environment(self, home: Path) -> dict[str, str]:
+        """The same for a new process."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_HUB_OFFLINE": "0",
+            "TRANSFORMERS_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+
+
+@contextmanager
+def hub_server(repos: Repos) -> Iterator[HubServer]:
+    """Serves these repositories until the block ends."""
+    server = HubServer(repos)
+    with ExitStack() as stack:
+        server.endpoint = stack.enter_context(_listening(type("Hub", (_Hub,), {"hub": server})))
+        storage = stack.enter_context(_listening(type("Store", (_Store,), {"hub": server})))
+        # Another host to the client, which then leaves the user's token away.
+        server.storage = storage.replace("127.0.0.1", "localhost")
+        stack.callback(huggingface_hub.close_session)
+        stack.callback(server.closing.set)
+        yield server
+
+
+@contextmanager
+def _listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        server.daemon_threads = True
+        server.block_on_close = False
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one request; faults come first."""
+
+    hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.fault = self.hub.note(f"{self.command} {self.path}")
+        match self.fault and self.fault.kind:
+            case "error":
+                assert self.fault
+                self.answer(self.fault.status, b"", **self.fault.headers)
+            case "stall":
+                assert self.fault
+                self.hub.closing.wait(self.fault.seconds)
+                self.close_connection = True
+            case "drop":
+                self.close_connection = True
+            case _:
+                self.route(urlsplit(self.path).path)
+
+    do_HEAD = do_GET
+
+    def route(self, path: str) -> None:
+        raise NotImplementedError
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        if self.fault and self.fault.kind == "short":
+            body = body[: len(body) // 2]
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command == "GET":
+            self._send(body)
+
+    def answer_range(self, body: bytes, **headers: str) -> None:
+        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        start = int(asked[1]) if asked else 0
+        if start:
+            headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+        self.answer(206 if start else 200, body[start:], **headers)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _send(self, body: bytes) -> None:
+        kind = self.fault.kind if self.fault else None
+        if kind == "truncate":
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        elif kind == "slow":
+            self._send_slowly(body)
+        else:
+            self.wfile.write(body)
+
+    def _send_slowly(self, body: bytes, pieces: int = 20) -> None:
+        assert self.fault
+        size = -(-len(body) // pieces)
+        for start in range(0, len(body), size):
+            if self.hub.closing.wait(self.fault.seconds / pieces):
+                break
+            try:
+                self.wfile.write(body[start : start + size])
+            except OSError:  # nobody listens any more
+                break
+        self.close_connection = True
+
+
+class _Store(_Handler):
+    """Where the weights come from: another server, by their hash, and without any log-in."""
+
+    def route(self, path: str) -> None:
+        assert not self.headers.get("Authorization"), "a token must not leave the hub"
+        every = (
+            content
+            for revisions in self.hub.repos.values()
+            for revision in revisions.values()
+            for content in revision.files.values()
+        )
+        wanted = path.rsplit("/", 1)[-1]
+        self.answer_range(next(body for body in every if sha256(body).hexdigest() == wanted))
+
+
+class _Hub(_Handler):
+    """The hub itself: what there is, and where."""
+
+    def route(self, path: str) -> None:
+        if found := re.fullmatch(r"/api/models/(.+?)/refs", path):
+            self._refs(found[1])
+        elif found := re.fullmatch(r"/api/models/(.+?)/tree/([^/]+)/?(.*)", path):
+            self._tree(found[1], unquote(found[2]), unquote(found[3]))
+        elif found := re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path):
+            self._info(found[1], unquote(found[2] or "main"))
+        elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
+            self._resolve(found[1], unquote(found[2]), unquote(found[3]))
+        else:
+            self._refuse(404, "")
+
+    def _json(self, value: Any) -> None:
+        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
+
+    def _refuse(self, status: int, code: str) -> None:
+        self.answer(status, b"", X_Error_Code=code, X_Error_Message=f"{code} here")
+
+    def _revisions(self, repo: str) -> Mapping[str, Revision] | None:
+        if repo not in self.hub.repos:  # what is hidden and what is not there look the same
+            self._refuse(401, "RepoNotFound")
+        return self.hub.repos.get(repo)
+
+    def _revision(self, repo: str, name: str) -> Revision | None:
+        if (revisions := self._revisions(repo)) is None:
+            return None
+        by_name = {_short(known): revision for known, revision in revisions.items()}
+        by_commit = {revision.commit: revision for revision in revisions.values()}
+        if (revision := by_name.get(name) or by_commit.get(name)) is None:
+            self._refuse(404, "RevisionNotFound")
+        return revision
+
+    def _refs(self, repo: str) -> None:
+        if (revisions := self._revisions(repo)) is None:
+            return
+        listed: dict[str, list[Any]] = {"branches": [], "converts": [], "tags": []}
+        for name, revision in revisions.items():
+            kind = "tags" if name.startswith("refs/tags/") else "branches"
+            ref = name if kind == "tags" else f"refs/heads/{name}"
+            entry = {"name": _short(name), "ref": ref, "targetCommit": revision.commit}
+            listed[kind].append(entry)
+        self._json(listed)
+
+    def _info(self, repo: str, name: str) -> None:
+        if (revision := self._revision(repo, name)) is None:
+            return
+        detailed = "blobs" in parse_qs(urlsplit(self.path).query)
+        siblings = [
+            {"rfilename": file} | (self._details(file, body, "blobId") if detailed else {})
+            for file, body in revision.files.items()
+        ]
+        self._json({"id": repo, "modelId": repo, "sha": revision.commit, "siblings": siblings})
+
+    def _tree(self, repo: str, name: str, folder: str) -> None:
+        if (revision := self._revision(repo, name)) is None:
+            return
+        within = f"{folder}/" if folder else ""
+        listed = [
+            {"type": "file", "path": file} | self._details(file, body, "oid")
+            for file, body in revision.files.items()
+            if file.startswith(within)
+        ]
+        if listed:
+            self._json(listed)
+        else:
+            self._refuse(404, "EntryNotFound")
+
+    def _details(self, name: str, body: bytes, key: str) -> dict[str, Any]:
+        size = self.hub.claimed_sizes.get(name, len(body))
+        details: dict[str, Any] = {"size": size, key: _git_hash(body)}
+        if name.endswith(_LFS):
+            digest = sha256(body).hexdigest()
+            hashed = {"sha256" if key == "blobId" else "oid": digest}
+            details["lfs"] = {"size": size, "pointerSize": 134} | hashed
+        return details
+
+    def _resolve(self, repo: str, name: str, file: str) -> None:
+        if (revision := self._revision(repo, name)) is None:
+            return
+        commit = revision.commit
+        if (body := revision.files.get(file)) is None:
+            self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+        elif not file.endswith(_LFS):
+            etag = f'"{_git_hash(body)}"'
+            self.answer_range(body, ETag=etag, X_Repo_Commit=commit)
+        else:
+            digest = sha256(body).hexdigest()
+            self.answer(
+                302,
+                b"",
+                Location=f"{self.hub.storage}/{repo}/{file}/{digest}",
+                X_Repo_Commit=commit,
+                X_Linked_ETag=f'"{digest}"',
+                X_Linked_Size=str(self.hub.claimed_sizes.get(file, len(body))),
+            )
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("refs/tags/")
+
+
+def _git_hash(body: bytes) -> str:
+    return sha1(b"blob %d\0" % len(body) + body).hexdigest()
+
+
+def _revision(repo: str, name: str, files: Files) -> Revision:
+    read = _read(files) if isinstance(files, Path) else dict(files)
+    listed = json.dumps([repo, name, {file: _git_hash(body) for file, body in read.items()}])
+    return Revision(sha1(listed.encode()).hexdigest(), read)
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}

@@ -1,0 +1,51 @@
+"""The examples, run as a user runs them."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sr_monitor import Record
+from sr_monitor.records import list_records
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(*command: str) -> str:
+    """What the command prints; a failure shows what it complained about."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def steps_under(folder: Path) -> list[int]:
+    (records,) = {path.parent for path in folder.rglob("step-*.safetensors")}
+    assert list(records.parent.rglob("events.out.tfevents.*"))
+    return [Record.load(path).step for path in list_records(records)]
+
+
+@pytest.mark.parametrize("name", ["hf_trainer", "lightning_module", "plain_loop"])
+def test_an_example_leaves_a_watched_run(name: str, tmp_path: Path) -> None:
+    run(str(EXAMPLES / f"{name}.py"), str(tmp_path))
+    assert steps_under(tmp_path) == [0, 10, 20]
+
+
+def test_two_processes_share_a_sharded_model(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    out = run(*torchrun, str(EXAMPLES / "fsdp.py"), str(tmp_path))
+    assert out.count("step 20: maximum slope") == 1
+    assert steps_under(tmp_path) == [0, 10, 20]
+
+
+def test_every_example_is_run_here() -> None:
+    ran = {"hf_trainer", "lightning_module", "plain_loop", "fsdp"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == ran

@@ -1,0 +1,146 @@
+"""Errors that end at the fuse: told once with cause and fix, counted, and three are enough."""
+
+import errno
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from sr_monitor.distributed import PeerError
+from sr_monitor.errors import InputError
+from sr_monitor.fuse import Fuse, describe
+
+
+@contextmanager
+def told() -> Iterator[list[str]]:
+    """The warnings of a block, as text."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield texts
+    assert all(warning.category is RuntimeWarning for warning in caught)
+    texts += [str(warning.message) for warning in caught]
+
+
+def fail(fuse: Fuse, error: BaseException, *, final: bool = False) -> None:
+    with fuse.guarding("measuring at step 5", final=final):
+        raise error
+
+
+def test_an_error_ends_in_one_warning_with_its_cause() -> None:
+    fuse = Fuse("warn")
+    with told() as texts:
+        fail(fuse, RuntimeError("the moon\n is full"))
+        fail(fuse, RuntimeError("the moon\n is full"))
+    assert texts == [
+        "measuring at step 5 failed: RuntimeError: the moon is full. Training goes on, and "
+        "sr-monitor tries again"
+    ]
+    assert (fuse.failures, fuse.blown) == (2, False)
+
+
+def test_another_cause_is_told_too() -> None:
+    fuse = Fuse("warn")
+    with told() as texts:
+        fail(fuse, RuntimeError("the moon"))
+        fail(fuse, RuntimeError("the sun"))
+    assert [("moon" in text, "sun" in text) for text in texts] == [(True, False), (False, True)]
+
+
+def test_three_in_a_row_are_enough_and_it_says_so() -> None:
+    fuse = Fuse("warn")
+    with told() as texts:
+        for _ in range(3):
+            assert not fuse.blown
+            fail(fuse, RuntimeError("the moon"))
+    assert fuse.blown
+    assert fuse.failures == 3
+    assert texts[1:] == [
+        "measuring at step 5 failed, 3 times in a row: RuntimeError: the moon. sr-monitor is off "
+        "now; training goes on"
+    ]
+
+
+def test_a_success_in_between_begins_a_new_row_and_counts_on() -> None:
+    fuse = Fuse("warn")
+    with told():
+        for _ in range(4):
+            fail(fuse, RuntimeError("the moon"))
+            fail(fuse, RuntimeError("the moon"))
+            fuse.reset()
+    assert (fuse.failures, fuse.blown) == (8, False)
+
+
+def test_a_final_error_is_the_last_one() -> None:
+    fuse = Fuse("warn")
+    with told() as texts:
+        fail(fuse, InputError("layer=9: there are 3; pass 2"), final=True)
+    assert fuse.blown
+    assert texts == [
+        "measuring at step 5 failed, it cannot work here: layer=9: there are 3; pass 2. "
+        "sr-monitor is off now; training goes on"
+    ]
+
+
+def test_the_original_error_comes_through_if_asked_for() -> None:
+    fuse = Fuse("raise")
+    error = RuntimeError("the moon")
+    with pytest.raises(RuntimeError) as caught:
+        fail(fuse, error)
+    assert caught.value is error
+    assert (fuse.failures, fuse.blown) == (0, False)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1)])
+def test_whoever_wants_to_stop_the_training_can(error: BaseException) -> None:
+    fuse = Fuse("warn")
+    with pytest.raises(type(error)):
+        fail(fuse, error)
+    assert fuse.failures == 0
+
+
+def test_of_several_processes_one_tells_and_all_count() -> None:
+    fuse = Fuse("warn", tells=False)
+    with told() as texts:
+        for _ in range(3):
+            fail(fuse, RuntimeError("the moon"))
+    assert texts == []
+    assert (fuse.failures, fuse.blown) == (3, True)
+
+
+def test_anything_else_to_do_is_refused() -> None:
+    """Without the type checks that these tests run under."""
+    code = "from sr_monitor.fuse import Fuse; Fuse('ignore')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().endswith("InputError: on_error='ignore': pass 'warn' or 'raise'")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (InputError("layer=9: pass\n less"), "layer=9: pass less"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
+            "memory ran out (CUDA out of memory. Tried to allocate 20 MiB); pass a smaller "
+            "max_tokens= (tokens in one forward) or slice_resolution=",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "runs/1"),
+            "No space left on device (runs/1); free some, or pass another log_dir=",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "runs/1"),
+            "Permission denied (runs/1); see to it, or pass another log_dir=",
+        ),
+        (OSError("it is gone"), "it is gone; see to it, or pass another log_dir="),
+        (KeyError(), "KeyError: KeyError"),
+        (PeerError("process 1 of 2: out of memory"), "process 1 of 2: out of memory"),
+        (ValueError(1000 * "x"), "ValueError: " + 500 * "x"),
+    ],
+)
+def test_cause_and_fix_are_one_line(error: Exception, expected: str) -> None:
+    assert describe(error) == expected
