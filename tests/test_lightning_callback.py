@@ -184,7 +184,9 @@ class CompiledInPlace(LitLM):
 class Lora(LitLM):
     def __init__(self) -> None:
         peft = pytest.importorskip("peft")
-        config = peft.LoraConfig(target_modules=["c_attn"], r=2, lora_dropout=0.1)
+        config = peft.LoraConfig(
+            target_modules=["c_attn"], r=2, lora_dropout=0.1, fan_in_fan_out=True
+        )
         super().__init__(peft.get_peft_model(tiny(), config))
 
 
@@ -436,6 +438,14 @@ def test_prompts_are_windows_of_the_data_set(kind: str, tmp_path: Path) -> None:
     assert prompts.source.startswith("the training data")
     assert_equal_trainings(plain, watched)
     assert [record.tokens for record in watched.records] == [0, 2 * BATCH * LENGTH]
+
+
+def test_the_seed_chooses_the_prompts(tmp_path: Path) -> None:
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        train(tmp_path / name, [small(seed=seed, schedule=at([0]), **QUICK)], max_steps=1)
+
+    one, again, other = (prompts_in(tmp_path / name) for name in ("one", "again", "other"))
+    assert one.fingerprint == again.fingerprint != other.fingerprint
 
 
 def test_a_batch_without_token_ids_is_said_and_training_goes_on(tmp_path: Path) -> None:

@@ -12,8 +12,13 @@ import torch
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
-from tests.shards import save_shards
-from tests.trained import save_folder, tiny_model, train_with_lightning, train_with_trainer
+from tests.trained import (
+    save_folder,
+    save_shards,
+    tiny_model,
+    train_with_lightning,
+    train_with_trainer,
+)
 
 
 @pytest.fixture(scope="module")

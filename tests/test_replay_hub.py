@@ -418,6 +418,15 @@ def test_what_the_disk_cannot_hold_is_not_begun(hub: HubServer, tmp_path: Path) 
     check_disk(REPO, "", shutil.disk_usage(tmp_path).free // 2)
 
 
+def test_a_bug_is_not_taken_for_a_bad_line(hub: HubServer, tmp_path: Path) -> None:
+    def progress(done: int, total: int) -> None:
+        raise TypeError("a bug of the caller")
+
+    with pytest.raises(TypeError, match="a bug of the caller"):
+        fetch(REPO, revision(hub, "step0-tokens0B"), progress=progress, sleep=_no_pause)
+    assert entries(tmp_path) == set()
+
+
 def test_a_cache_that_cannot_be_written_is_said(
     hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

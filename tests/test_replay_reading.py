@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
+from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.reading import read_index, read_safetensors, read_sharded, read_torch
-from tests.shards import save_half, save_shards
+from tests.trained import save_shards
 
 
 class Trap:
@@ -95,13 +95,21 @@ def test_shards_are_read_whole_in_each_layout(
     assert_same(read_sharded(tmp_path / "dcp"), content if flat else weights)
 
 
-@pytest.mark.slow
-def test_shards_of_several_ranks_are_joined(tmp_path: Path) -> None:
-    """Two ranks write half of a weight each, as FSDP does."""
+def test_halves_from_two_ranks_are_joined(tmp_path: Path) -> None:
+    """The table that two ranks leave: one weight in two chunks."""
     whole = torch.randn(7, 3)
-    spawn(save_half, (str(tmp_path), whole), nprocs=2)  # type: ignore[no-untyped-call]
-    assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
-    assert_same(read_sharded(tmp_path / "dcp"), {"w": whole})
+    folder = save_shards({"model": {"w": whole[:4], "other": whole[4:]}}, tmp_path / "dcp")
+    table = pickle.loads((folder / ".metadata").read_bytes())
+    entries, places = table.state_dict_metadata, table.storage_data
+    second = entries.pop("model.other").chunks[0]
+    second.offsets = torch.Size([4, 0])
+    entries["model.w"].chunks.append(second)
+    entries["model.w"].size = whole.shape
+    place = places.pop(MetadataIndex("model.other", [0, 0]))
+    places[MetadataIndex("model.w", [4, 0], 1)] = place
+    del table.planner_data["model.other"]
+    (folder / ".metadata").write_bytes(pickle.dumps(table))
+    assert_same(read_sharded(folder), {"w": whole})
 
 
 def test_code_in_a_torch_file_is_not_run(tmp_path: Path, trap: Trap) -> None:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from sr_monitor.errors import InputError
 from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
 from sr_monitor.replay.weights import load_into, put_weights, read_weights
-from tests.shards import save_shards
 from tests.trained import (
     LitModel,
     Weights,
     save_folder,
+    save_shards,
     tiny_model,
     train_with_lightning,
     train_with_trainer,

@@ -208,6 +208,13 @@ def test_the_last_step_is_not_mistaken_for_the_best_one(tmp_path: Path) -> None:
     assert steps_of(log.Images(keys.CURVES.name)) == [0, 3]
 
 
+def test_tokens_are_kept_where_the_trainer_counts_them(tmp_path: Path) -> None:
+    counting = train(tmp_path / "a", watch(), max_steps=2, include_num_input_tokens_seen="all")
+    train(tmp_path / "b", watch(), max_steps=2)
+    assert [record.tokens for record in records(counting.folder).values()] == [None, 2 * 4 * 12]
+    assert [record.tokens for record in records(tmp_path / "b").values()] == [None, None]
+
+
 # ---- nothing is disturbed ------------------------------------------------------------------------
 
 
@@ -709,7 +716,7 @@ def test_two_processes_share_one_measurement(tmp_path: Path) -> None:
     (file,) = event_files(tmp_path)
     assert steps_of(events(file.parent).Scalars(MEDIAN)) == [0, 3]
     # One process alone chooses the same prompts from the same data, and finds the same.
-    train(tmp_path / "alone", watch(num_slices=3), max_steps=1)
+    train(tmp_path / "alone", watch(num_slices=1), max_steps=1)
     alone, shared = (tmp_path / name / "stable_regions" for name in ("alone", "watched"))
     assert (alone / "prompts.json").read_bytes() == (shared / "prompts.json").read_bytes()
     one, two = records(tmp_path / "alone")[0], records(tmp_path / "watched")[0]

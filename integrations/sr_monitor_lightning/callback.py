@@ -98,7 +98,7 @@ class StableRegionCallback(CallbackCore, Callback):
         if is_new := trainer.global_step == 0:
             self._state = None  # of a training before this one
         self._tokens = (self._state or {}).get("tokens", 0 if is_new else None)
-        self._wanted = False
+        self._wanted = False  # by an evaluation before the training, as the sanity check
         if self._begin(trainer, pl_module, None):
             self._measure(trainer, pl_module)
 
@@ -126,7 +126,7 @@ class StableRegionCallback(CallbackCore, Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes that an evaluation was made."""
-        self._wanted |= self.with_eval and not trainer.sanity_checking
+        self._wanted |= self.with_eval
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

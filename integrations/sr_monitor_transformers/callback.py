@@ -91,12 +91,7 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measures if it is time to."""
-        self.at_step(
-            kwargs["model"],
-            state.global_step,
-            tokens=_tokens(state),
-            last=state.global_step >= state.max_steps > 0,
-        )
+        self.at_step(kwargs["model"], state.global_step, tokens=_tokens(state))
 
     def on_evaluate(
         self,
@@ -133,11 +128,11 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
         control: TrainerControl,
         **kwargs: Any,
     ) -> None:
-        """Measures the last step if that was not foreseen, and draws the last pictures.
+        """Measures the last step, and draws the last pictures.
 
         The end of the training is too late: by then the best weights may have been loaded in
-        place of the last ones, and the loggers are closed. The log of the whole training is the
-        last event before.
+        place of the last ones, and the loggers are closed. The log of the whole training, the one
+        that holds its speed in steps, is the last event before.
         """
         if "train_steps_per_second" in kwargs.get("logs", ()):
             self._finish(state, **kwargs)
@@ -203,7 +198,7 @@ class _FirstBatch:
     def __init__(self, model: nn.Module, then: Callable[[Any], None]) -> None:
         self._then = then
         self._dropped = False
-        uncompiled = torch.compiler.disable(self._note)  # type: ignore[no-untyped-call]
+        uncompiled: Any = torch.compiler.disable(self._note)  # type: ignore[no-untyped-call]
         # First of all hooks: those of FSDP2 gather weights that a measurement would let go.
         self._hook = model.register_forward_pre_hook(uncompiled, with_kwargs=True, prepend=True)
 

@@ -1,20 +1,21 @@
 """Which checkpoints are measured, in which order, and which curve each belongs to.
 
-A source is a folder, a file, or `owner/name@GLOB`, revisions on the hub. Each run of a source (its
-main line, a parallel branch, a stage whose steps start again) is a curve of its own, in a folder
-of its own. Several models without steps are a sweep: one curve over the number of parameters.
+A source is a folder, a file, or `owner/name@GLOB`, revisions on the hub. Each run of a training
+(its main line, a parallel branch, a stage whose steps start again) is a curve of its own, in a
+folder of its own; sources of the same training are put together. Several models without steps are
+a sweep: one curve over the number of parameters.
 
     stops = make_plan(["allenai/OLMo-1B-0724-hf@step*"], num=20)
     sum(stop.missing_bytes for stop in stops)
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
+from sr_monitor.replay.checkpoints import FSDP_FOLDER, WEIGHT_FILES, Checkpoint, find_checkpoints
 from sr_monitor.replay.hub import Item, Revision, bill, list_revisions
 from sr_monitor.replay.names import (
     CheckpointName,
@@ -27,6 +28,7 @@ from sr_monitor.replay.names import (
 )
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,10 +37,12 @@ class Stop:
 
     name: CheckpointName
     """Step, tokens, stage, branch."""
-    source: str
-    """What the user called it by: a folder, or a repository."""
+    home: str
+    """Which training it is of: a repository, or the folder that its steps lie in."""
     run: str = ""
     """The folder of its curve; "" is the only one."""
+    curve: str = ""
+    """Which curve that is, whatever its folder is called: a training, and a branch of it."""
     checkpoint: Checkpoint | None = None
     """Where it lies, if it lies on this machine."""
     item: Item | None = None
@@ -53,9 +57,14 @@ class Stop:
         return str(self.checkpoint.path)
 
     @property
+    def commit(self) -> str | None:
+        """What its name stands for on the hub now."""
+        return None if self.item is None else self.item.revision.commit
+
+    @property
     def has_step(self) -> bool:
         """Whether its place on the x-axis is a step; that of a bare model is its size."""
-        return self.name.step > 0 or read_name(self.name.text) is not None
+        return _has_step(self.name)
 
     @property
     def problem(self) -> str:
@@ -67,13 +76,11 @@ class Stop:
 
     @property
     def num_bytes(self) -> int:
-        """How large it is."""
+        """How large it is, without what belongs to the optimizer where that lies apart."""
         if self.item is not None:
             return self.item.num_bytes
         assert self.checkpoint is not None
-        path = self.checkpoint.path
-        files = path.rglob("*") if path.is_dir() else [path]
-        return sum(file.stat().st_size for file in files if file.is_file())
+        return sum(file.stat().st_size for file in _files(self.checkpoint) if file.is_file())
 
     @property
     def missing_bytes(self) -> int:
@@ -100,12 +107,11 @@ def make_plan(
     """
     if not sources:
         raise InputError("replay: name at least one source, a folder or owner/name@GLOB")
-    found = [_stops(source, num, tokens) for source in sources]
-    if len(found) == 1:
-        return found[0]
-    if all(len(stops) == 1 for stops in found):
-        return _pooled([stops[0] for stops in found])
-    return [stop for stops in found for stop in _under(stops, _folder_of(stops[0].source))]
+    chosen = [stop for found in _trainings(sources) for stop in _choose(found, num, tokens)]
+    stops = _billed(chosen)
+    if is_sweep(stops):
+        return [replace(stop, run="", curve="sizes") for stop in stops]
+    return _apart(_foldered(stops))
 
 
 def is_sweep(stops: Sequence[Stop]) -> bool:
@@ -113,10 +119,33 @@ def is_sweep(stops: Sequence[Stop]) -> bool:
     return len(stops) > 1 and not any(stop.has_step for stop in stops)
 
 
-def _stops(source: str, num: int | None, tokens: Sequence[float] | None) -> list[Stop]:
-    if Path(source).exists() or not _is_repo(source):
-        return _choose(_on_disk(source), num, tokens)
-    return _on_hub(source, num, tokens)
+def twins(stops: Sequence[Stop]) -> dict[str, Stop]:
+    """By its label, each one whose weights an earlier one has, and that one."""
+    first: dict[str, Stop] = {}
+    found: dict[str, Stop] = {}
+    for stop in () if is_sweep(stops) else stops:
+        other = first.setdefault(stop.weights or stop.label, stop)
+        if other is not stop:
+            found[stop.label] = other
+    return found
+
+
+def _trainings(sources: Iterable[str]) -> list[list[Stop]]:
+    """What the sources hold, training by training, each checkpoint once and with its run."""
+    trainings: dict[str, dict[str, Checkpoint]] = {}
+    patterns: dict[str, list[str]] = {}
+    for source in sources:
+        if Path(source).exists() or not _is_repo(source):
+            for home, checkpoint in _on_disk(source):
+                trainings.setdefault(home, {})[str(checkpoint.path)] = checkpoint
+        else:
+            repo, _, pattern = source.partition("@")
+            trainings.setdefault(repo, {})
+            patterns.setdefault(repo, []).append(pattern or "main")
+    return [
+        _on_hub(home, patterns[home]) if home in patterns else _lying(home, found.values())
+        for home, found in trainings.items()
+    ]
 
 
 def _is_repo(source: str) -> bool:
@@ -125,63 +154,159 @@ def _is_repo(source: str) -> bool:
     return bool(_REPO.fullmatch(repo)) and not Path(repo).parent.is_dir()
 
 
-def _on_disk(source: str) -> list[Stop]:
-    by_name = {checkpoint.name: checkpoint for checkpoint in find_checkpoints(source)}
+def _has_step(name: CheckpointName) -> bool:
+    return name.step > 0 or read_name(name.text) is not None
+
+
+def _on_disk(source: str) -> Iterator[tuple[str, Checkpoint]]:
+    """Each with its training, by real paths, which any working directory and spelling lead to."""
+    there = Path(source).resolve()
+    found = [_resolved(checkpoint) for checkpoint in find_checkpoints(source)]
+    for checkpoint in found:
+        is_step = checkpoint.path == there and _has_step(checkpoint.name)
+        yield str(there.parent if is_step else there), checkpoint
+
+
+def _lying(home: str, checkpoints: Iterable[Checkpoint]) -> list[Stop]:
+    by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
     return [
-        Stop(name=name, source=source, run=run, checkpoint=by_name[name])
+        Stop(name=name, home=home, run=run, checkpoint=by_name[name])
         for run, names in split_runs(by_name).items()
         for name in names
     ]
 
 
-def _on_hub(source: str, num: int | None, tokens: Sequence[float] | None) -> list[Stop]:
-    repo, _, pattern = source.partition("@")
+def _resolved(checkpoint: Checkpoint) -> Checkpoint:
+    config = checkpoint.config and checkpoint.config.resolve()
+    return replace(checkpoint, path=checkpoint.path.resolve(), config=config)
+
+
+def _files(checkpoint: Checkpoint) -> Iterable[Path]:
+    path = checkpoint.path
+    if checkpoint.kind == "huggingface":
+        stems = {Path(name).name.split(".")[0] for name in WEIGHT_FILES}
+        return [file for stem in stems for file in path.glob(f"{stem}*")]
+    inner = path / FSDP_FOLDER if checkpoint.kind == "fsdp" else path
+    return inner.rglob("*") if inner.is_dir() else [inner]
+
+
+def _on_hub(repo: str, patterns: Iterable[str]) -> list[Stop]:
+    """Those that fit, not yet with what they need."""
     by_name = {revision.name: revision for revision in list_revisions(repo)}
     if not by_name:
         raise InputError(f"{repo!r} has no revisions on the hub")
-    matched = match_names(pattern or "main", list(by_name))
-    names = read_names(matched) or [CheckpointName(name) for name in matched[:1]]
+    names = sorted({name for pattern in patterns for name in _matched(repo, pattern, by_name)})
     # Of all revisions, because only all of them show how a stage counts.
     runs = split_runs([*read_names(by_name), *(n for n in names if read_name(n.text) is None)])
     run_of = {name.text: run for run, members in runs.items() for name in members}
-    blank = [Stop(name=name, source=repo, run=run_of[name.text]) for name in names]
-    chosen = _choose(blank, num, tokens)
-    items = bill(repo, [_revision(by_name, stop) for stop in chosen])
-    return [replace(stop, item=item) for stop, item in zip(chosen, items, strict=True)]
+    return [
+        Stop(
+            name=name,
+            home=repo,
+            run=run_of[name.text],
+            item=Item(repo=repo, revision=by_name[name.text]),
+        )
+        for name in names
+    ]
 
 
-def _revision(by_name: dict[str, Revision], stop: Stop) -> Revision:
-    return by_name[stop.name.text]
+def _matched(repo: str, pattern: str, known: Iterable[str]) -> list[CheckpointName]:
+    """Those that say a step, or the one that says none."""
+    matched = match_names(pattern, list(known))
+    names = read_names(matched)
+    if not names and len(matched) > 1:
+        raise InputError(
+            f"'{repo}@{pattern}' fits {len(matched)} revisions, none of which says a step "
+            f"({', '.join(matched[:_SHOWN])}); name one of them"
+        )
+    return names or [CheckpointName(name) for name in matched]
 
 
-def _choose(stops: Iterable[Stop], num: int | None, tokens: Sequence[float] | None) -> list[Stop]:
-    stops = list(stops)
+def _billed(stops: list[Stop]) -> list[Stop]:
+    """Those on the hub with what they need."""
+    wanted: dict[str, list[Revision]] = {}
+    for stop in stops:
+        if stop.item is not None:
+            wanted.setdefault(stop.item.repo, []).append(stop.item.revision)
+    found = [item for repo, revisions in wanted.items() for item in _items(repo, revisions)]
+    by_place = {(item.repo, item.revision): item for item in found}
+    return [
+        replace(stop, item=by_place[stop.item.repo, stop.item.revision]) if stop.item else stop
+        for stop in stops
+    ]
+
+
+def _items(repo: str, revisions: Sequence[Revision]) -> list[Item]:
+    """What each needs; one that the hub fails to tell of keeps no other from being measured."""
+    try:
+        return bill(repo, revisions)
+    except InputError:
+        items = [_item(repo, revision) for revision in revisions]
+        if all(item.problem for item in items):
+            raise
+        return items
+
+
+def _item(repo: str, revision: Revision) -> Item:
+    try:
+        return bill(repo, [revision])[0]
+    except InputError as error:
+        return Item(repo=repo, revision=revision, problem=str(error))
+
+
+def _choose(stops: list[Stop], num: int | None, tokens: Sequence[float] | None) -> list[Stop]:
     names = [stop.name for stop in stops]
     if tokens is not None:
         names = choose_tokens(names, tokens)
     if num is not None:
         names = choose_spaced(names, num)
     wanted = set(names)
-    chosen = [stop for stop in stops if stop.name in wanted]
-    if len({stop.run for stop in chosen}) == 1:
-        return [replace(stop, run="") for stop in chosen]
-    return chosen
+    return [stop for stop in stops if stop.name in wanted]
 
 
-def _pooled(stops: list[Stop]) -> list[Stop]:
-    """Single checkpoints: steps of one training, or models to compare."""
-    if all(stop.has_step for stop in stops):
-        steps = [stop.name.step for stop in stops]
-        if len(set(steps)) == len(steps):
-            return sorted(stops, key=lambda stop: stop.name.step)
-    elif not any(stop.has_step for stop in stops):
-        return stops
-    return [each for stop in stops for each in _under([stop], _folder_of(stop.source))]
+def _foldered(stops: list[Stop]) -> list[Stop]:
+    """Each in the folder of its curve, and curve by curve."""
+    folders = _folders(list(dict.fromkeys(stop.home for stop in stops)))
+    curves: dict[tuple[str, str], list[Stop]] = {}
+    for stop in stops:
+        curves.setdefault((stop.home, stop.run), []).append(stop)
+    return [
+        replace(
+            stop,
+            run="" if len(curves) == 1 else "/".join(filter(None, [folders[home], run])),
+            curve=", ".join(filter(None, [home, run])),
+        )
+        for (home, run), members in curves.items()
+        for stop in sorted(members, key=lambda stop: stop.name)
+    ]
 
 
-def _under(stops: Sequence[Stop], folder: str) -> list[Stop]:
-    return [replace(stop, run="/".join(filter(None, [folder, stop.run]))) for stop in stops]
+def _folders(homes: list[str]) -> dict[str, str]:
+    """A folder for each training: its last name, and as much before that as it takes."""
+    if len(homes) == 1:
+        return {homes[0]: ""}
+    parts = {home: [part for part in re.split(r"[/\\]", home) if part] for home in homes}
+    short: dict[str, str] = {}
+    for length in range(1, max(map(len, parts.values())) + 1):
+        short = {home: "--".join(parts[home][-length:]) for home in homes}
+        if len(set(short.values())) == len(homes):
+            break
+    # A repository is called by its whole name.
+    whole = {home: home.replace("/", "--") for home in homes if _REPO.fullmatch(home)}
+    return short | whole
 
 
-def _folder_of(source: str) -> str:
-    return Path(source).resolve().name if Path(source).exists() else source.replace("/", "--")
+def _apart(stops: list[Stop]) -> list[Stop]:
+    """A curve has one point at a step: a second one is a curve of its own."""
+    taken: set[tuple[str, int]] = set()
+    apart = []
+    for stop in stops:
+        place = stop.run, stop.name.step
+        if place in taken:
+            own = re.sub(r"[^\w.=-]+", "-", stop.name.text)
+            run, curve = "/".join(filter(None, [stop.run, own])), f"{stop.curve}, {stop.name.text}"
+            apart.append(replace(stop, run=run, curve=curve))
+        else:
+            taken.add(place)
+            apart.append(stop)
+    return apart
