@@ -23,10 +23,10 @@ demo: $(READY) ## train a small model here and watch its stable regions form (ru
 	$(VENV)/bin/sr-monitor demo --out runs/demo
 
 test: $(READY) ## the fast tests; coverage of sr_monitor below 95% fails
-	$(RUN) pytest -m "not slow" --cov --cov-report=term --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile -m "not slow" --cov --cov-report=term --cov-fail-under=95
 
 test-all: $(READY_MODEL) ## all tests, with those on a real pretrained model
-	$(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
 
 check: $(READY) ## lint, format, and two type checkers
 	$(RUN) ruff check .

@@ -17,11 +17,10 @@ from typing import Annotated, Any, Literal
 import typer
 from torch import nn
 
-from sr_monitor.demo import DemoPlan, python_prompts, run_demo
+from sr_monitor.demo import DemoPlan, run_demo
 from sr_monitor.errors import InputError
-from sr_monitor.loading import TokenizerOnDemand, check_hub, load_model
+from sr_monitor.loading import TokenizerOnDemand, load_model
 from sr_monitor.measurement import MonitorConfig, measure_model
-from sr_monitor.prompts import PromptSet
 from sr_monitor.sampling import Sampling
 from sr_monitor.terminal import complain, one_line_warnings, print_facts, print_rows, progress_bars
 
@@ -93,6 +92,8 @@ def measure(
 
     How sharp the boundaries between its stable regions are: a table, curves and slices.
     """
+    from sr_monitor.replay.prompts import choose_prompts
+
     folder = out or Path("stable-regions") / Path(model).resolve().name
     _check_writable(folder)
     config = MonitorConfig(
@@ -107,7 +108,7 @@ def measure(
         loading = bar("loading")
         network = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         tokenizer = TokenizerOnDemand(model, trust_remote_code)
-        chosen = _choose_prompts(
+        chosen = choose_prompts(
             prompts, tokenizer, num_tokens=num_tokens, num_prompts=config.num_prompts, seed=seed
         )
         loading(1, 1)
@@ -161,7 +162,10 @@ def replay(
             help="A checkpoint, a folder of them, or owner/name@GLOB, revisions on the hub.",
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Where records and the TensorBoard run go.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where records and the TensorBoard run go; --dry-run needs none."),
+    ] = None,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -213,18 +217,20 @@ def replay(
 
     With the same prompts for all; what was stopped goes on where it was.
     """
+    from sr_monitor.replay import replay as run_replay
     from sr_monitor.replay.names import parse_tokens
     from sr_monitor.replay.plan import make_plan
-    from sr_monitor.replay.run import Report
-    from sr_monitor.replay.run import replay as run_replay
+    from sr_monitor.replay.progress import replay_bars
 
     wanted = None if tokens is None else parse_tokens(tokens)
     if dry_run:
         _print_plan(make_plan(sources, num=num, tokens=wanted))
         return
+    if out is None:
+        raise InputError("replay: name the folder for the results, --out DIR (or ask --dry-run)")
     _check_writable(out)
-    with progress_bars() as bar:
-        report: Report = run_replay(
+    with replay_bars() as bar:
+        report = run_replay(
             sources,
             out,
             prompts=prompts,
@@ -254,21 +260,36 @@ def replay(
 
 def _print_plan(stops: Sequence[Any]) -> None:
     """What would be measured; nothing is downloaded."""
-    rows = [
-        (
-            stop.run or "-",
-            f"{stop.name.step}" if stop.has_step else "-",
-            "-" if stop.name.tokens is None else f"{stop.name.tokens / 1e9:.4g}B",
-            f"{stop.num_bytes / 1e9:.2f}",
-            f"{stop.missing_bytes / 1e9:.2f}",
-            stop.problem or stop.label,
+    from sr_monitor.replay.stops import twins
+
+    same = twins(stops)
+    rows = [("run", "step", "tokens", "GB", "to download", "checkpoint")]
+    for stop in stops:
+        is_twin = stop.label in same
+        note = f" (the same weights as {same[stop.label].label})" if is_twin else ""
+        note = f" (cannot be measured: {stop.problem})" if stop.problem else note
+        tokens = stop.name.tokens
+        rows.append(
+            (
+                stop.run or "-",
+                f"{stop.name.step}" if stop.has_step else "-",
+                "-" if tokens is None else f"{tokens / 1e9:.4g}B",
+                f"{stop.num_bytes / 1e9:.2f}",
+                f"{0 if is_twin else stop.missing_bytes / 1e9:.2f}",
+                stop.label + note,
+            )
         )
-        for stop in stops
-    ]
-    header = ("run", "step", "tokens", "GB", "to download", "checkpoint")
-    print_rows(f"{len(stops)} checkpoints", header, rows)
-    total, missing = (sum(getattr(s, n) for s in stops) for n in ("num_bytes", "missing_bytes"))
-    typer.echo(f"{total / 1e9:.2f} GB in all, {missing / 1e9:.2f} GB to download, one at a time")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        # NOTE: no table that adapts to the terminal: it would cut off names.
+        cells = [cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)]
+        typer.echo("  ".join([*cells, row[-1]]))
+    alone = [stop for stop in stops if stop.label not in same]
+    total, missing = (sum(getattr(s, n) for s in alone) for n in ("num_bytes", "missing_bytes"))
+    typer.echo(
+        f"{len(stops)} checkpoints, {len(alone)} to measure: {total / 1e9:.2f} GB, "
+        f"{missing / 1e9:.2f} GB of it to download, one at a time"
+    )
 
 
 def _print_report(report: Any, out: Path) -> None:
@@ -281,19 +302,6 @@ def _print_report(report: Any, out: Path) -> None:
         complain("error", f"{label}: {reason}")
     typer.echo(f"wrote {out}: {done}, {len(report.failures)} failed")
     typer.echo(f"to watch it: {_beside('tensorboard')} --logdir {out}")
-
-
-def _choose_prompts(source: str | None, tokenizer: TokenizerOnDemand, **options: Any) -> PromptSet:
-    """The prompts from a file, a data set on the hub, or the text that Python brings along."""
-    if source is None:
-        return python_prompts(tokenizer, **options)
-    if Path(source).is_file():
-        return PromptSet.from_file(source, tokenizer, **options)
-    if not Path(source).is_dir():
-        if Path(source).suffix in {".txt", ".json", ".jsonl"}:
-            raise InputError(f"--prompts {source!r}: there is no such file")
-        check_hub(source, "dataset")
-    return PromptSet.from_dataset(source, tokenizer, **options)
 
 
 def _check_writable(folder: Path) -> None:

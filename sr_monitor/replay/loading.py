@@ -1,17 +1,19 @@
 """From a checkpoint's place to its record: fetch it, load it, measure it, take it out again.
 
-with fetch_stop(stop, keep=False) as checkpoint:
-record = measure_stop(stop, loading.keeper().load(checkpoint), prompts, config, sweep=False)
+job = Job(config=MonitorConfig(), loading=Loading(), keep_downloads=False, sweep=False)
+outcome = job.outcome(stop, lambda: bring(stop), lambda: prompts, job.loading.keeper())
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from threading import Event
 
 from torch import nn
 
+from sr_monitor.devices import find_device
 from sr_monitor.errors import InputError
+from sr_monitor.fuse import describe
 from sr_monitor.measurement import Bar, MonitorConfig, measure_model, no_bar
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
@@ -19,7 +21,10 @@ from sr_monitor.replay.cache import Journal
 from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
 from sr_monitor.replay.downloads import Fetched, discard, fetch
 from sr_monitor.replay.models import ModelKeeper
-from sr_monitor.replay.plan import Stop
+from sr_monitor.replay.stops import Stop
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""What the weights may be asked for as."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +39,17 @@ class Loading:
     """"auto" is the accelerator if there is one."""
     trust_remote_code: bool = False
     """Run the code that comes with a model."""
+
+    def __post_init__(self) -> None:
+        """Refuses a dtype that there is not; a folder is known by its real path from now on."""
+        if self.dtype not in DTYPES:
+            raise InputError(f"replay: dtype={self.dtype!r}: pass one of {', '.join(DTYPES)}")
+        if self.base is not None and Path(self.base).exists():
+            object.__setattr__(self, "base", str(Path(self.base).resolve()))
+
+    def check_device(self) -> None:
+        """Refuses a device that cannot be used on this machine."""
+        find_device(self.device)
 
     def keeper(self) -> ModelKeeper:
         """A place for one model."""
@@ -60,6 +76,16 @@ class Here:
             discard(self.fetched)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """A checkpoint that was not measured."""
+
+    reason: str
+    """Why, and what helps."""
+    is_general: bool = False
+    """Whether what was asked for is wrong, not the checkpoint."""
+
+
 def bring(
     stop: Stop,
     *,
@@ -76,38 +102,78 @@ def bring(
     fetched = fetch(
         stop.item.repo, stop.item.revision, progress=progress, stop=stop_event, journal=journal
     )
-    return Here(checkpoint=find_checkpoints(fetched.folder)[0], fetched=fetched)
+    checkpoint = replace(find_checkpoints(fetched.folder)[0], name=stop.name)
+    return Here(checkpoint=checkpoint, fetched=fetched)
 
 
-@contextmanager
-def fetch_stop(stop: Stop, *, keep: bool) -> Iterator[Checkpoint]:
-    """The checkpoint on this machine, while it is needed."""
-    here = bring(stop)
-    try:
-        yield here.checkpoint
-    finally:
-        if not keep:
-            here.leave()
+class _Refusal(InputError):
+    """What was asked for cannot be measured in this model."""
 
 
-def measure_stop(
-    stop: Stop,
-    model: nn.Module,
-    prompts: PromptSet,
-    config: MonitorConfig,
-    *,
-    sweep: bool,
-    bar: Bar = no_bar,
-) -> Record:
-    """The record of one checkpoint; in a sweep, its step is the number of parameters."""
-    measured = measure_model(model, prompts, config, bar)
-    measured.check_finite()
-    size = sum(weight.numel() for weight in model.parameters())
-    return measured.record(
-        model,
-        step=size if sweep else stop.name.step,
-        tokens=stop.name.tokens,
-        source=stop.label,
-        parameters=size,
-        x_axis="parameters" if sweep else "step",
-    )
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is done with every checkpoint."""
+
+    config: MonitorConfig
+    """What is measured."""
+    loading: Loading
+    """How it becomes a model."""
+    keep_downloads: bool = False
+    """Leave in the hub's cache what is downloaded."""
+    sweep: bool = False
+    """Whether models are compared by their size."""
+
+    def outcome(
+        self,
+        stop: Stop,
+        arrive: Callable[[], Here],
+        find_prompts: Callable[[], PromptSet],
+        keeper: ModelKeeper,
+        bar: Bar = no_bar,
+    ) -> Record | Failure:
+        """The record; whatever goes wrong with one checkpoint is its outcome, in words."""
+        try:
+            here = arrive()
+            try:
+                model = self._load(here, keeper, bar)
+                return self._measure(stop, model, find_prompts(), bar)
+            finally:
+                if not self.keep_downloads:
+                    here.leave()
+        except _Refusal as error:
+            return Failure(reason=str(error), is_general=not self.sweep)
+        except Exception as error:
+            return Failure(reason=_reason(error))
+
+    def _load(self, here: Here, keeper: ModelKeeper, bar: Bar) -> nn.Module:
+        progress = bar("loading")
+        progress(0, 1)
+        model = keeper.load(here.checkpoint)
+        progress(1, 1)
+        return model
+
+    def _measure(self, stop: Stop, model: nn.Module, prompts: PromptSet, bar: Bar) -> Record:
+        try:
+            measured = measure_model(model, prompts, self.config, bar)
+        except InputError as error:
+            raise _Refusal(str(error)) from error
+        measured.check_finite()
+        size = sum(weight.numel() for weight in model.parameters())
+        about = {"commit": stop.commit} if stop.commit else {}
+        return measured.record(
+            model,
+            step=size if self.sweep else stop.name.step,
+            tokens=stop.name.tokens,
+            source=stop.label,
+            parameters=size,
+            x_axis="parameters" if self.sweep else "step",
+            texts=prompts.source,
+            **about,
+        )
+
+
+def _reason(error: Exception) -> str:
+    """In one line; `describe` speaks to somebody who trains."""
+    if isinstance(error, OSError) and not isinstance(error, InputError):
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return describe(error)

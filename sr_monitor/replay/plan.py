@@ -11,11 +11,11 @@ a sweep: one curve over the number of parameters.
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.checkpoints import FSDP_FOLDER, WEIGHT_FILES, Checkpoint, find_checkpoints
+from sr_monitor.replay.checkpoints import FSDP_FOLDER, Checkpoint, find_checkpoints
 from sr_monitor.replay.hub import Item, Revision, bill, list_revisions
 from sr_monitor.replay.names import (
     CheckpointName,
@@ -26,73 +26,10 @@ from sr_monitor.replay.names import (
     read_names,
     split_runs,
 )
+from sr_monitor.replay.stops import SIZES, Stop, is_sweep, says_step
 
 _REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _SHOWN = 5
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stop:
-    """One checkpoint on the way."""
-
-    name: CheckpointName
-    """Step, tokens, stage, branch."""
-    home: str
-    """Which training it is of: a repository, or the folder that its steps lie in."""
-    run: str = ""
-    """The folder of its curve; "" is the only one."""
-    curve: str = ""
-    """Which curve that is, whatever its folder is called: a training, and a branch of it."""
-    checkpoint: Checkpoint | None = None
-    """Where it lies, if it lies on this machine."""
-    item: Item | None = None
-    """What it needs, if it is on the hub."""
-
-    @property
-    def label(self) -> str:
-        """What it is called in messages and records."""
-        if self.item is not None:
-            return f"{self.item.repo}@{self.item.revision.name}"
-        assert self.checkpoint is not None
-        return str(self.checkpoint.path)
-
-    @property
-    def commit(self) -> str | None:
-        """What its name stands for on the hub now."""
-        return None if self.item is None else self.item.revision.commit
-
-    @property
-    def has_step(self) -> bool:
-        """Whether its place on the x-axis is a step; that of a bare model is its size."""
-        return _has_step(self.name)
-
-    @property
-    def problem(self) -> str:
-        """Why it cannot be measured; empty where nothing is known against it."""
-        if self.item is not None:
-            return self.item.problem
-        assert self.checkpoint is not None
-        return self.checkpoint.problem or ""
-
-    @property
-    def num_bytes(self) -> int:
-        """How large it is, without what belongs to the optimizer where that lies apart."""
-        if self.item is not None:
-            return self.item.num_bytes
-        assert self.checkpoint is not None
-        return sum(file.stat().st_size for file in _files(self.checkpoint) if file.is_file())
-
-    @property
-    def missing_bytes(self) -> int:
-        """What is still to be downloaded."""
-        return 0 if self.item is None else self.item.missing_bytes
-
-    @property
-    def weights(self) -> str | None:
-        """Equal for equal weights and configs; None where that is not known."""
-        if self.item is None or self.item.problem:
-            return None
-        return f"{self.item.weights} {self.item.config}"
 
 
 def make_plan(
@@ -110,24 +47,8 @@ def make_plan(
     chosen = [stop for found in _trainings(sources) for stop in _choose(found, num, tokens)]
     stops = _billed(chosen)
     if is_sweep(stops):
-        return [replace(stop, run="", curve="sizes") for stop in stops]
+        return [replace(stop, run="", curve=SIZES) for stop in stops]
     return _apart(_foldered(stops))
-
-
-def is_sweep(stops: Sequence[Stop]) -> bool:
-    """Whether models of different sizes are compared, and not steps of one training."""
-    return len(stops) > 1 and not any(stop.has_step for stop in stops)
-
-
-def twins(stops: Sequence[Stop]) -> dict[str, Stop]:
-    """By its label, each one whose weights an earlier one has, and that one."""
-    first: dict[str, Stop] = {}
-    found: dict[str, Stop] = {}
-    for stop in () if is_sweep(stops) else stops:
-        other = first.setdefault(stop.weights or stop.label, stop)
-        if other is not stop:
-            found[stop.label] = other
-    return found
 
 
 def _trainings(sources: Iterable[str]) -> list[list[Stop]]:
@@ -154,16 +75,13 @@ def _is_repo(source: str) -> bool:
     return bool(_REPO.fullmatch(repo)) and not Path(repo).parent.is_dir()
 
 
-def _has_step(name: CheckpointName) -> bool:
-    return name.step > 0 or read_name(name.text) is not None
-
-
 def _on_disk(source: str) -> Iterator[tuple[str, Checkpoint]]:
     """Each with its training, by real paths, which any working directory and spelling lead to."""
     there = Path(source).resolve()
+    there = there.parent if there.name == FSDP_FOLDER else there
     found = [_resolved(checkpoint) for checkpoint in find_checkpoints(source)]
     for checkpoint in found:
-        is_step = checkpoint.path == there and _has_step(checkpoint.name)
+        is_step = checkpoint.path == there and says_step(checkpoint.name)
         yield str(there.parent if is_step else there), checkpoint
 
 
@@ -179,15 +97,6 @@ def _lying(home: str, checkpoints: Iterable[Checkpoint]) -> list[Stop]:
 def _resolved(checkpoint: Checkpoint) -> Checkpoint:
     config = checkpoint.config and checkpoint.config.resolve()
     return replace(checkpoint, path=checkpoint.path.resolve(), config=config)
-
-
-def _files(checkpoint: Checkpoint) -> Iterable[Path]:
-    path = checkpoint.path
-    if checkpoint.kind == "huggingface":
-        stems = {Path(name).name.split(".")[0] for name in WEIGHT_FILES}
-        return [file for stem in stems for file in path.glob(f"{stem}*")]
-    inner = path / FSDP_FOLDER if checkpoint.kind == "fsdp" else path
-    return inner.rglob("*") if inner.is_dir() else [inner]
 
 
 def _on_hub(repo: str, patterns: Iterable[str]) -> list[Stop]:

@@ -1,73 +1,97 @@
 """Checkpoints as Ray tasks: one GPU each where there are GPUs, else one CPU.
 
-A worker fetches, loads and measures a checkpoint, and takes its download out again; the records
+A worker fetches, loads and measures a checkpoint, and takes its download out again; the outcomes
 come back in the order of the checkpoints. A worker that dies is started again by Ray.
 
-    for stop, found in on_ray(stops, prompts, job, address=None):
+    for stop, outcome in on_ray(stops, find_prompts, job, address=None):
         ...
 """
 
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sr_monitor.errors import InputError
-from sr_monitor.fuse import describe
-from sr_monitor.measurement import MonitorConfig
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
-from sr_monitor.replay.loading import Loading, fetch_stop, measure_stop
-from sr_monitor.replay.plan import Stop
+from sr_monitor.replay.cache import Journal, repo_folder
+from sr_monitor.replay.loading import Failure, Here, Job, bring
+from sr_monitor.replay.stops import Stop
 
 _RETRIES = 3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What every task does."""
-
-    config: MonitorConfig
-    loading: Loading
-    keep_downloads: bool
-    sweep: bool
-
-
 def on_ray(
-    stops: Sequence[Stop], prompts: Mapping[str, PromptSet], job: Job, *, address: str | None
-) -> Iterator[tuple[Stop, Record | str]]:
+    stops: Sequence[Stop],
+    find_prompts: Callable[[Stop], PromptSet],
+    job: Job,
+    *,
+    address: str | None,
+) -> Generator[tuple[Stop, Record | Failure], None, None]:
     """The record of each checkpoint, or why there is none.
 
     Args:
         stops: The checkpoints.
-        prompts: Theirs, by their label.
+        find_prompts: Gives theirs.
         job: What is done with each.
-        address: A cluster; None is the one that is there, or one on this machine.
+        address: A cluster; None is that of RAY_ADDRESS, or else one on this machine.
     """
-    ray = _import_ray()
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(
-            address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
-        )
-    try:
+    ray = import_ray()
+    with _running(ray, address):
         task, at_once = _task(ray)
         waiting: deque[tuple[Stop, Any]] = deque()
         todo = deque(stops)
-        while todo or waiting:
-            # Two for each worker: one runs, one is ready, and the disk is not filled.
-            while todo and len(waiting) < 2 * at_once:
-                stop = todo.popleft()
-                waiting.append((stop, task.remote(stop, prompts[stop.label], job)))
-            stop, answer = waiting.popleft()
-            try:
-                yield stop, ray.get(answer)
-            except ray.exceptions.RayError as error:
-                yield stop, f"its Ray task was lost after {_RETRIES} retries: {describe(error)}"
+        try:
+            while todo or waiting:
+                # Two for each worker: one runs, one is ready, and the disk is not filled.
+                while todo and len(waiting) < 2 * at_once:
+                    stop = todo.popleft()
+                    waiting.append((stop, _begun(task, stop, find_prompts, job)))
+                yield waiting[0][0], _answer(ray, waiting[0][1])
+                waiting.popleft()
+        finally:
+            for _, begun in waiting:
+                if isinstance(begun, ray.ObjectRef):
+                    ray.cancel(begun, force=True)
+
+
+def import_ray() -> Any:
+    """Ray, or how to install it."""
+    # Ray asks the network whether it is a cloud, and phones home, unless told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+        import ray.exceptions
+    except ImportError as error:
+        raise InputError(
+            "replay with engine='ray': Ray is not installed; run: pip install 'sr-monitor[ray]'"
+        ) from error
+    return ray
+
+
+@contextmanager
+def _running(ray: Any, address: str | None) -> Iterator[None]:
+    """Ray, started unless the caller has; what is started here ends here."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(
+            address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
+        )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"replay with engine='ray', ray_address={address!r}: no Ray there ({reason}); give the "
+            "address that `ray start --head` told, or none"
+        ) from error
+    try:
+        yield
     finally:
-        if is_ours:
-            ray.shutdown()
+        ray.shutdown()
 
 
 def _task(ray: Any) -> tuple[Any, int]:
@@ -79,24 +103,34 @@ def _task(ray: Any) -> tuple[Any, int]:
     return ray.remote(max_retries=_RETRIES, **options)(_measure), max(1, workers)
 
 
-def _measure(stop: Stop, prompts: PromptSet, job: Job) -> Record | str:
+def _begun(task: Any, stop: Stop, find_prompts: Callable[[Stop], PromptSet], job: Job) -> Any:
+    """What to wait for; without prompts there is nothing to begin."""
+    try:
+        return task.remote(stop, find_prompts(stop), job)
+    except InputError as error:
+        return Failure(reason=str(error))
+
+
+def _answer(ray: Any, begun: Any) -> Record | Failure:
+    if isinstance(begun, Failure):
+        return begun
+    try:
+        answer: Record | Failure = ray.get(begun)
+    except ray.exceptions.RayError as error:
+        reason = " ".join(str(error).split())[:300]
+        return Failure(reason=f"its Ray task was lost ({type(error).__name__}: {reason})")
+    return answer
+
+
+def _measure(stop: Stop, prompts: PromptSet, job: Job) -> Record | Failure:
     """One task; what goes wrong with the checkpoint is its answer, in words."""
-    try:
-        with fetch_stop(stop, keep=job.keep_downloads) as checkpoint:
-            model = job.loading.keeper().load(checkpoint)
-            return measure_stop(stop, model, prompts, job.config, sweep=job.sweep)
-    except Exception as error:
-        return describe(error)
+    return job.outcome(stop, lambda: _brought(stop, job), lambda: prompts, job.loading.keeper())
 
 
-def _import_ray() -> Any:
-    # Ray asks the network whether it is a cloud, and phones home, unless told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise InputError(
-            "replay with engine='ray': Ray is not installed; run: pip install 'sr-monitor[ray]'"
-        ) from error
-    return ray
+def _brought(stop: Stop, job: Job) -> Here:
+    """Written down on the worker's machine: what one that died has downloaded is still ours."""
+    if stop.item is None or job.keep_downloads:
+        return bring(stop)
+    repo = repo_folder(stop.item.repo)
+    locks: Path = repo.parent / ".locks" / repo.name
+    return bring(stop, journal=Journal(locks / f"sr-monitor-{stop.commit}.json"))

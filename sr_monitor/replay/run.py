@@ -8,42 +8,37 @@ others are measured.
     report.failures
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from sr_monitor import keys
-from sr_monitor.album import Album
-from sr_monitor.dashboards import TensorBoardWriter
-from sr_monitor.demo import python_prompts
 from sr_monitor.errors import InputError
-from sr_monitor.files import write_whole
-from sr_monitor.fuse import describe
-from sr_monitor.loading import TokenizerOnDemand, check_hub
 from sr_monitor.measurement import Bar, MonitorConfig, no_bar
 from sr_monitor.prompts import PromptSet
-from sr_monitor.records import Record, list_records, record_path
+from sr_monitor.records import Record
 from sr_monitor.replay.cache import Journal, take_out_leftovers
-from sr_monitor.replay.loading import Here, Loading, bring, measure_stop
-from sr_monitor.replay.models import ModelKeeper
-from sr_monitor.replay.plan import Stop, is_sweep, make_plan
-from sr_monitor.replay.prefetch import Turn, prefetched
-from sr_monitor.replay.ray_tasks import Job, on_ray
+from sr_monitor.replay.folder import Folder
+from sr_monitor.replay.loading import Failure, Here, Job, Loading, bring
+from sr_monitor.replay.models import config_of
+from sr_monitor.replay.plan import make_plan
+from sr_monitor.replay.prefetch import prefetched
+from sr_monitor.replay.prompts import PromptChoice
+from sr_monitor.replay.ray_tasks import import_ray, on_ray
+from sr_monitor.replay.stops import Stop, is_sweep, twins
 
 Engine = Literal["local", "ray"]
+Outcomes = Generator[tuple[Stop, Record | Failure], None, None]
 
-_SCHEMA = 1
-_OPTIONS = "replay.json"
-_NAME = keys.PREFIX.rstrip("/")
+_NO_MATTER = {"engine", "max_tokens"}  # results do not depend on these
 
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """What became of the checkpoints."""
+    """What became of the checkpoints, by their names."""
 
     measured: list[str] = field(default_factory=list)
     """Those that were measured now."""
@@ -72,7 +67,8 @@ def replay(
     engine: Engine = "local",
     ray_address: str | None = None,
     bar: Bar = no_bar,
-    **config: Any,
+    config: MonitorConfig | None = None,
+    **options: Any,
 ) -> Report:
     """Measures saved checkpoints as a live run would have.
 
@@ -82,7 +78,7 @@ def replay(
         sources: Folders, files, or `owner/name@GLOB`, revisions on the hub.
         out: Where records and the TensorBoard run go; a run that was stopped goes on there.
         prompts: A `PromptSet`, a file, or a data set's name on the hub; by default those of the
-            live run in the source's folder, else the text that any Python brings along.
+            live run in the first source's folder, else the text that any Python brings along.
         num: At most so many checkpoints of each run, evenly spaced in the logarithm of the step.
         tokens: The checkpoints nearest to these numbers of tokens.
         num_tokens: The length of a prompt that is drawn from a text.
@@ -94,237 +90,152 @@ def replay(
         trust_remote_code: Run the code that comes with a model.
         keep_downloads: Leave in the hub's cache what this run downloads.
         engine: "local" is this process; "ray" makes each checkpoint a Ray task.
-        ray_address: A Ray cluster; by default one on this machine.
+        ray_address: A Ray cluster; by default that of RAY_ADDRESS, or else one on this machine.
         bar: Starts a progress bar by its name.
-        config: What is measured; see `MonitorConfig`.
+        config: What is measured; by default `MonitorConfig()`.
+        options: Single entries of `config` by their names, such as `num_pairs=64`.
 
     Raises:
         InputError: Nothing can be measured as asked for; the message names the fix.
     """
+    if engine not in get_args(Engine):
+        raise InputError(f"replay: engine={engine!r}: pass 'local' or 'ray'")
     loading = Loading(base=base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if engine == "ray":
+        import_ray()
+    else:
+        loading.check_device()
     stops = make_plan(sources, num=num, tokens=tokens)
-    wanted = _Prompts(prompts, loading, num_tokens, seed, MonitorConfig(**config))
-    return Replay(stops, Path(out), wanted, keep_downloads, bar).run(engine, ray_address)
-
-
-@dataclass(frozen=True)
-class _Prompts:
-    """Where prompts come from: the same for all steps, its own for each model of a sweep."""
-
-    given: PromptSet | str | None
-    loading: Loading
-    num_tokens: int
-    seed: int
-    config: MonitorConfig
-
-    def for_stop(self, stop: Stop) -> PromptSet:
-        given = self.given
-        if isinstance(given, PromptSet):
-            return given
-        tokenizer = TokenizerOnDemand(
-            self.loading.base or _tokenizer_of(stop), self.loading.trust_remote_code
-        )
-        options: dict[str, Any] = {
-            "num_tokens": self.num_tokens,
-            "num_prompts": self.config.num_prompts,
-            "seed": self.seed,
-        }
-        if given is None:
-            live = Path(stop.source) / _NAME / "prompts.json"
-            return PromptSet.load(live) if live.is_file() else python_prompts(tokenizer, **options)
-        if Path(given).is_file():
-            return PromptSet.from_file(given, tokenizer, **options)
-        check_hub(given, "dataset")
-        return PromptSet.from_dataset(given, tokenizer, **options)
+    job = Job(
+        config=replace(config or MonitorConfig(), **options),
+        loading=loading,
+        keep_downloads=keep_downloads,
+        sweep=is_sweep(stops),
+    )
+    choice = PromptChoice(
+        given=prompts,
+        loading=loading,
+        num_tokens=num_tokens,
+        num_prompts=job.config.num_prompts,
+        seed=seed,
+    )
+    return Replay(stops, Path(out), job, choice, bar).run(engine, ray_address)
 
 
 class Replay:
     """One run over checkpoints, on its way."""
 
     def __init__(
-        self, stops: list[Stop], out: Path, prompts: _Prompts, keep_downloads: bool, bar: Bar
+        self, stops: list[Stop], out: Path, job: Job, choice: PromptChoice, bar: Bar
     ) -> None:
-        """Looks at what is in `out` already, and refuses what would not go together with it."""
-        self.stops = stops
-        self.out = out
-        self.loading = prompts.loading
-        self.config = prompts.config
-        self.sweep = is_sweep(stops)
-        self.keep_downloads = keep_downloads
-        self.bar = bar
+        """Refuses what cannot be measured, or would not go together with what is in `out`."""
+        _check_base(stops, job.loading)
+        self.stops, self.job, self.bar = stops, job, bar
         self.report = Report()
-        self._find_prompts = prompts.for_stop
-        self.prompts = {} if self.sweep else {"": prompts.for_stop(stops[0])}
-        self._check_options()
-        self.journal = Journal(out / "downloads.json")
-        self.records = {run: self._earlier(run) for run in dict.fromkeys(s.run for s in stops)}
+        self._twins = twins(stops)
+        self._choice = choice
+        self._prompts = None if job.sweep else choice.for_all(stops)
+        self._of_models: dict[str, PromptSet] = {}
+        options = {k: v for k, v in asdict(job.config).items() if k not in _NO_MATTER}
+        same = choice.described() if self._prompts is None else self._prompts.fingerprint
+        options |= {"dtype": job.loading.dtype, "prompts": same}
+        self._folder = Folder(out, options, {stop.run: stop.curve for stop in stops})
+        self._journal = Journal(out / "downloads.json")
 
     def run(self, engine: Engine, ray_address: str | None) -> Report:
         """Measures what is not measured yet."""
-        take_out_leftovers(self.journal)
-        todo = [stop for stop in self.stops if not self._is_done(stop)]
-        first, later = _without_twins(todo)
-        progress, total = self.bar("checkpoints"), len(self.stops)
-        progress(total - len(todo), total)
-        measured = self._locally(first) if engine == "local" else self._on_ray(first, ray_address)
-        for number, (stop, found) in enumerate(measured, start=total - len(todo) + 1):
-            self._keep(stop, found)
-            for twin in later.get(stop.label, ()):
-                self._keep_twin(twin, stop, found)
-            progress(number, total)
-        self._show()
+        with self._folder:
+            take_out_leftovers(self._journal)
+            self.report.kept = [s.label for s in self.stops if self._folder.find(s) is not None]
+            done = set(self.report.kept)
+            todo = [stop for stop in self.stops if stop.label not in done]
+            for stop in todo:
+                self._folder.check_free(stop)
+            self._measure(todo, engine, ray_address)
+            self._folder.finish()
         return self.report
 
-    # ---- before ----------------------------------------------------------------------------------
+    def _measure(self, todo: list[Stop], engine: Engine, address: str | None) -> None:
+        alone = [stop for stop in todo if stop.label not in self._twins]
+        total = len(self.stops)
+        progress = self.bar("checkpoints")
+        progress(total - len(todo), total)
+        measuring = self._locally(alone) if engine == "local" else self._on_ray(alone, address)
+        with closing(measuring):
+            for number, stop in enumerate(todo, start=total - len(todo) + 1):
+                if (first := self._twins.get(stop.label)) is not None:
+                    self._keep_twin(stop, first)
+                else:
+                    self._keep(*next(measuring))
+                progress(number, total)
 
-    def _check_options(self) -> None:
-        """What is in `out` was measured in the same way, or is refused with both sides."""
-        path = self.out / _OPTIONS
-        prompts = None if self.sweep else self.prompts[""].fingerprint
-        options = {**asdict(self.config), "dtype": self.loading.dtype, "prompts": prompts}
-        if path.is_file():
-            there = json.loads(path.read_text(encoding="utf-8"))
-            if there.get("schema", _SCHEMA) > _SCHEMA:
-                raise InputError(
-                    f"{str(path)!r} is of a newer sr-monitor; upgrade, or name another --out"
-                )
-            different = [
-                f"{name} is {there['options'].get(name)!r} there and {value!r} now"
-                for name, value in options.items()
-                if there["options"].get(name, value) != value
-            ]
-            if different:
-                raise InputError(
-                    f"--out {str(self.out)!r} holds a replay with other options: "
-                    f"{'; '.join(different)}; name another folder, or the same options"
-                )
-        self.out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps({"schema": _SCHEMA, "options": options}, indent=1).encode())
-
-    def _earlier(self, run: str) -> dict[str, Record]:
-        """The records of a run, by the label of their checkpoint."""
-        found = map(Record.load, list_records(self.out / run / _NAME))
-        return {str(record.metadata.get("source")): record for record in found}
-
-    def _is_done(self, stop: Stop) -> bool:
-        done = stop.label in self.records[stop.run]
-        if done:
-            self.report.kept.append(stop.label)
-        return done
-
-    # ---- measuring -------------------------------------------------------------------------------
-
-    def _locally(self, stops: Sequence[Stop]) -> Iterator[tuple[Stop, Record | str]]:
+    def _locally(
+        self, stops: Sequence[Stop]
+    ) -> Generator[tuple[Stop, Record | Failure], None, None]:
         """Here, one after the other, the next one being fetched meanwhile."""
-        keeper = self.loading.keeper()
+        keeper = self.job.loading.keeper()
         with prefetched(stops, self._bring, self._leave) as turns:
             for turn in turns:
-                yield turn.key, self._measured(turn, keeper)
+                find = partial(self._prompts_of, turn.key)
+                yield turn.key, self.job.outcome(turn.key, turn.result, find, keeper, self.bar)
 
-    def _measured(self, turn: Turn[Stop, Here], keeper: ModelKeeper) -> Record | str:
-        """The record; whatever goes wrong with one checkpoint is its outcome, in words."""
-        stop, loading = turn.key, self.bar("loading")
-        try:
-            here = turn.result()
-            try:
-                loading(0, 1)
-                model = keeper.load(here.checkpoint)
-                loading(1, 1)
-                prompts = self._prompts_of(stop)
-                return measure_stop(
-                    stop, model, prompts, self.config, sweep=self.sweep, bar=self.bar
-                )
-            finally:
-                self._leave(here)
-        except Exception as error:
-            return describe(error)
+    def _on_ray(self, stops: Sequence[Stop], address: str | None) -> Outcomes:
+        return on_ray(stops, self._prompts_of, self.job, address=address)
 
     def _bring(self, stop: Stop, given_up: Event) -> Here:
-        journal = None if self.keep_downloads else self.journal
+        journal = None if self.job.keep_downloads else self._journal
         progress = self.bar("download")
         return bring(stop, stop_event=given_up, journal=journal, progress=progress)
 
     def _leave(self, here: Here) -> None:
-        if not self.keep_downloads:
+        if not self.job.keep_downloads:
             here.leave()
 
-    def _on_ray(
-        self, stops: Sequence[Stop], address: str | None
-    ) -> Iterator[tuple[Stop, Record | str]]:
-        prompts = {stop.label: self._prompts_of(stop) for stop in stops}
-        job = Job(
-            config=self.config,
-            loading=self.loading,
-            keep_downloads=self.keep_downloads,
-            sweep=self.sweep,
-        )
-        return on_ray(stops, prompts, job, address=address)
-
     def _prompts_of(self, stop: Stop) -> PromptSet:
-        return self._find_prompts(stop) if self.sweep else self.prompts[""]
+        if self._prompts is not None:
+            return self._prompts
+        if stop.label not in self._of_models:
+            self._of_models[stop.label] = self._choice.for_model(stop)
+        return self._of_models[stop.label]
 
-    # ---- after -----------------------------------------------------------------------------------
+    def _keep(self, stop: Stop, outcome: Record | Failure) -> None:
+        if isinstance(outcome, Record):
+            self._save(stop, outcome)
+            self.report.measured.append(stop.label)
+        elif outcome.is_general and self._folder.is_empty:
+            raise InputError(outcome.reason)
+        else:
+            self.report.failures[stop.label] = outcome.reason
 
-    def _keep(self, stop: Stop, found: Record | str) -> None:
-        if isinstance(found, str):
-            self.report.failures[stop.label] = found
-            return
-        self._save(stop, found)
-        self.report.measured.append(stop.label)
-
-    def _keep_twin(self, twin: Stop, stop: Stop, found: Record | str) -> None:
+    def _keep_twin(self, stop: Stop, first: Stop) -> None:
         """The record of one with the same weights, at its own step."""
-        if isinstance(found, str):
-            self.report.failures[twin.label] = found
+        record = self._folder.find(first)
+        if record is None:
+            reason = self.report.failures[first.label]
+            self.report.failures[stop.label] = f"its weights are those of {first.label}: {reason}"
             return
-        metadata = found.metadata | {"source": twin.label, "same_weights_as": stop.label}
-        step = found.step if self.sweep else twin.name.step
-        self._save(twin, replace(found, step=step, tokens=twin.name.tokens, metadata=metadata))
-        self.report.same[twin.label] = stop.label
+        own = {"source": stop.label, "commit": stop.commit, "same_weights_as": first.label}
+        metadata = record.metadata | own
+        self._save(
+            stop,
+            replace(record, step=stop.name.step, tokens=stop.name.tokens, metadata=metadata),
+        )
+        self.report.same[stop.label] = first.label
 
     def _save(self, stop: Stop, record: Record) -> None:
-        folder = self.out / stop.run
-        path = record_path(folder, record.step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        record.save(path)
-        self.records[stop.run][stop.label] = record
-
-    def _show(self) -> None:
-        """Every run as a TensorBoard run, made anew from all of its records."""
-        for run, found in self.records.items():
-            folder = self.out / run / _NAME
-            records = sorted(found.values(), key=lambda record: record.step)
-            if not records:
-                continue
-            prompts = self.prompts.get("") or self._find_prompts(self.stops[0])
-            prompts.save(folder / "prompts.json")
-            for old in folder.glob("events.out.tfevents.*"):
-                old.unlink()
-            with closing(TensorBoardWriter(folder)) as writer:
-                album = Album([writer])
-                album.introduce(prompts, records[0].step)
-                for record in records:
-                    album.show(record, prompts=prompts, last=record is records[-1])
+        prompts = self._prompts_of(stop)
+        if self._prompts is None:
+            tokenizer = self._choice.tokenizer_of(stop)
+            record = replace(record, metadata=record.metadata | {"tokenizer": tokenizer})
+        self._folder.save(stop, record, prompts)
 
 
-def _tokenizer_of(stop: Stop) -> str:
-    """The repository's or the folder's; a checkpoint of a training may have none of its own."""
-    if stop.checkpoint is None:
-        return stop.source
-    folder = stop.checkpoint.path
-    return str(folder if (folder / "tokenizer_config.json").is_file() else stop.source)
-
-
-def _without_twins(stops: Sequence[Stop]) -> tuple[list[Stop], Mapping[str, list[Stop]]]:
-    """Those to measure, and for each the later ones with the same weights."""
-    first: dict[str, Stop] = {}
-    later: dict[str, list[Stop]] = {}
-    alone: list[Stop] = []
-    for stop in stops:
-        weights = stop.weights or stop.label
-        if weights in first:
-            later.setdefault(first[weights].label, []).append(stop)
-        else:
-            first[weights] = stop
-            alone.append(stop)
-    return alone, later
+def _check_base(stops: Sequence[Stop], loading: Loading) -> None:
+    """Asks for a base at once where no checkpoint says of which architecture it is."""
+    bare = [
+        stop.checkpoint
+        for stop in stops
+        if stop.checkpoint is not None and stop.checkpoint.config is None and not stop.problem
+    ]
+    if bare and (loading.base is not None or len(bare) == len(stops)):
+        config_of(bare[0], loading.base, trust_remote_code=loading.trust_remote_code)

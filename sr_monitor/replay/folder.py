@@ -1,0 +1,216 @@
+"""The folder that a replay writes to, and goes on in: what was measured in it, and how.
+
+`replay.json` says with which options and prompts, and which curve lies in which folder. What would
+not go together with that is refused, with both sides; so are measurements that no replay made.
+
+    with Folder(out, options, {"": "/runs/gpt2"}) as folder:
+        folder.save(stop, record, prompts)
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sr_monitor import keys
+from sr_monitor.errors import InputError
+from sr_monitor.files import write_whole
+from sr_monitor.prompts import PromptSet
+from sr_monitor.records import Record
+from sr_monitor.replay.curves import Curve
+from sr_monitor.replay.stops import SIZES, Stop
+from sr_monitor.writers import WriterError
+
+_SCHEMA = 1
+_FILE = "replay.json"
+_NAME = keys.PREFIX.rstrip("/")
+_UNFINISHED = ".*.????????.tmp"  # what `write_whole` leaves when it is killed
+_MISSING = object()
+
+
+class Folder:
+    """What is in it; for one process at a time."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any], curves: Mapping[str, str]) -> None:
+        """Refuses what does not go together with what is there; changes nothing yet.
+
+        Args:
+            path: The folder.
+            options: What must be the same for all that is measured in it, as JSON can say it.
+            curves: Which curve goes into which folder inside.
+        """
+        self.path = path
+        self._options = dict(options)
+        with self._writing():
+            there = self._read()
+            self._check_options(there)
+            self._runs = self._merged(there, curves)
+        self._stack = ExitStack()
+        self.curves: dict[str, Curve] = {}
+
+    def __enter__(self) -> "Folder":
+        """Takes the folder, and shows what was measured before."""
+        with ExitStack() as stack, self._writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(self._taken())
+            for folder in (self.path, *map(self._folder_of, self._runs)):
+                for unfinished in folder.glob(_UNFINISHED):
+                    unfinished.unlink()
+            self._write()
+            self.curves = {run: Curve(self._folder_of(run)) for run in self._runs}
+            stack.callback(self._close_curves)
+            for curve in self.curves.values():
+                curve.begin()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Lets go of it, whatever happened."""
+        self._stack.close()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was measured yet."""
+        return not any(curve.records for curve in self.curves.values())
+
+    def find(self, stop: Stop) -> Record | None:
+        """The record of a checkpoint, if it was measured, and its name still stands for it."""
+        # A model that is as large as another one is on a curve of its own.
+        runs = self.curves if stop.curve == SIZES else (stop.run,)
+        found = (self.curves[run].records.get(stop.label) for run in runs)
+        record = next((record for record in found if record is not None), None)
+        if record is None or record.metadata.get("commit") != stop.commit:
+            return None
+        return record
+
+    def check_free(self, stop: Stop) -> None:
+        """Refuses a checkpoint at whose step another one was measured."""
+        other = self.curves[stop.run].at(stop.name.step)
+        if other not in (None, stop.label) and stop.curve != SIZES:
+            raise InputError(
+                f"--out {str(self.path)!r} holds {other} at step {stop.name.step}, where "
+                f"{stop.label} belongs now; name another folder"
+            )
+
+    def save(self, stop: Stop, record: Record, prompts: PromptSet) -> None:
+        """One more record, on its curve."""
+        with self._writing():
+            curve = self.curves[stop.run]
+            if curve.at(record.step) not in (None, stop.label):
+                curve = self._curve_beside(stop)
+            curve.add(record, prompts)
+
+    def finish(self) -> None:
+        """All is measured: the last pictures."""
+        with self._writing():
+            for curve in self.curves.values():
+                curve.finish()
+
+    def _curve_beside(self, stop: Stop) -> Curve:
+        """For a second model of the same size."""
+        run = re.sub(r"[^\w.=-]+", "--", stop.label).strip("-")
+        self._runs[run] = f"{SIZES}, {stop.label}"
+        self._write()
+        return self.curves.setdefault(run, Curve(self._folder_of(run)))
+
+    def _close_curves(self) -> None:
+        with self._writing():
+            for curve in self.curves.values():
+                curve.close()
+
+    def _folder_of(self, run: str) -> Path:
+        return self.path / run / _NAME
+
+    def _read(self) -> dict[str, Any]:
+        path = self.path / _FILE
+        if not path.is_file():
+            return {"options": {}, "runs": {}}
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+            known = {"options": dict(there["options"]), "runs": dict(there["runs"])}
+            schema = int(there["schema"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{str(path)!r} is damaged ({error!r}); name another --out, or delete that file "
+                "and what was measured"
+            ) from error
+        if schema > _SCHEMA:
+            raise InputError(
+                f"{str(path)!r} has schema {schema}, and this sr-monitor reads up to schema "
+                f"{_SCHEMA}; run: pip install --upgrade sr-monitor, or name another --out"
+            )
+        return known
+
+    def _check_options(self, there: Mapping[str, Any]) -> None:
+        known = there["options"]
+        different = [
+            f"{name} is {known[name]!r} there and {value!r} now"
+            for name, value in self._options.items()
+            if known.get(name, _MISSING) not in (_MISSING, value)
+        ]
+        if different:
+            raise InputError(
+                f"--out {str(self.path)!r} holds a replay with other options: "
+                f"{'; '.join(different)}; name another folder, or the same options"
+            )
+
+    def _merged(self, there: Mapping[str, Any], curves: Mapping[str, str]) -> dict[str, str]:
+        known: dict[str, str] = there["runs"]
+        for run, curve in curves.items():
+            folder = self._folder_of(run)
+            if run in known and known[run] != curve:
+                raise InputError(
+                    f"--out {str(self.path)!r} holds a replay of other checkpoints: in "
+                    f"{str(folder)!r} are those of {known[run]} and not of {curve}; name another "
+                    "folder"
+                )
+            if run not in known and _is_filled(folder):
+                raise InputError(
+                    f"--out {str(self.path)!r}: what is in {str(folder)!r} was not written by a "
+                    "replay (a live run's measurements?) and would be overwritten; name another "
+                    "folder"
+                )
+        return known | dict(curves)
+
+    def _write(self) -> None:
+        content = {"schema": _SCHEMA, "options": self._options, "runs": self._runs}
+        write_whole(self.path / _FILE, json.dumps(content, indent=1).encode())
+
+    @contextmanager
+    def _taken(self) -> Iterator[None]:
+        """For this process alone, until it ends in whatever way."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise InputError(
+                f"--out {str(self.path)!r}: another replay is writing there; wait for it, or name "
+                "another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A disk that does not take or give it is told in one line."""
+        try:
+            yield
+        except InputError:
+            raise
+        except (OSError, WriterError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"--out {str(self.path)!r} cannot be written to ({reason}); make room there and "
+                "run the same again, or name another folder"
+            ) from error
+
+
+def _is_filled(folder: Path) -> bool:
+    entries: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
+    return any(entries)
