@@ -111,13 +111,21 @@ class Team:
             if self._depth == 0:
                 self._failure = None
 
-    def _answer(self, reason: str | None) -> None:
+    def excuse(self, error: Exception) -> None:
+        """Returns if all processes failed here, to try something else; else it is raised."""
+        if self.size > 1 and not self._answer(describe(error)):
+            self._failure = str(error) if self._depth else None
+            raise error
+
+    def _answer(self, reason: str | None) -> bool:
+        """Whether every process has failed, if this one has."""
         if self._failure is not None:
             raise PeerError(self._failure)
         failed = 0 if reason is None else self.rank + 1
         last_failed = self._largest(failed, called=True)
         if not last_failed:
-            return
+            return False
+        dist.all_reduce(num_failed := torch.tensor(int(failed > 0), device=_device()))
         said = _to_bytes(reason or "").to(_device())
         dist.broadcast(said, src=last_failed - 1)
         if reason is None:
@@ -125,6 +133,7 @@ class Team:
             if self._depth:
                 self._failure = failure
             raise PeerError(failure)
+        return int(num_failed) == self.size
 
     def _largest(self, number: int, *, called: bool = False) -> int:
         if self.size == 1:

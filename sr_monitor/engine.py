@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sr_monitor.distributed import ALONE, Team
+from sr_monitor.distributed import ALONE, PeerError, Team
 from sr_monitor.errors import InputError
 from sr_monitor.memory import TokenBudget, in_chunks, is_out_of_memory
 from sr_monitor.stream import Stream, rows_of, tolerance
@@ -274,8 +274,9 @@ def _complaint(
         try:
             measured, _ = engine.distances(engine.open(prompts), tried)
         except Exception as error:
-            if is_out_of_memory(error):
+            if is_out_of_memory(error) or isinstance(error, PeerError):
                 raise
+            team.excuse(error)
             reason = str(error).strip().split("\n")[0]
             return f"the {engine.name!r} way of measuring fails on this model, {reason!r}"
         complaint = _disagreement(engine, wanted, measured, scale)

@@ -86,15 +86,51 @@ def standing_aside(modules: Sequence[nn.Module], tuple_length: int = 0) -> Itera
 
     `tuple_length` is the length of the tuple they put out, 0 for a bare tensor.
     """
-
-    def hand_on(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs[_first_tensor_name(kwargs)]
-        return (hidden, *[None] * (tuple_length - 1)) if tuple_length else hidden
-
+    hand_on = _hand_on(tuple_length)
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(forward_replaced(module, hand_on))
         yield
+
+
+def _hand_on(tuple_length: int) -> Callable[..., Any]:
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs[_first_tensor_name(kwargs)]
+        return (hidden, *[None] * (tuple_length - 1)) if tuple_length else hidden
+
+    return hand_on
+
+
+@contextmanager
+def failing_last(modules: Sequence[nn.Module], tuple_length: int = 0) -> Iterator[None]:
+    """Puts off the error of a module until the forward is over; those after it stand aside.
+
+    Processes that share weights exchange them in every module: were the rest of a forward left
+    out here, the others would wait in the middle of theirs.
+    """
+    hand_on = _hand_on(tuple_length)
+    errors: list[Exception] = []
+
+    def tried(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return hand_on(*args, **kwargs) if errors else forward(*args, **kwargs)
+            except Exception as error:
+                errors.append(error)
+                return hand_on(*args, **kwargs)
+
+        return run
+
+    try:
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(forward_replaced(module, tried(module.forward)))
+            yield
+    except Exception:
+        if not errors:
+            raise
+    if errors:
+        raise errors[0]
 
 
 @contextmanager

@@ -31,6 +31,8 @@ from sr_monitor.slices import Slices, measure_slices
 from sr_monitor.statistics import Summary, median_curve, summarise
 from sr_monitor.stream import Output
 
+_NO_MATTER = {"engine", "max_tokens"}  # results do not depend on these
+
 Bar = Callable[[str], Callable[[int, int], None]]
 
 
@@ -106,8 +108,7 @@ class Measurement:
             paths=self.paths,
             slices=self.slices,
             metadata={
-                "config": asdict(self.config),
-                "prompts": self.prompts.fingerprint,
+                **describe_curve(self.config, self.prompts),
                 "model": type(dissect(model, self.config.layer_path).core).__name__,
                 "dtype": str(weight.dtype).removeprefix("torch."),
                 "device": weight.device.type,
@@ -183,6 +184,12 @@ class Measurement:
         for name, figure in pictures.items():
             save_figure(figure, folder / name)
         return [folder / name for name in pictures]
+
+
+def describe_curve(config: MonitorConfig, prompts: PromptSet) -> dict[str, Any]:
+    """What measurements must have in common to be points of one curve, as plain values."""
+    options = {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
+    return {"config": options, "prompts": prompts.fingerprint}
 
 
 def measure_model(

@@ -15,7 +15,6 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -28,14 +27,13 @@ from sr_monitor.archive import Archive
 from sr_monitor.distributed import Team
 from sr_monitor.errors import InputError
 from sr_monitor.fuse import Fuse, OnError
-from sr_monitor.measurement import Measurement, MonitorConfig, measure_model
+from sr_monitor.measurement import Measurement, MonitorConfig, describe_curve, measure_model
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
 from sr_monitor.schedule import Budget, Schedule, budget, every
 from sr_monitor.writers import Writer
 
 _SCHEMA = 1
-_NO_MATTER = {"engine", "max_tokens"}  # results do not depend on these
 
 
 class Monitor:
@@ -122,7 +120,7 @@ class Monitor:
         try:
             with self.team.together():
                 measured = measure_model(model, self.prompts, self.config, team=self.team)
-                _check_finite(measured)
+                measured.check_finite()
                 record = self._record(model, step, tokens, measured, began)
             with self.team.together():
                 if self.team.leads:
@@ -206,7 +204,7 @@ class Monitor:
     def _go_on(self, album: Album, step: int, *, keep: bool) -> list[Record]:
         """Takes up the records of the run that this one continues, and returns them to `keep`."""
         earlier = []
-        for record in self.archive.open(step, _described(self.config, self.prompts)):
+        for record in self.archive.open(step, describe_curve(self.config, self.prompts)):
             album.keep(record)
             earlier += [record] if keep else []
             self.last_step = record.step
@@ -247,22 +245,14 @@ class Monitor:
         measured: Measurement,
         began: float,
     ) -> Record:
-        weight = next(model.parameters())
-        return Record(
+        return measured.record(
+            model,
             step=step,
             tokens=tokens,
-            paths=measured.paths,
-            slices=measured.slices,
-            metadata={
-                **_described(self.config, self.prompts),
-                "model": type(dissect(model, self.config.layer_path).core).__name__,
-                "dtype": str(weight.dtype).removeprefix("torch."),
-                "device": weight.device.type,
-                "processes": self.team.size,
-                "seconds": time.perf_counter() - began,
-                "share_of_time": self.account.spent_share,
-                "failures": self.fuse.failures,
-            },
+            processes=self.team.size,
+            seconds=time.perf_counter() - began,
+            share_of_time=self.account.spent_share,
+            failures=self.fuse.failures,
         )
 
     def _write(self, record: Record, *, last: bool) -> None:
@@ -293,20 +283,6 @@ def check_state(state: Mapping[str, Any]) -> None:
         raise InputError(
             f"the saved state of sr-monitor has schema {schema}, this version reads up to schema "
             f"{_SCHEMA}; run: pip install --upgrade sr-monitor"
-        )
-
-
-def _described(config: MonitorConfig, prompts: PromptSet) -> dict[str, Any]:
-    """What measurements must have in common to be points of one curve."""
-    options = {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
-    return {"config": options, "prompts": prompts.fingerprint}
-
-
-def _check_finite(measured: Measurement) -> None:
-    if bool(measured.paths.distance.isinf().any(dim=1).all()):
-        raise RuntimeError(
-            f"not one output of {len(measured.paths.distance)} pairs is finite: the weights hold "
-            "NaN or Inf, as after a diverged loss; look at the loss and the learning rate"
         )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from sr_monitor.anatomy import Anatomy, check_layer, first_tensor
 from sr_monitor.errors import InputError
-from sr_monitor.hooks import capturing, editing, standing_aside
+from sr_monitor.hooks import capturing, editing, failing_last, standing_aside
 
 Output = Literal["final_norm", "resid_final", "logits"]
 
@@ -181,15 +181,23 @@ class Stream:
         if self._before_call is not None:
             self._before_call()
         if not anatomy.is_hugging_face:
-            with self._without_unembedding():
+            with self._in_step(), self._without_unembedding():
                 anatomy.root(token_ids)
             return
         if "use_cache" in anatomy.arguments:
             cached["use_cache"] = use_cache
         if self.output != "logits" and "logits_to_keep" in anatomy.arguments:
             cached["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
-        with self._without_unembedding():
+        with self._in_step(), self._without_unembedding():
             anatomy.root(input_ids=token_ids, **cached)
+
+    def _in_step(self) -> AbstractContextManager[None]:
+        """Where others wait inside the model, a forward that fails is brought to its end."""
+        if self._before_call is None:
+            return nullcontext()
+        # FSDP1 exchanges in a wrapper's forward, around that of the block.
+        blocks = [getattr(block, "_fsdp_wrapped_module", block) for block in self.anatomy.blocks]
+        return failing_last(blocks, self._tuple_length)
 
     def _without_unembedding(self) -> AbstractContextManager[None]:
         """Spares the map to the vocabulary where the model cannot be asked to leave it out."""

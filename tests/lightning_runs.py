@@ -96,6 +96,7 @@ class Training:
     optimizer: dict[str, Any]
     losses: list[float]
     modes: dict[str, bool]
+    hooks: dict[str, int]
     random: tuple[Any, ...]
 
     @property
@@ -160,8 +161,13 @@ def harvest(folder: Path, trainer: L.Trainer, lit: Any) -> Training:
         optimizer=trainer.optimizers[0].state_dict(),
         losses=lit.losses,
         modes={name: part.training for name, part in lit.named_modules()},
+        hooks={name: _num_hooks(part) for name, part in lit.named_modules()},
         random=(torch.get_rng_state(), random.getstate(), np.random.get_state()),  # noqa: NPY002
     )
+
+
+def _num_hooks(module: nn.Module) -> int:
+    return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
 def _whole(value: Any) -> Tensor:
@@ -175,13 +181,14 @@ def records_in(folder: Path, name: str = "stable_regions") -> list[Record]:
 
 
 def assert_equal_trainings(one: Training, other: Training) -> None:
-    """Bit for bit: losses, weights, optimizer, random states, modes."""
+    """Bit for bit: losses, weights, optimizer, random states, modes, hooks."""
     assert one.losses == other.losses
     assert len(one.losses) > 1
     assert len(set(one.losses)) > 1, "nothing was trained"
     torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(one.optimizer, other.optimizer, rtol=0, atol=0)
     assert one.modes == other.modes
+    assert one.hooks == other.hooks
     assert torch.equal(one.random[0], other.random[0])
     if "beartype" not in sys.modules:  # its checks, on in most tests, draw from this state
         assert one.random[1] == other.random[1]

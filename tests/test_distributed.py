@@ -297,6 +297,29 @@ def faults(rank: int, folder: Path) -> Facts:
     return found
 
 
+def faults_in_shards(rank: int, folder: Path) -> Facts:
+    """A fault in the middle of a forward in which processes exchange weights, at many places."""
+    found: Facts = {}
+    for topology in ("fsdp2", "fsdp1"):
+        for number in (1, 3, 5, 9, 14):  # a look at the model, comparisons, the measurement
+            for who in (0, 1):
+                model, calls = make_model(topology), [0]
+
+                def fail(*_: Any, who: int = who, number: int = number, calls: Any = calls) -> None:
+                    calls[0] += 1
+                    if calls[0] == number and rank == who:
+                        raise RuntimeError("ill")
+
+                block = model.get_submodule(next(n for n, m in model.named_modules() if "mlp" in n))
+                hook = block.register_forward_hook(fail)
+                monitor = make_monitor(on_error="raise")
+                raised = outcome(lambda monitor=monitor, model=model: monitor.step(model, 0))  # type: ignore[misc]
+                hook.remove()
+                again = monitor.step(model, 1) is not None
+                found[f"{topology} {number} {who}"] = (raised, again)
+    return found
+
+
 def fault_in_writing(rank: int, folder: Path) -> Facts:
     class Broken(MemoryWriter):
         def scalar(self, name: str, value: float, step: int) -> None:
@@ -429,6 +452,7 @@ SCENARIOS: dict[str, Callable[[int, Path], Facts]] = {
     "failing together": failing_together,
     **{topology: topology_scenario(topology) for topology in TOPOLOGIES},
     "faults": faults,
+    "faults in shards": faults_in_shards,
     "fault in writing": fault_in_writing,
     "leader alone is off": leader_alone_is_off,
     "nan": nan_weights,
@@ -568,6 +592,16 @@ def test_a_fault_on_one_process_ends_on_both(found: Found, who: int) -> None:
     assert texts[0].startswith(f"measuring at step 1 failed: {cause}. Training goes on")
     assert "3 times in a row" in texts[1]
     assert one == other > 0  # they trained on together
+
+
+def test_a_fault_amid_an_exchange_of_weights_ends_on_both(found: Found) -> None:
+    results = found("faults in shards")
+    assert len(results[0]) == 20
+    for name in results[0]:
+        who = int(name[-1])
+        assert results[who][name] == (("RuntimeError", "ill"), True)
+        said = f"process {who} of 2: RuntimeError: ill"
+        assert results[1 - who][name] == (("PeerError", said), True)
 
 
 def test_a_fault_in_writing_ends_on_both_and_the_record_is_saved(found: Found) -> None:

@@ -255,7 +255,7 @@ def _shard_1(model: Any) -> nn.Module:
 def _shard_2(model: Any) -> nn.Module:
     for layer in model.model.layers:
         fully_shard(layer)
-    sharded: nn.Module = fully_shard(model)
+    sharded: nn.Module = fully_shard(model, reshard_after_forward=True)
     return sharded
 
 

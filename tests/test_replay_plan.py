@@ -1,0 +1,295 @@
+"""Which checkpoints are measured, in which order, and which curve each is on."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sr_monitor.errors import InputError
+from sr_monitor.replay.plan import make_plan
+from sr_monitor.replay.stops import is_sweep, twins
+from tests.hub_server import Fault, HubServer, hub_server
+from tests.replays import OLMO, STEPS, put
+
+WEIGHTS = {"config.json": b"{}", "model.safetensors": b"x" * 1000}
+ABLATION = "stage2-step2000-mix-round5-from-2T-ckpt"
+OLMO3 = "allenai/Olmo-3-1025-7B"
+OLMO2 = "allenai/OLMo-2-0425-1B"
+QWENS = ("Qwen/Qwen2-0.5B", "Qwen/Qwen2-1.5B")
+STAGED = (
+    *("stage1-step0-tokens0B", "stage1-step20000-tokens42B", "stage1-step1907359-tokens4001B"),
+    *("stage2-ingredient1-step1000-tokens3B", "stage2-ingredient1-step23852-tokens51B"),
+    *("stage2-ingredient2-step1000-tokens3B", "main"),
+)
+
+
+def own(name: str) -> dict[str, bytes]:
+    """Files that no other revision has."""
+    return WEIGHTS | {"model.safetensors": name.encode() * 50}
+
+
+@pytest.fixture(scope="module")
+def serving() -> Iterator[HubServer]:
+    repos = {
+        OLMO: {name: own(name) for name in (*STEPS, "main")},
+        OLMO2: {name: own(name) for name in STAGED},
+        OLMO3: {name: own(name) for name in ("stage1-step0", "stage2-step2000", ABLATION, "main")},
+        "lab/twice": {
+            **{name: own("one") for name in ("step1", "step2")},
+            **{name: own(name) for name in ("step3", "main")},
+        },
+        "lab/holes": {"main": {}, "step1": own("step1"), "step2": {"README.md": b"gone"}},
+        "lab/tags": {"main": own("main"), "v1": own("v1"), "v2": own("v2"), "refs/tags/a/b": {}},
+        **{name: {"main": own(name)} for name in QWENS},
+    }
+    with hub_server(repos) as server:
+        yield server
+
+
+@pytest.fixture
+def hub(
+    serving: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[HubServer]:
+    serving.use(monkeypatch, tmp_path / "home")
+    serving.requests.clear()
+    monkeypatch.chdir(tmp_path)
+    yield serving
+    serving._faults.clear()
+
+
+def planned(*sources: str | Path, **options: object) -> list[tuple[str, str]]:
+    """The run and the name of each checkpoint."""
+    stops = make_plan([str(source) for source in sources], **options)  # type: ignore[arg-type]
+    return [(stop.run, stop.name.text) for stop in stops]
+
+
+def folders(root: Path, *names: str) -> list[Path]:
+    return [put(WEIGHTS, root / name) for name in names]
+
+
+# Folders
+
+
+def test_steps_come_in_their_order(tmp_path: Path) -> None:
+    folders(tmp_path, "checkpoint-1000", "checkpoint-90", "checkpoint-200")
+    names = ["checkpoint-90", "checkpoint-200", "checkpoint-1000"]
+    assert planned(tmp_path) == [("", name) for name in names]
+
+
+def test_a_choice_is_spread_over_the_logarithm_of_the_step(tmp_path: Path) -> None:
+    folders(tmp_path, *(f"checkpoint-{10 * step}" for step in (1, 2, 3, 9, 10, 11, 99, 100)))
+    chosen = ["checkpoint-10", "checkpoint-100", "checkpoint-1000"]
+    assert planned(tmp_path, num=3) == [("", name) for name in chosen]
+    # As a shell expands checkpoint-*: one training, and so one choice.
+    assert planned(*tmp_path.iterdir(), num=3) == [("", name) for name in chosen]
+
+
+def test_tokens_of_folders_without_tokens_are_refused(tmp_path: Path) -> None:
+    folders(tmp_path, "checkpoint-1", "checkpoint-2")
+    with pytest.raises(InputError, match="no name says how many tokens.*--num 20"):
+        make_plan([str(tmp_path)], tokens=[4e9])
+
+
+def test_a_checkpoint_is_known_by_its_real_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders(tmp_path, "run/checkpoint-1", "run/checkpoint-2")
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    sources = (str(tmp_path / "run"), ".", "../link", f"{tmp_path}/run/../run/")
+    labels = [[stop.label for stop in make_plan([source])] for source in sources]
+    assert labels == [[str(tmp_path / "run" / f"checkpoint-{step}") for step in (1, 2)]] * 4
+    assert len(make_plan(sources)) == 2  # each once, however often it is named
+
+
+def test_single_checkpoints_of_one_training_are_one_curve(tmp_path: Path) -> None:
+    two, ten = folders(tmp_path, "run/checkpoint-2", "run/checkpoint-10")
+    assert planned(ten, two) == [("", "checkpoint-2"), ("", "checkpoint-10")]
+    assert {stop.curve for stop in make_plan([str(two), str(ten)])} == {str(tmp_path / "run")}
+    assert make_plan([str(two)])[0].curve == str(tmp_path / "run")
+    assert make_plan([str(tmp_path / "run")])[0].curve == str(tmp_path / "run")
+
+
+def test_trainings_are_curves_of_their_own(tmp_path: Path) -> None:
+    folders(tmp_path, "a/run/checkpoint-1", "a/run/checkpoint-2", "b/run/checkpoint-1", "c/step5")
+    a, b, c = (tmp_path / name for name in ("a/run", "b/run", "c"))
+    assert planned(a, b) == [
+        *(("a--run", "checkpoint-1"), ("a--run", "checkpoint-2")),
+        ("b--run", "checkpoint-1"),
+    ]
+    assert planned(a / "checkpoint-2", c) == [("run", "checkpoint-2"), ("c", "step5")]
+
+
+def test_branches_are_curves_of_their_own(tmp_path: Path) -> None:
+    folders(tmp_path, "stage1-step8", "stage2-ingredient1-step4", "stage2-ingredient2-step4")
+    assert planned(tmp_path) == [
+        ("", "stage1-step8"),
+        ("stage2-ingredient1", "stage2-ingredient1-step4"),
+        ("stage2-ingredient2", "stage2-ingredient2-step4"),
+    ]
+    # One of them alone lies at the top, and still is that curve and no other.
+    (alone,) = make_plan([str(tmp_path / "stage2-ingredient1-step4")])
+    assert alone.run == ""
+    (first, *_) = make_plan([str(tmp_path)])
+    assert alone.curve != first.curve
+
+
+def test_a_second_checkpoint_of_a_step_is_a_curve_of_its_own(tmp_path: Path) -> None:
+    folders(tmp_path, "epoch=0-step=5-val_loss=0.2", "epoch=0-step=5-val_loss=0.3", "step-7")
+    assert planned(tmp_path) == [
+        ("", "epoch=0-step=5-val_loss=0.2"),
+        ("epoch=0-step=5-val_loss=0.3", "epoch=0-step=5-val_loss=0.3"),
+        ("", "step-7"),
+    ]
+
+
+def test_models_without_steps_are_a_sweep(tmp_path: Path) -> None:
+    small, large = folders(tmp_path, "models/small", "models/large")
+    for sources in ((small, large), (tmp_path / "models",)):
+        stops = make_plan([str(source) for source in sources])
+        assert is_sweep(stops)
+        assert {stop.run for stop in stops} == {""}
+    assert not is_sweep(make_plan([str(small)]))
+    folders(tmp_path, "other/checkpoint-5")
+    assert not is_sweep(make_plan([str(small), str(tmp_path / "other")]))
+
+
+def test_sizes_leave_the_optimizer_aside(tmp_path: Path) -> None:
+    (folder,) = folders(tmp_path, "checkpoint-1")
+    (folder / "optimizer.pt").write_bytes(b"x" * 5000)
+    shards = tmp_path / "checkpoint-2" / "pytorch_model_fsdp_0"
+    put({".metadata": b"x" * 10, "__0_0.distcp": b"x" * 700}, shards)
+    put({"optim": b"x" * 9000}, tmp_path / "checkpoint-2" / "optimizer_0")
+    (tmp_path / "step=3.ckpt").write_bytes(b"x" * 300)
+    stops = make_plan([str(tmp_path)])
+    assert [stop.num_bytes for stop in stops] == [1000, 710, 300]
+    assert [stop.missing_bytes for stop in stops] == [0, 0, 0]
+    (through,) = make_plan([str(shards)])
+    assert through.home == str(tmp_path)
+
+
+def test_nothing_and_nowhere_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="name at least one source"):
+        make_plan([])
+    with pytest.raises(InputError, match=r"there is no folder .*runn.*the closest.*: run"):
+        folders(tmp_path, "run/checkpoint-1")
+        make_plan([str(tmp_path / "runn")])
+
+
+# The hub
+
+
+def test_a_glob_of_revisions(hub: HubServer) -> None:
+    assert planned(f"{OLMO}@step*") == [("", name) for name in STEPS]
+    assert planned(f"{OLMO}@step1*", f"{OLMO}@step0*") == [("", name) for name in STEPS[:2]]
+    assert planned(OLMO) == planned(f"{OLMO}@main") == [("", "main")]
+    assert planned(f"{OLMO}@*") == planned(f"{OLMO}@step*")  # main says no step
+
+
+def test_a_choice_of_revisions_asks_for_no_other(hub: HubServer) -> None:
+    assert planned(f"{OLMO}@step*", tokens=[3.9e9]) == [("", "step2000-tokens4B")]
+    assert hub.count("/api/models/.*/revision/") == 1
+    assert planned(f"{OLMO}@step*", num=2) == [("", STEPS[0]), ("", STEPS[-1])]
+
+
+def test_a_name_from_arithmetic_gets_those_that_exist(hub: HubServer) -> None:
+    said = "no checkpoint 'step1000-tokens4B' among 5; the closest: step1000-tokens2B"
+    with pytest.raises(InputError, match=said):
+        make_plan([f"{OLMO}@step1000-tokens4B"])
+
+
+def test_stages_and_ingredients_are_curves(hub: HubServer) -> None:
+    assert planned(f"{OLMO2}@*") == [
+        *(("", name) for name in STAGED[:3]),
+        *(("stage2-ingredient1", name) for name in STAGED[3:5]),
+        ("stage2-ingredient2", STAGED[5]),
+    ]
+    assert planned(f"{OLMO3}@stage*") == [
+        ("", "stage1-step0"),
+        ("stage2", "stage2-step2000"),
+        ("stage2-mix-round5-from-2T-ckpt", ABLATION),
+    ]
+    assert planned(f"{OLMO2}@stage2-ingredient1*") == [("", name) for name in STAGED[3:5]]
+
+
+def test_tokens_are_counted_over_the_stages(hub: HubServer) -> None:
+    chosen = planned(f"{OLMO2}@*", tokens=[4.05e12, 42e9])
+    assert [name for _, name in chosen] == [STAGED[1], STAGED[4]]
+
+
+def test_revisions_without_steps_are_not_chosen_among(hub: HubServer) -> None:
+    assert planned("lab/tags@v1") == [("", "v1")]
+    with pytest.raises(InputError, match=r"'lab/tags@v\*' fits 2 revisions.*\(v1, v2\)"):
+        make_plan(["lab/tags@v*"])
+
+
+def test_models_on_the_hub_are_a_sweep(hub: HubServer) -> None:
+    stops = make_plan(QWENS)
+    assert is_sweep(stops)
+    assert [stop.label for stop in stops] == [f"{name}@main" for name in QWENS]
+
+
+def test_repositories_and_folders_go_together(hub: HubServer, tmp_path: Path) -> None:
+    folders(tmp_path, "mine/checkpoint-7")
+    found = planned(f"{OLMO}@step0*", "mine", f"{OLMO2}@stage1-step2*")
+    assert found == [
+        ("allenai--OLMo-1B-0724-hf", STEPS[0]),
+        ("mine", "checkpoint-7"),
+        ("allenai--OLMo-2-0425-1B", STAGED[1]),
+    ]
+
+
+def test_a_folder_goes_before_a_repository(hub: HubServer, tmp_path: Path) -> None:
+    folders(tmp_path, f"{OLMO}/checkpoint-7")
+    assert planned(OLMO) == [("", "checkpoint-7")]
+    with pytest.raises(InputError, match="there is no folder"):
+        make_plan(["allenai/OLMo"])  # there is a folder allenai: a path was meant
+    assert hub.requests == []
+
+
+def test_equal_weights_are_known(hub: HubServer) -> None:
+    stops = make_plan(["lab/twice@step*"])
+    assert {label: first.label for label, first in twins(stops).items()} == {
+        "lab/twice@step2": "lab/twice@step1"
+    }
+
+
+def test_a_revision_without_weights_is_named_and_kept(hub: HubServer) -> None:
+    fine, empty = make_plan(["lab/holes@step*"])
+    assert fine.problem == ""
+    assert empty.problem.startswith("it holds no weights")
+
+
+@pytest.mark.parametrize("status", [404, 403])
+def test_one_that_the_hub_refuses_keeps_no_other(hub: HubServer, status: int) -> None:
+    gone = hub.commit(OLMO, STEPS[1])
+    code = {"X-Error-Code": "RevisionNotFound"} if status == 404 else {}
+    hub.fail(f"GET .*{gone}", Fault("error", status=status, times=9, headers=code))
+    stops = make_plan([f"{OLMO}@step*"])
+    assert [bool(stop.problem) for stop in stops] == [False, True, False, False]
+    assert f"{OLMO}@{STEPS[1]}" in stops[1].problem
+
+
+def test_if_it_refuses_them_all_it_is_said_at_once(hub: HubServer) -> None:
+    hub.fail("GET /api/models/.*/revision/", Fault("error", status=403, times=99))
+    with pytest.raises(InputError, match="does not give it out"):
+        make_plan([f"{OLMO}@step*"])
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("nobody/nothing", "the hub has no such repository"),
+        (f"{OLMO}@nothing-of-the-kind", "no checkpoint 'nothing-of-the-kind' among 5"),
+    ],
+)
+def test_what_is_not_on_the_hub_is_refused(hub: HubServer, source: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make_plan([source])
+
+
+def test_nothing_is_downloaded(hub: HubServer, tmp_path: Path) -> None:
+    make_plan([f"{OLMO}@step*", f"{OLMO2}@*"])
+    assert hub.count("/resolve/") == 0
+    assert not (tmp_path / "home").exists()
+
