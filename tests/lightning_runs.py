@@ -33,7 +33,7 @@ BATCH = 4
 
 def small(**options: Any) -> StableRegionCallback:
     """A callback that takes hardly any time, as it draws nothing; errors are raised."""
-    quiet = {"every": 2, "on_error": "raise", "writer": []}
+    quiet: dict[str, Any] = {"every": 2, "on_error": "raise", "writer": []}
     return StableRegionCallback(**quiet | SMALL | options)
 
 
@@ -201,14 +201,22 @@ def assert_equal_trainings(one: Training, other: Training) -> None:
 class FullyShardedStrategy(DDPStrategy):
     """FSDP1 around the whole `LightningModule`, as `FSDPStrategy` does, which refuses a CPU."""
 
+    inside: tuple[str, ...] = ("GPT2Block",)
+
     def _setup_model(self, model: nn.Module) -> Any:
-        block = type(next(part for part in model.modules() if isinstance(part, nn.ModuleList))[0])
+        kinds = {type(part) for part in model.modules() if type(part).__name__ in self.inside}
         return FullyShardedDataParallel(
             model,
-            auto_wrap_policy=ModuleWrapPolicy({block}),
+            auto_wrap_policy=ModuleWrapPolicy(kinds),
             device_id=torch.device("cpu"),
             use_orig_params=True,
         )
+
+
+class NestedStrategy(FullyShardedStrategy):
+    """The model inside is a unit of its own too, as a policy by size would have it."""
+
+    inside = ("GPT2Block", "GPT2LMHeadModel")
 
 
 class InnerRoot(LitLM):
@@ -240,6 +248,7 @@ class OuterRoot(LitLM):
 WAYS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "ddp": (DDPStrategy, LitLM),
     "fsdp1": (FullyShardedStrategy, LitLM),
+    "fsdp1_nested": (NestedStrategy, LitLM),
     "fsdp2_inner": (ModelParallelStrategy, InnerRoot),
     "fsdp2_outer": (ModelParallelStrategy, OuterRoot),
 }

@@ -14,6 +14,7 @@ from tests.replays import OLMO, STEPS, put
 WEIGHTS = {"config.json": b"{}", "model.safetensors": b"x" * 1000}
 ABLATION = "stage2-step2000-mix-round5-from-2T-ckpt"
 OLMO3 = "allenai/Olmo-3-1025-7B"
+STAGED_3 = ("stage1-step1413814", "stage2-step2000", ABLATION)
 OLMO2 = "allenai/OLMo-2-0425-1B"
 QWENS = ("Qwen/Qwen2-0.5B", "Qwen/Qwen2-1.5B")
 STAGED = (
@@ -33,7 +34,7 @@ def serving() -> Iterator[HubServer]:
     repos = {
         OLMO: {name: own(name) for name in (*STEPS, "main")},
         OLMO2: {name: own(name) for name in STAGED},
-        OLMO3: {name: own(name) for name in ("stage1-step0", "stage2-step2000", ABLATION, "main")},
+        OLMO3: {name: own(name) for name in (*STAGED_3, "main")},
         "lab/twice": {
             **{name: own("one") for name in ("step1", "step2")},
             **{name: own(name) for name in ("step3", "main")},
@@ -205,7 +206,7 @@ def test_stages_and_ingredients_are_curves(hub: HubServer) -> None:
         ("stage2-ingredient2", STAGED[5]),
     ]
     assert planned(f"{OLMO3}@stage*") == [
-        ("", "stage1-step0"),
+        ("", "stage1-step1413814"),
         ("stage2", "stage2-step2000"),
         ("stage2-mix-round5-from-2T-ckpt", ABLATION),
     ]

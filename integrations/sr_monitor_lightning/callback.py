@@ -7,20 +7,16 @@ checkpoints.
     L.Trainer(callbacks=[StableRegionCallback(every=500)]).fit(module)
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from sr_monitor import InputError, PromptSet
-from sr_monitor.anatomy import dissect, unwrap
 from sr_monitor.callback import CallbackCore, Prompts
 from sr_monitor.dashboards import TensorBoardWriter, WandbWriter
 from sr_monitor.distributed import Team
 from sr_monitor.fuse import Fuse
-from sr_monitor.hooks import forward_replaced
 from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset, token_ids_of
 from sr_monitor.writers import Writer
 
@@ -31,9 +27,7 @@ except ImportError as error:
         "sr_monitor_lightning: lightning is not installed; run: pip install 'sr-monitor[lightning]'"
     ) from error
 
-_LANGUAGE_MODELS = {"PreTrainedModel", "PeftModel"}
-_FSDP = "FullyShardedDataParallel"
-_ROOTS = {_FSDP, "DeepSpeedEngine"}
+from sr_monitor_lightning.language_model import as_in_training, class_names, find_language_model
 
 
 class StableRegionCallback(CallbackCore, Callback):
@@ -71,15 +65,14 @@ class StableRegionCallback(CallbackCore, Callback):
     @property
     def state_key(self) -> str:
         """What tells this callback's state from that of another one."""
-        prompts, config = self._prompts, self.config
+        given, config = self._prompts, self.config
+        prompts = given.fingerprint if isinstance(given, PromptSet) else given and str(given)
         return self._generate_state_key(
             name=self.name,
             model=self._model if isinstance(self._model, str) else None,
             layer=config.layer,
             output=config.output,
-            prompts=prompts.fingerprint
-            if isinstance(prompts, PromptSet)
-            else prompts and str(prompts),
+            prompts=prompts,
             seed=self.seed,
         )
 
@@ -155,7 +148,7 @@ class StableRegionCallback(CallbackCore, Callback):
     def _measure(self, trainer: Trainer, pl_module: LightningModule, *, last: bool = False) -> None:
         if self.monitor is None or self._found is None:
             return
-        with _callable(self._found, trainer, pl_module) as model:
+        with as_in_training(self._found, trainer, pl_module) as model:
             self.at_step(
                 model,
                 trainer.global_step,
@@ -169,7 +162,7 @@ class StableRegionCallback(CallbackCore, Callback):
         self._fuse = Fuse(self._fuse.on_error, tells=trainer.is_global_zero)
         with self._fuse.guarding("starting sr-monitor", final=True):
             with Team.present().together():
-                found = self._find(pl_module)
+                found = find_language_model(pl_module, self._model)
             # NOTE: asked for on every process, because Lightning broadcasts it.
             log_dir = trainer.log_dir or trainer.default_root_dir
             begun = self.begin(
@@ -199,22 +192,6 @@ class StableRegionCallback(CallbackCore, Callback):
         collate = getattr(loader, "collate_fn", None)
         return prompts_from_dataset(getattr(loader, "dataset", None), collate=collate, **options)
 
-    def _find(self, pl_module: LightningModule) -> nn.Module:
-        """The language model inside."""
-        wanted = self._model
-        if callable(wanted):
-            return wanted(pl_module)
-        if wanted is None:
-            return _only_language_model(pl_module)
-        try:
-            return pl_module.get_submodule(wanted)
-        except AttributeError as error:
-            names = ", ".join(repr(name) for name, _ in pl_module.named_children())
-            raise InputError(
-                f"StableRegionCallback(model={wanted!r}): {type(pl_module).__name__} has no such "
-                f"module; pass one of: {names}"
-            ) from error
-
 
 def _count_tokens(batch: Any) -> int | None:
     try:
@@ -224,124 +201,12 @@ def _count_tokens(batch: Any) -> int | None:
     return None if ids is None else sum(map(len, ids))
 
 
-def _only_language_model(pl_module: LightningModule) -> nn.Module:
-    found = dict(_outermost(pl_module, _is_hugging_face)) or {
-        name: child for name, child in pl_module.named_children() if _has_blocks(child)
-    }
-    if not found and _has_blocks(pl_module):
-        return pl_module
-    if len({id(child) for child in found.values()}) != 1:
-        names = ", ".join(map(repr, found or dict(pl_module.named_children())))
-        raise InputError(
-            f"StableRegionCallback: {type(pl_module).__name__} holds {len(found)} language models, "
-            f"not one; name it with model=, one of: {names}"
-        )
-    return next(iter(found.values()))
-
-
-def _outermost(
-    module: nn.Module, wanted: Callable[[nn.Module], bool], path: str = ""
-) -> Iterator[tuple[str, nn.Module]]:
-    for name, child in module.named_children():
-        if wanted(child):
-            yield path + name, child
-        else:
-            yield from _outermost(child, wanted, f"{path}{name}.")
-
-
-def _is_hugging_face(module: nn.Module) -> bool:
-    return bool(_class_names(_inside_fsdp(module)) & _LANGUAGE_MODELS)
-
-
-def _class_names(thing: object) -> set[str]:
-    return {kind.__name__ for kind in type(thing).__mro__}
-
-
-def _inside_fsdp(module: Any) -> nn.Module:
-    inner: nn.Module = module.module if type(module).__name__ == _FSDP else module
-    return inner
-
-
-def _has_blocks(module: nn.Module) -> bool:
-    if type(module).forward in (nn.Module.forward, LightningModule.forward):
-        return False  # it only holds modules
-    try:
-        dissect(module)
-    except InputError:
-        return False
-    return True
-
-
-@contextmanager
-def _callable(
-    model: nn.Module, trainer: Trainer, pl_module: LightningModule
-) -> Iterator[nn.Module]:
-    """The model in the precision of the run, called through what shards it."""
-    root = _root(trainer, pl_module)
-    if root is not None:
-        model = root if model is pl_module else _Through(root, pl_module, model)
-    with _precision(trainer, unwrap(model)):
-        yield model
-
-
-@contextmanager
-def _precision(trainer: Trainer, model: nn.Module) -> Iterator[None]:
-    """Autocast as in training; its default type for new tensors only while the model runs."""
-    outside = torch.get_default_dtype()
-    with trainer.precision_plugin.forward_context():
-        inside = torch.get_default_dtype()
-        hooks = (
-            model.register_forward_pre_hook(lambda *_: torch.set_default_dtype(inside)),
-            model.register_forward_hook(
-                lambda *_: torch.set_default_dtype(outside), always_call=True
-            ),
-        )
-        try:
-            torch.set_default_dtype(outside)
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-
-def _root(trainer: Trainer, pl_module: LightningModule) -> nn.Module | None:
-    """What has to be called instead of the model inside, if anything."""
-    outer = trainer.strategy.model
-    if type(outer).__name__ in _ROOTS:
-        return outer
-    return pl_module if hasattr(pl_module, "reshard") else None
-
-
-class _Through(nn.Module):
-    """A model that is called through the module that shards it.
-
-    The forward of the `LightningModule` is for that moment the model's; hooks of the sharding on
-    everything around it run as in training.
-    """
-
-    def __init__(self, root: nn.Module, pl_module: LightningModule, model: nn.Module) -> None:
-        super().__init__()
-        self.root = root
-        self._inner = (pl_module, model)  # in a tuple: not registered twice
-
-    def get_base_model(self) -> nn.Module:
-        """The model itself, as PEFT's wrappers call it."""
-        core: Any = _inside_fsdp(self._inner[1])
-        base: nn.Module = core.get_base_model() if hasattr(core, "get_base_model") else core
-        return base
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        pl_module, model = self._inner
-        with forward_replaced(pl_module, model):
-            return self.root(*args, **kwargs)
-
-
 def _writers_of(trainer: Trainer) -> list[Writer]:
     """The runs of TensorBoard and Weights & Biases that Lightning writes to."""
     found: list[Writer] = []
     loggers: list[Any] = trainer.loggers
     for logger in loggers:
-        names = _class_names(logger)
+        names = class_names(logger)
         if "TensorBoardLogger" in names:
             found.append(TensorBoardWriter(logger.experiment))
         if "WandbLogger" in names:

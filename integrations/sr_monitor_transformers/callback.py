@@ -197,19 +197,16 @@ class _FirstBatch:
 
     def __init__(self, model: nn.Module, then: Callable[[Any], None]) -> None:
         self._then = then
-        self._dropped = False
         uncompiled: Any = torch.compiler.disable(self._note)  # type: ignore[no-untyped-call]
         # First of all hooks: those of FSDP2 gather weights that a measurement would let go.
         self._hook = model.register_forward_pre_hook(uncompiled, with_kwargs=True, prepend=True)
 
     def _note(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        if not self._dropped:  # compiled code goes on calling hooks that are gone
-            self.drop()
-            self._then(kwargs or args)
+        self.drop()
+        self._then(kwargs or args)
 
     def drop(self) -> None:
         """Waits no longer."""
-        self._dropped = True
         self._hook.remove()
 
 

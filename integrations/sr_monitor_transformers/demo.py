@@ -45,10 +45,11 @@ def train(
     watch = StableRegionCallback(
         prompts, schedule=at(plan.steps), log_dir=folder, on_error="raise", **asdict(plan.config)
     )
+    rows: Any = [{"input_ids": window, "labels": window} for window in windows]
     trainer = Trainer(
         model=model,
         args=arguments,
-        train_dataset=[{"input_ids": window, "labels": window} for window in windows],
+        train_dataset=rows,
         callbacks=[watch, _Progress(progress)],
     )
     trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,157 @@
+"""The language model inside a `LightningModule`: where it is, and how it is called.
+
+It is called in the precision of the training, through what shards it. A strategy that shards the
+whole `LightningModule` has to be called itself; so the forward of the `LightningModule` is for that
+moment the model's.
+
+    model = find_language_model(pl_module, None)
+    with as_in_training(model, trainer, pl_module) as callable_model:
+        callable_model(token_ids)
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+
+from sr_monitor import InputError
+from sr_monitor.anatomy import dissect, unwrap
+from sr_monitor.hooks import forward_replaced
+
+_LANGUAGE_MODELS = {"PreTrainedModel", "PeftModel"}
+_FSDP = "FullyShardedDataParallel"
+_ROOTS = {_FSDP, "DeepSpeedEngine"}
+
+
+def find_language_model(
+    pl_module: LightningModule, wanted: str | Callable[[LightningModule], nn.Module] | None
+) -> nn.Module:
+    """The module that `wanted` names or finds, or the only one that can be meant."""
+    if callable(wanted):
+        return wanted(pl_module)
+    if wanted is None:
+        return _only_language_model(pl_module)
+    try:
+        return pl_module.get_submodule(wanted)
+    except AttributeError as error:
+        names = ", ".join(repr(name) for name, _ in pl_module.named_children())
+        raise InputError(
+            f"StableRegionCallback(model={wanted!r}): {type(pl_module).__name__} has no such "
+            f"module; pass one of: {names}"
+        ) from error
+
+
+def _only_language_model(pl_module: LightningModule) -> nn.Module:
+    found = dict(_outermost(pl_module, _is_hugging_face)) or {
+        name: child for name, child in pl_module.named_children() if _has_blocks(child)
+    }
+    if not found and _has_blocks(pl_module):
+        return pl_module
+    if len({id(child) for child in found.values()}) != 1:
+        names = ", ".join(map(repr, found or dict(pl_module.named_children())))
+        raise InputError(
+            f"StableRegionCallback: {type(pl_module).__name__} holds {len(found)} language models, "
+            f"not one; name it with model=, one of: {names}"
+        )
+    return next(iter(found.values()))
+
+
+def _outermost(
+    module: nn.Module, wanted: Callable[[nn.Module], bool], path: str = ""
+) -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if wanted(child):
+            yield path + name, child
+        else:
+            yield from _outermost(child, wanted, f"{path}{name}.")
+
+
+def _is_hugging_face(module: nn.Module) -> bool:
+    return bool(class_names(_inside_fsdp(module)) & _LANGUAGE_MODELS)
+
+
+def class_names(thing: object) -> set[str]:
+    """The names of its class and of what that derives from, so that nothing is imported."""
+    return {kind.__name__ for kind in type(thing).__mro__}
+
+
+def _inside_fsdp(module: Any) -> nn.Module:
+    inner: nn.Module = module.module if type(module).__name__ == _FSDP else module
+    return inner
+
+
+def _has_blocks(module: nn.Module) -> bool:
+    if type(module).forward in (nn.Module.forward, LightningModule.forward):
+        return False  # it only holds modules
+    try:
+        dissect(module)
+    except InputError:
+        return False
+    return True
+
+
+@contextmanager
+def as_in_training(
+    model: nn.Module, trainer: Trainer, pl_module: LightningModule
+) -> Iterator[nn.Module]:
+    """The model in the precision of the run, called through what shards it."""
+    root = _root(trainer, pl_module)
+    if root is not None:
+        model = root if model is pl_module else _Through(root, pl_module, model)
+    with _precision(trainer, unwrap(model)):
+        yield model
+
+
+@contextmanager
+def _precision(trainer: Trainer, model: nn.Module) -> Iterator[None]:
+    """Autocast as in training; its default type for new tensors only while the model runs."""
+    outside = torch.get_default_dtype()
+    with trainer.precision_plugin.forward_context():
+        inside = torch.get_default_dtype()
+        hooks = (
+            model.register_forward_pre_hook(lambda *_: torch.set_default_dtype(inside)),
+            model.register_forward_hook(
+                lambda *_: torch.set_default_dtype(outside), always_call=True
+            ),
+        )
+        try:
+            torch.set_default_dtype(outside)
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+
+def _root(trainer: Trainer, pl_module: LightningModule) -> nn.Module | None:
+    """What has to be called instead of the model inside, if anything."""
+    outer = trainer.strategy.model
+    if type(outer).__name__ in _ROOTS:
+        return outer
+    return pl_module if hasattr(pl_module, "reshard") else None
+
+
+class _Through(nn.Module):
+    """A model that is called through the module that shards it.
+
+    The forward of the `LightningModule` is for that moment the model's; hooks of the sharding on
+    everything around it run as in training.
+    """
+
+    def __init__(self, root: nn.Module, pl_module: LightningModule, model: nn.Module) -> None:
+        super().__init__()
+        self.root = root
+        self._inner = (pl_module, model)  # in a tuple: not registered twice
+
+    def get_base_model(self) -> nn.Module:
+        """The model itself, as PEFT's wrappers call it."""
+        core: Any = _inside_fsdp(self._inner[1])
+        base: nn.Module = core.get_base_model() if hasattr(core, "get_base_model") else core
+        return base
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        pl_module, model = self._inner
+        with forward_replaced(pl_module, model):
+            return self.root(*args, **kwargs)
