@@ -1,9 +1,10 @@
 """The folder of a run's records: which of them a run goes on with, and which it leaves behind.
 
 A run that starts at step s goes on with the records of steps up to s that were measured in the
-same way; one that starts at step 0 or 1 is new and goes on with none. Records that it leaves behind
-(later ones, of a branch that was given up when the run was resumed; others' prompts) are moved
-into the folder `superseded`, so that one folder holds one curve and nothing is lost.
+same way; one that starts at step 0 or 1, without a saved state, is new and goes on with none.
+Records that it leaves behind (later ones, of a branch that was given up when the run was resumed;
+others' prompts) are moved into the folder `superseded`, so that one folder holds one curve and
+nothing is lost.
 
     archive = Archive("runs/1", "stable_regions")
     earlier = archive.open(step=1000, described=...)
@@ -47,8 +48,9 @@ class Archive:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._bring_along(step)
+        is_resumed = step > 1 or self.came_from is not None
         for path in list_records(self.folder):
-            record = _readable(path) if step > 1 else None
+            record = _readable(path) if is_resumed else None
             if record is None or record.step > step or not _is_like(record, described):
                 self._supersede(path)
             else:

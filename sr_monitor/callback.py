@@ -190,7 +190,7 @@ class CallbackCore:
         model: nn.Module,
         step: int,
         *,
-        tokens: int | None = None,
+        tokens: int | Callable[[], int | None] | None = None,
         also: bool = False,
         last: bool = False,
     ) -> None:

@@ -39,7 +39,7 @@ Framework = Literal["transformers", "lightning"]
 class DemoPlan:
     """What is trained, and when it is measured."""
 
-    steps: tuple[int, ...] = (0, 25, 50, 75, 100, 150, 200, 300)
+    steps: tuple[int, ...] = (0, 25, 50, 75, 100, 140, 180, 240)
     """The steps at which the model is measured; the last ends the training."""
     batch_size: int = 32
     """Windows in a batch."""

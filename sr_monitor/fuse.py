@@ -36,7 +36,7 @@ class Fuse:
         """
         if on_error not in get_args(OnError):
             raise InputError(f"on_error={on_error!r}: pass 'warn' or 'raise'")
-        self.on_error = on_error
+        self.on_error: OnError = on_error
         self.tells = tells
         self.failures = 0
         self.blown = False

@@ -13,7 +13,7 @@ every one makes every call: they share the pairs, and the first of them writes.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -83,7 +83,7 @@ class Monitor:
         model: nn.Module,
         step: int,
         *,
-        tokens: int | None = None,
+        tokens: int | Callable[[], int | None] | None = None,
         also: bool = False,
         last: bool = False,
     ) -> Record | None:
@@ -92,9 +92,11 @@ class Monitor:
         Args:
             model: The model that is trained, as the framework calls it.
             step: How many times the optimizer has updated it.
-            tokens: How many tokens it was trained on, if that is known.
+            tokens: How many tokens it was trained on, if that is known, or a function that tells;
+                it is called only if a measurement is made.
             also: Measure at this step whatever the schedule says, if the budget allows.
-            last: The training ends here: as `also`, and pictures are drawn in any case.
+            last: The training ends here: as `also`, with pictures; `close` draws those of a step
+                that was measured before.
         """
         self.start(model, step)
         if self._album is None or step <= self.last_step:
@@ -104,7 +106,8 @@ class Monitor:
         with self.fuse.guarding(f"measuring at step {step}"):
             if not self._is_due(step, also=also or last):
                 return None
-            record = self.measure(model, step, tokens=tokens, last=last)
+            known = tokens() if callable(tokens) else tokens
+            record = self.measure(model, step, tokens=known, last=last)
         if self.fuse.failures == failures:
             self.fuse.reset()
         else:

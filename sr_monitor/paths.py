@@ -168,17 +168,18 @@ class _Measurement:
         self.alphas = torch.linspace(0, 1, num_steps, dtype=torch.float64).float()
         # What adaptive sampling looks at hangs on the pairs: processes would not stay in step.
         self.sample = STRATEGIES["grid" if session.in_step else sampling]
-        count = len(self.prompts)
-        self.distance = torch.full((count, num_steps), torch.nan, device=self.prompts.device)
-        self.noise = torch.full((count,), torch.nan, device=self.prompts.device)
+        count, place = len(self.prompts), self.a  # float32, whatever torch's default type is
+        self.distance = place.new_full((count, num_steps), torch.nan)
+        self.noise = place.new_full((count,), torch.nan)
         self.num_points = torch.zeros(count, dtype=torch.long)
-        self.lengths = torch.zeros(count, device=self.prompts.device)
+        self.lengths = place.new_zeros(count)
         self.repeated = self._repeated_pairs()
 
     def _repeated_pairs(self) -> list[int]:
         """This process's part of those pairs, spread over all, that the noise is measured on."""
         session = self.session
-        spread = torch.linspace(0, session.count - 1, min(session.count, _NUM_REPEATED_PAIRS))
+        num_repeated = min(session.count, _NUM_REPEATED_PAIRS)
+        spread = torch.linspace(0, session.count - 1, num_repeated, dtype=torch.float32)
         first = session.team.rank * len(self.prompts)
         return [n - first for n in spread.round().long().tolist() if n >= first]
 
@@ -260,7 +261,8 @@ class _Measurement:
         chosen = numbers - pairs.start
         sign = 1 - 2 * (torch.arange(self.a.shape[1], device=self.a.device) % 2)
         nudge = 1 + sign * torch.finfo(self.engine.stream.precision).eps
-        points = self._points(numbers, torch.tensor([0.0, 1.0]).expand(len(numbers), -1))
+        ends = self.alphas[[0, -1]].expand(len(numbers), -1)
+        points = self._points(numbers, ends)
         again, _ = self.engine.distances(context.some(chosen), points * nudge, reference[chosen])
         before = self.distance[numbers][:, [0, -1]]
         if mine:

@@ -52,7 +52,7 @@ def look_adaptively(look: Look, num_pairs: int, num_steps: int) -> None:
         look_everywhere(look, num_pairs, num_steps)
         return
     pairs = torch.arange(num_pairs)
-    spread = torch.linspace(0, num_steps - 1, _NUM_SPREAD).round().long()
+    spread = torch.linspace(0, num_steps - 1, _NUM_SPREAD, dtype=torch.float32).round().long()
     steps = spread.expand(num_pairs, -1)
     curves = torch.full((num_pairs, num_steps), torch.nan, dtype=torch.float64)
     looked = torch.zeros(num_pairs, num_steps, dtype=torch.bool)
@@ -113,7 +113,8 @@ def _from_cuts(
     left: Int[Tensor, "pair 1"], right: Int[Tensor, "pair 1"], num_steps: int
 ) -> Float[Tensor, "pair step"]:
     """How far each step is from the nearest of the points that cut a gap evenly."""
-    cuts = left + (right - left) * torch.linspace(0, 1, _NUM_CLOSE + 2)[1:-1]
+    even = torch.linspace(0, 1, _NUM_CLOSE + 2, dtype=torch.float32)[1:-1]
+    cuts = left + (right - left) * even
     cuts = cuts.round().clamp(left + 1, right - 1)
     return (torch.arange(num_steps)[:, None] - cuts[:, None]).abs().amin(dim=-1)
 

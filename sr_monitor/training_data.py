@@ -101,6 +101,12 @@ def token_ids_of(item: Any) -> list[list[int]] | None:
     return None if rows is None else [row.tokens(0, len(row.ids)).tolist() for row in rows]
 
 
+def count_tokens(item: Any) -> Tensor | None:
+    """How many ids `token_ids_of` would give, without waiting for the device they are on."""
+    rows = _find(item)
+    return None if rows is None else sum((row.count() for row in rows), torch.tensor(0))
+
+
 @dataclass(frozen=True, slots=True)
 class _Row:
     """Token ids as they were found, not yet converted, and what hides some of them."""
@@ -116,6 +122,13 @@ class _Row:
         if self.mask is not None:
             ids = ids[to_tensor(self.mask[start:stop]).bool()]
         return ids[ids >= 0]
+
+    def count(self) -> Int64[Tensor, ""]:
+        ids = torch.as_tensor(self.ids)
+        known = ids >= 0
+        if self.mask is not None:
+            known = known & torch.as_tensor(self.mask, device=ids.device).bool()
+        return known.sum()
 
 
 def _find(item: Any) -> list[_Row] | None:
@@ -159,6 +172,8 @@ def _vectors(values: Any) -> list[Any] | None:
 
 
 def _holds_ids(values: Any) -> bool:
+    if isinstance(values, Tensor):
+        return _is_integer(values)
     try:
         return _is_integer(to_tensor(values[:1000]))
     except (TypeError, ValueError, RuntimeError, OverflowError):

@@ -276,3 +276,20 @@ def test_the_points_of_a_plane_are_as_fine_in_autocast_as_those_of_a_path() -> N
         path = measure_paths(specimen.model, a, b, layer=3, output="resid_final", num_steps=5)
     assert slices.coordinates[1:6].tolist() == path.alphas.tolist()
     torch.testing.assert_close(slices.distance[0, 0, 1, 1:6], path.distance[0], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("sampling", ["grid", "adaptive"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_torchs_default_type_makes_no_difference(
+    dtype: torch.dtype, sampling: Literal["grid", "adaptive"]
+) -> None:
+    model = zoo.build("llama").model.to(dtype)
+    ids = torch.arange(40).reshape(8, 5) % 23
+    expected = measure_paths(model, ids[:-1], ids[1:], num_steps=31, sampling=sampling)
+    torch.set_default_dtype(dtype)
+    try:
+        found = measure_paths(model, ids[:-1], ids[1:], num_steps=31, sampling=sampling)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.distance.nan_to_num(-1), expected.distance.nan_to_num(-1))
+    assert found.noise_distance == expected.noise_distance

@@ -48,9 +48,7 @@ def serving() -> Iterator[HubServer]:
 
 
 @pytest.fixture
-def hub(
-    serving: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[HubServer]:
+def hub(serving: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     serving.use(monkeypatch, tmp_path / "home")
     serving.requests.clear()
     monkeypatch.chdir(tmp_path)
@@ -293,4 +291,3 @@ def test_nothing_is_downloaded(hub: HubServer, tmp_path: Path) -> None:
     make_plan([f"{OLMO}@step*", f"{OLMO2}@*"])
     assert hub.count("/resolve/") == 0
     assert not (tmp_path / "home").exists()
-

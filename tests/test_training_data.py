@@ -31,7 +31,12 @@ from transformers.trainer_utils import RemoveColumnsCollator
 
 from sr_monitor.errors import InputError
 from sr_monitor.prompts import PromptSet
-from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset, token_ids_of
+from sr_monitor.training_data import (
+    count_tokens,
+    prompts_from_batch,
+    prompts_from_dataset,
+    token_ids_of,
+)
 
 
 def _make_tokenizer(num_words: int = 2000) -> PreTrainedTokenizerFast:
@@ -674,3 +679,19 @@ def test_what_makes_no_prompts_is_refused_in_the_name_of_the_call() -> None:
         prompts_from_dataset([], num_tokens=1)
     with pytest.raises(InputError, match=r"^prompts_from_batch\(list, .*num_prompts=1\)"):
         prompts_from_batch([], num_prompts=1)
+
+
+def test_tokens_are_counted_as_they_would_be_found() -> None:
+    ids = torch.tensor([[3, 4, 5, -100], [6, 7, 0, 0]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    for batch, expected in (
+        ({"input_ids": ids, "attention_mask": mask}, 5),
+        ({"input_ids": ids}, 7),
+        ((ids[1], torch.ones(2)), 4),
+        ([{"input_ids": [1, 2, 3]}, {"input_ids": [4]}], 4),
+    ):
+        counted, found = count_tokens(batch), token_ids_of(batch)
+        assert counted is not None
+        assert found is not None
+        assert int(counted) == expected == sum(map(len, found))
+    assert count_tokens({"text": "no ids"}) is None

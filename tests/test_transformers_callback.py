@@ -23,6 +23,8 @@ from transformers import (
     EarlyStoppingCallback,
     Trainer,
     TrainerCallback,
+    TrainerControl,
+    TrainerState,
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
 
@@ -723,3 +725,15 @@ def test_two_processes_share_one_measurement(tmp_path: Path) -> None:
     assert one.slices is not None
     assert two.slices is not None
     torch.testing.assert_close(one.slices.distance, two.slices.distance, rtol=1e-4, atol=1e-5)
+
+
+def test_a_loop_without_epochs_is_watched_from_its_first_step(tmp_path: Path) -> None:
+    """As those of some trainers of others, which call the events themselves."""
+    callback, control = watch(every=2, prompts=None), TrainerControl()
+    state = TrainerState(global_step=2, max_steps=10)
+    loader: Any = torch.utils.data.DataLoader(rows(), batch_size=4)
+    known: dict[str, Any] = {"model": build("llama").model, "train_dataloader": loader}
+    callback.on_train_begin(arguments(tmp_path), state, control, **known)
+    callback.on_step_end(arguments(tmp_path), state, control, **known)
+    callback.on_train_end(arguments(tmp_path), state, control, **known)
+    assert list(records(tmp_path)) == [2]

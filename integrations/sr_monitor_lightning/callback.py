@@ -10,14 +10,15 @@ checkpoints.
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sr_monitor import InputError, PromptSet
 from sr_monitor.callback import CallbackCore, Prompts
 from sr_monitor.dashboards import TensorBoardWriter, WandbWriter
 from sr_monitor.distributed import Team
 from sr_monitor.fuse import Fuse
-from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset, token_ids_of
+from sr_monitor.training_data import count_tokens, prompts_from_batch, prompts_from_dataset
 from sr_monitor.writers import Writer
 
 try:
@@ -59,7 +60,8 @@ class StableRegionCallback(CallbackCore, Callback):
         self._model = model
         self._found: nn.Module | None = None
         self._state: dict[str, Any] | None = None  # that was restored, or of a training that ended
-        self._tokens: int | None = 0  # None: not all of them were counted
+        # On the device, so that counting does not wait for it; None: not all of them were counted.
+        self._tokens: Tensor | None = None
         self._wanted = False  # a checkpoint was saved or an evaluation made, and it is to be shown
 
     @property
@@ -80,7 +82,7 @@ class StableRegionCallback(CallbackCore, Callback):
         """What a resumed run needs in order to go on."""
         if self.monitor is None:
             return self._state or {}
-        return self.monitor.state_dict() | {"tokens": self._tokens}
+        return self.monitor.state_dict() | {"tokens": self._num_tokens()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the training begins."""
@@ -90,7 +92,9 @@ class StableRegionCallback(CallbackCore, Callback):
         """Prepares everything, and measures the model as it is before the first update."""
         if is_new := trainer.global_step == 0:
             self._state = None  # of a training before this one
-        self._tokens = (self._state or {}).get("tokens", 0 if is_new else None)
+        tokens = (self._state or {}).get("tokens", 0 if is_new else None)
+        known = isinstance(tokens, int)
+        self._tokens = torch.tensor(tokens, device=pl_module.device) if known else None
         self._wanted = False  # by an evaluation before the training, as the sanity check
         if self._begin(trainer, pl_module, None):
             self._measure(trainer, pl_module)
@@ -114,6 +118,7 @@ class StableRegionCallback(CallbackCore, Callback):
         """Measures if it is time to."""
         if self.monitor is not None and self._tokens is not None:
             more = _count_tokens(batch)
+            more = None if more is None else more.to(self._tokens.device, non_blocking=True)
             self._tokens = None if more is None else self._tokens + more * trainer.world_size
         self._measure(trainer, pl_module)
 
@@ -152,11 +157,14 @@ class StableRegionCallback(CallbackCore, Callback):
             self.at_step(
                 model,
                 trainer.global_step,
-                tokens=self._tokens,
+                tokens=self._num_tokens,
                 also=self._wanted,
                 last=last,
             )
         self._wanted = False
+
+    def _num_tokens(self) -> int | None:
+        return None if self._tokens is None else int(self._tokens)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> bool:
         self._fuse = Fuse(self._fuse.on_error, tells=trainer.is_global_zero)
@@ -193,12 +201,11 @@ class StableRegionCallback(CallbackCore, Callback):
         return prompts_from_dataset(getattr(loader, "dataset", None), collate=collate, **options)
 
 
-def _count_tokens(batch: Any) -> int | None:
+def _count_tokens(batch: Any) -> Tensor | None:
     try:
-        ids = token_ids_of(batch)
+        return count_tokens(batch)
     except Exception:  # a batch may be anything, and this is about one number
         return None
-    return None if ids is None else sum(map(len, ids))
 
 
 def _writers_of(trainer: Trainer) -> list[Writer]:

@@ -91,6 +91,8 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
         **kwargs: Any,
     ) -> None:
         """Measures if it is time to."""
+        if not self._has_begun:  # the loops of some trainers know no epochs
+            self.on_epoch_begin(args, state, control, **kwargs)
         self.at_step(kwargs["model"], state.global_step, tokens=_tokens(state))
 
     def on_evaluate(
