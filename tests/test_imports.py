@@ -41,9 +41,17 @@ def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
 def test_public_names() -> None:
     assert sr_monitor.__all__ == [
         "InputError",
+        "Monitor",
+        "MonitorConfig",
         "Paths",
         "PromptSet",
+        "Record",
         "Slices",
+        "TensorBoardWriter",
+        "at",
+        "budget",
+        "every",
+        "log_spaced",
         "measure_paths",
         "measure_slices",
     ]
