@@ -113,7 +113,12 @@ def is_sharded(model: nn.Module) -> bool:
                 "processes need equal prompts, which the sharing of pairs does not give them; "
                 "measure saved checkpoints instead"
             )
-    return shards or any(hasattr(weight, "ds_id") for weight in model.parameters())
+    return shards or is_partitioned(model)
+
+
+def is_partitioned(model: nn.Module) -> bool:
+    """Whether DeepSpeed's ZeRO-3 has taken the weights apart."""
+    return any(hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def _class_names(module: nn.Module) -> set[str]:

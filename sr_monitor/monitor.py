@@ -13,6 +13,7 @@ every one makes every call: they share the pairs, and the first of them writes.
 
 import os
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -22,7 +23,7 @@ from torch import nn
 
 from sr_monitor import keys
 from sr_monitor.album import Album
-from sr_monitor.anatomy import check_layer, dissect, is_sharded
+from sr_monitor.anatomy import check_layer, dissect, is_partitioned, is_sharded
 from sr_monitor.archive import Archive
 from sr_monitor.distributed import Team
 from sr_monitor.errors import InputError
@@ -34,6 +35,10 @@ from sr_monitor.schedule import Budget, Schedule, budget, every
 from sr_monitor.writers import Writer
 
 _SCHEMA = 1
+_EXPERIMENTAL = (
+    "sr-monitor under DeepSpeed ZeRO-3 is experimental: it follows ZeRO's rules and was never run "
+    "there; if training stalls, take the callback out and measure saved checkpoints instead"
+)
 
 
 class Monitor:
@@ -190,6 +195,8 @@ class Monitor:
             check_layer(anatomy, self.config.layer)
             if self.team.size > 1:
                 is_sharded(model)  # refuses what cannot be shared
+            if is_partitioned(model) and self.team.leads:
+                warnings.warn(_EXPERIMENTAL, RuntimeWarning, stacklevel=4)
             self.prompts = share_prompts(self.team, self.prompts) or self.prompts
             album = Album(self.writers, prefix=f"{self.archive.name}/")
             new = [writer for writer in self.writers if getattr(writer, "is_new", False)]

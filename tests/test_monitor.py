@@ -763,3 +763,14 @@ def test_a_schedule_that_fails_is_a_failure_like_others(model: nn.Module) -> Non
     with told() as texts:
         assert monitor.step(model, 0) is None
     assert "measuring at step 0 failed: ZeroDivisionError" in texts[0]
+
+
+def test_weights_that_deepspeed_has_taken_apart_are_said_to_be_an_experiment(
+    model: nn.Module,
+) -> None:
+    """It marks them so; what is tried here is the warning, not DeepSpeed."""
+    next(iter(model.parameters())).ds_id = 0  # type: ignore[attr-defined]
+    monitor = make_monitor()
+    with pytest.warns(RuntimeWarning, match="DeepSpeed ZeRO-3 is experimental"):
+        assert monitor.step(model, 0) is not None
+    assert monitor.step(model, 500) is not None  # said once
