@@ -288,7 +288,7 @@ def _print_plan(stops: Sequence[Any]) -> None:
     total, missing = (sum(getattr(s, n) for s in alone) for n in ("num_bytes", "missing_bytes"))
     typer.echo(
         f"{len(stops)} checkpoints, {len(alone)} to measure: {total / 1e9:.2f} GB, "
-        f"{missing / 1e9:.2f} GB of it to download, one at a time"
+        f"{missing / 1e9:.2f} GB of it to download"
     )
 
 

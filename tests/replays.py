@@ -1,7 +1,7 @@
 """What replays are tried on: tiny OLMo models under real revision names; and what one leaves.
 
 with hub_server(olmo_repo()) as server:
-    server.use(monkeypatch, tmp_path / "home")
+    talk_to(server, monkeypatch, tmp_path / "home")
     replay([f"{OLMO}@step*"], tmp_path / "out", **FEW)
 assert what_is_in(tmp_path / "out") == what_is_in(tmp_path / "other")
 """
@@ -12,16 +12,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import pytest
 import torch
 
-from sr_monitor import Record
+from sr_monitor import MonitorConfig, Record
 from sr_monitor.prompts import PromptSet
-from tests.hub_server import Repos
+from tests.hub_server import HubServer, Repos
 from tests.saved import save_tokenizer
 from tests.trained import save_folder, tiny_model
 
-FEW: dict[str, Any] = {"num_pairs": 3, "num_steps": 4, "num_slices": 0, "device": "cpu"}
-"""Options for a measurement that takes hardly any time."""
+FEW: dict[str, Any] = {
+    **{"num_pairs": 3, "num_steps": 4, "num_slices": 0, "device": "cpu"},
+    "config": MonitorConfig(engine="shared"),
+}
+"""Options for a measurement that takes hardly any time, and is the same to the last bit each time:
+left alone, the way to run points is the one that was faster when it was tried."""
 
 OLMO = "allenai/OLMo-1B-0724-hf"
 STEPS = ("step0-tokens0B", "step1000-tokens2B", "step2000-tokens4B", "step3000-tokens6B")
@@ -48,6 +54,15 @@ def olmo_repo(**more: dict[str, bytes]) -> Repos:
     """Four steps of OLMo and main, which is the last; and more revisions, by their names."""
     steps = {name: olmo_files(seed) for seed, name in enumerate(STEPS)}
     return {OLMO: {"main": olmo_files(3) | tokenizer_files(), **steps, **more}}
+
+
+def talk_to(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    """Makes this process ask the server, and not wait long between its tries."""
+    server.use(monkeypatch, home)
+    # Instances that live on know another address: that of the real hub, or of an earlier server.
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+    monkeypatch.setattr("sr_monitor.replay.patience.PAUSES", (0.0, 0.0, 0.0, 0.0))
 
 
 def put(files: dict[str, bytes], folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """The examples, run as a user runs them."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,13 +11,15 @@ import pytest
 
 from sr_monitor import Record
 from sr_monitor.records import list_records
+from tests.hub_server import hub_server
+from tests.replays import olmo_repo
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(*command: str) -> str:
+def run(*command: str, **more: str) -> str:
     """What the command prints; a failure shows what it complained about."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | more
     done = subprocess.run(
         [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120
     )
@@ -46,6 +49,19 @@ def test_two_processes_share_a_sharded_model(tmp_path: Path) -> None:
     assert steps_under(tmp_path) == [0, 10, 20]
 
 
+def test_the_history_of_olmo_is_replayed(tmp_path: Path) -> None:
+    """From a hub on this machine, with tiny models under the real names."""
+    with hub_server(olmo_repo()) as hub:
+        environment = hub.environment(tmp_path / "home")
+        out = run(str(EXAMPLES / "replay_olmo.py"), str(tmp_path / "out"), **environment)
+    assert re.findall(r"^step (\d+), (\d+) tokens: maximum slope \d\.\d\d$", out, re.M) == [
+        *(("0", "0"), ("1000", "2000000000")),
+        *(("2000", "4000000000"), ("3000", "6000000000")),
+    ]
+    assert steps_under(tmp_path / "out") == [0, 1000, 2000, 3000]
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
 def test_every_example_is_run_here() -> None:
-    ran = {"hf_trainer", "lightning_module", "plain_loop", "fsdp"}
+    ran = {"hf_trainer", "lightning_module", "plain_loop", "fsdp", "replay_olmo"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == ran

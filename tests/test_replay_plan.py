@@ -85,7 +85,7 @@ def test_a_choice_is_spread_over_the_logarithm_of_the_step(tmp_path: Path) -> No
 
 def test_tokens_of_folders_without_tokens_are_refused(tmp_path: Path) -> None:
     folders(tmp_path, "checkpoint-1", "checkpoint-2")
-    with pytest.raises(InputError, match="no name says how many tokens.*--num 20"):
+    with pytest.raises(InputError, match=r"no name says how many tokens.*--num 20"):
         make_plan([str(tmp_path)], tokens=[4e9])
 
 
@@ -170,8 +170,8 @@ def test_sizes_leave_the_optimizer_aside(tmp_path: Path) -> None:
 def test_nothing_and_nowhere_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name at least one source"):
         make_plan([])
+    folders(tmp_path, "run/checkpoint-1")
     with pytest.raises(InputError, match=r"there is no folder .*runn.*the closest.*: run"):
-        folders(tmp_path, "run/checkpoint-1")
         make_plan([str(tmp_path / "runn")])
 
 
@@ -208,7 +208,9 @@ def test_stages_and_ingredients_are_curves(hub: HubServer) -> None:
         ("stage2", "stage2-step2000"),
         ("stage2-mix-round5-from-2T-ckpt", ABLATION),
     ]
-    assert planned(f"{OLMO2}@stage2-ingredient1*") == [("", name) for name in STAGED[3:5]]
+    alone = make_plan([f"{OLMO2}@stage2-ingredient1*"])
+    assert [(stop.run, stop.name.text) for stop in alone] == [("", name) for name in STAGED[3:5]]
+    assert {stop.curve for stop in alone} == {f"{OLMO2}, stage2-ingredient1"}
 
 
 def test_tokens_are_counted_over_the_stages(hub: HubServer) -> None:

@@ -45,8 +45,8 @@ class Folder:
         self._options = dict(options)
         with self._writing():
             there = self._read()
-            self._check_options(there)
             self._runs = self._merged(there, curves)
+            self._check_options(there)
         self._stack = ExitStack()
         self.curves: dict[str, Curve] = {}
 

@@ -33,7 +33,7 @@ _SHOWN = 5
 
 
 def make_plan(
-    sources: Sequence[str], *, num: int | None = None, tokens: Sequence[float] | None = None
+    sources: Sequence[str], *, num: int | None = None, tokens: Sequence[int | float] | None = None
 ) -> list[Stop]:
     """The checkpoints to measure, run by run, in the order of their steps.
 
@@ -163,10 +163,10 @@ def _item(repo: str, revision: Revision) -> Item:
         return Item(repo=repo, revision=revision, problem=str(error))
 
 
-def _choose(stops: list[Stop], num: int | None, tokens: Sequence[float] | None) -> list[Stop]:
+def _choose(stops: list[Stop], num: int | None, tokens: Sequence[int | float] | None) -> list[Stop]:
     names = [stop.name for stop in stops]
     if tokens is not None:
-        names = choose_tokens(names, tokens)
+        names = choose_tokens(names, map(float, tokens))
     if num is not None:
         names = choose_spaced(names, num)
     wanted = set(names)
@@ -186,7 +186,7 @@ def _foldered(stops: list[Stop]) -> list[Stop]:
             curve=", ".join(filter(None, [home, run])),
         )
         for (home, run), members in curves.items()
-        for stop in sorted(members, key=lambda stop: stop.name)
+        for stop in members
     ]
 
 

@@ -8,6 +8,8 @@ come back in the order of the checkpoints. A worker that dies is started again b
 """
 
 import os
+import re
+import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +24,7 @@ from sr_monitor.replay.loading import Failure, Here, Job, bring
 from sr_monitor.replay.stops import Stop
 
 _RETRIES = 3
+_ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 
 
 def on_ray(
@@ -79,10 +82,11 @@ def _running(ray: Any, address: str | None) -> Iterator[None]:
         yield
         return
     try:
+        _knock(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(
             address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"replay with engine='ray', ray_address={address!r}: no Ray there ({reason}); give the "
@@ -92,6 +96,13 @@ def _running(ray: Any, address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself would try for minutes."""
+    place = _ADDRESS.fullmatch(address)
+    if place is not None:
+        socket.create_connection((place["host"], int(place["port"])), timeout=10).close()
 
 
 def _task(ray: Any) -> tuple[Any, int]:

@@ -56,7 +56,7 @@ def replay(
     *,
     prompts: PromptSet | str | None = None,
     num: int | None = None,
-    tokens: Sequence[float] | None = None,
+    tokens: Sequence[int | float] | None = None,
     num_tokens: int = 10,
     seed: int = 0,
     base: str | None = None,
