@@ -276,6 +276,7 @@ def test_a_submodule_in_eval_mode_stays_there(tmp_path: Path) -> None:
     assert watched.losses != train(tmp_path / "awake").losses
 
 
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated")  # PEFT asks for it
 def test_an_adapter_is_trained_as_ever(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft", reason="PEFT is an extra of the user's")
 
