@@ -9,6 +9,7 @@ written once more at the end, in order.
 """
 
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from sr_monitor.album import Album
@@ -18,6 +19,16 @@ from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record, list_records, record_path
 
 _SHARED = "prompts.json"
+
+
+def check_tensorboard() -> None:
+    """Refuses to begin where there is nothing to show it with."""
+    try:
+        import_module("tensorboard")
+    except ImportError as error:
+        raise InputError(
+            "replay: TensorBoard is not installed; run: pip install 'sr-monitor[tensorboard]'"
+        ) from error
 
 
 class Curve:

@@ -21,6 +21,7 @@ from sr_monitor.measurement import Bar, MonitorConfig, no_bar
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
 from sr_monitor.replay.cache import Journal, take_out_leftovers
+from sr_monitor.replay.curves import check_tensorboard
 from sr_monitor.replay.folder import Folder
 from sr_monitor.replay.loading import Failure, Here, Job, Loading, bring
 from sr_monitor.replay.models import config_of
@@ -100,6 +101,7 @@ def replay(
     """
     if engine not in get_args(Engine):
         raise InputError(f"replay: engine={engine!r}: pass 'local' or 'ray'")
+    check_tensorboard()
     loading = Loading(base=base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if engine == "ray":
         import_ray()
