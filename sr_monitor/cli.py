@@ -198,6 +198,10 @@ def replay(
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: the accelerator if there is one.")
     ] = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto: spread a model over all accelerators that does not fit on one."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
     num_tokens: Annotated[int, typer.Option(min=2, help="Tokens in a prompt.")] = 10,
     keep_downloads: Annotated[
@@ -241,6 +245,7 @@ def replay(
             base=base,
             dtype=dtype,
             device=device,
+            device_map=device_map,
             trust_remote_code=trust_remote_code,
             keep_downloads=keep_downloads,
             engine=engine,

@@ -91,7 +91,7 @@ class Engine:
                 first = rows % per_context == 0
                 reference[owner[first]] = outputs[first, 0]
             gap = outputs.float() - reference[owner][:, None].float()
-            distance[rows] = gap.norm(dim=-1)
+            distance[rows] = gap.norm(dim=-1).to(distance.device)  # a model may lie on several
         assert reference is not None
         return distance.reshape(num_contexts, -1)[:, :num_points], reference
 

@@ -241,7 +241,7 @@ class _Measurement:
         assert reference is not None
         # The rounding of a distance goes with the longer of the two outputs it lies between.
         ends = self.distance[pairs, -1]
-        lengths = reference.float().norm(dim=-1)
+        lengths = reference.float().norm(dim=-1).to(ends.device)
         self.lengths[pairs] = torch.where(ends.isfinite(), torch.maximum(lengths, ends), lengths)
         self._repeat(context, pairs, reference)
 

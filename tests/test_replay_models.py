@@ -4,14 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import accelerate
 import pytest
 import torch
 from torch import Tensor, nn
 
+from sr_monitor import measure_paths
+from sr_monitor.engine import EngineName
 from sr_monitor.errors import InputError
 from sr_monitor.loading import load_model
 from sr_monitor.replay.checkpoints import find_checkpoints
-from sr_monitor.replay.models import ModelKeeper, build_model, config_of, stored_dtype
+from sr_monitor.replay.loading import Loading
+from sr_monitor.replay.models import ModelKeeper, build_model, config_of, spread, stored_dtype
 from tests.trained import save_folder, tiny_model, train_with_lightning
 from tests.zoo import ARCHITECTURES, build
 
@@ -178,3 +182,45 @@ def test_code_of_a_model_is_run_only_when_asked_for(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="which is run only with --trust-remote-code"):
         ModelKeeper(device="cpu").load(checkpoint)
     assert not list(tmp_path.rglob("*.ran"))
+
+
+def test_a_device_map_holds_the_same_weights_again_and_again(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        save_folder(build("olmo", seed=seed).model, tmp_path / f"checkpoint-{seed}")
+    keeper, plain = ModelKeeper(device_map="auto"), ModelKeeper(device="cpu")
+    for checkpoint in find_checkpoints(tmp_path):
+        found, expected = keeper.load(checkpoint), plain.load(checkpoint)
+        for name, weight in tensors_of(expected).items():
+            assert torch.equal(tensors_of(found)[name].cpu(), weight)
+
+
+@pytest.mark.parametrize("engine", ["shared", "rows", "plain"])
+def test_a_model_that_is_spread_out_is_measured_as_a_whole_one(engine: EngineName) -> None:
+    """With the hooks that move a model's tensors from part to part; here all on one device."""
+    ids = torch.arange(20).view(4, 5)
+    model: Any = build("olmo").model
+    expected = measure_paths(model, ids[:-1], ids[1:], num_steps=9, engine=engine)
+    parts = dict.fromkeys(
+        ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu"
+    )
+    parts |= {f"model.layers.{k}": "cpu" for k in range(model.config.num_hidden_layers)}
+    spread_out = accelerate.dispatch_model(model, parts, force_hooks=True)
+    assert hasattr(spread_out.model.layers[0], "_hf_hook")
+    found = measure_paths(spread_out, ids[:-1], ids[1:], num_steps=9, engine=engine)
+    assert torch.equal(found.distance, expected.distance)
+    assert hasattr(spread_out.model.layers[0], "_hf_hook")
+
+
+def test_accelerators_that_do_not_hold_it_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "accelerate.infer_auto_device_map", lambda *_, **__: {"model": 0, "lm_head": "disk"}
+    )
+    with pytest.raises(InputError, match=r"do not hold a OlmoForCausalLM of .* dtype='bfloat16'"):
+        spread(build("olmo").model)
+
+
+def test_a_device_or_all_of_them_but_not_both() -> None:
+    with pytest.raises(InputError, match=r"device='cpu' and device_map='auto'.*one of the two"):
+        Loading(device="cpu", device_map="auto")
+    with pytest.raises(InputError, match=r"device_map='cuda': pass 'auto'"):
+        Loading(device_map="cuda")

@@ -37,6 +37,8 @@ class Loading:
     """"auto" is as stored, and float32 on a CPU."""
     device: str = "auto"
     """"auto" is the accelerator if there is one."""
+    device_map: str | None = None
+    """"auto" spreads a model over all accelerators; None keeps it on one device."""
     trust_remote_code: bool = False
     """Run the code that comes with a model."""
 
@@ -44,6 +46,13 @@ class Loading:
         """Refuses a dtype that there is not; a folder is known by its real path from now on."""
         if self.dtype not in DTYPES:
             raise InputError(f"replay: dtype={self.dtype!r}: pass one of {', '.join(DTYPES)}")
+        if self.device_map not in (None, "auto"):
+            raise InputError(f"replay: device_map={self.device_map!r}: pass 'auto' or nothing")
+        if self.device_map and self.device != "auto":
+            raise InputError(
+                f"replay: device={self.device!r} and device_map={self.device_map!r}: a model lies "
+                "on one device or on all of them; pass one of the two"
+            )
         if self.base is not None and Path(self.base).exists():
             object.__setattr__(self, "base", str(Path(self.base).resolve()))
 
@@ -57,6 +66,7 @@ class Loading:
             base=self.base,
             dtype=self.dtype,
             device=self.device,
+            device_map=self.device_map,
             trust_remote_code=self.trust_remote_code,
         )
 

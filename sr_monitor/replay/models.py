@@ -74,6 +74,25 @@ def build_model(
     return built
 
 
+def spread(model: nn.Module) -> nn.Module:
+    """The model over all accelerators of this machine, as accelerate places it.
+
+    Weights are replaced where they lie, so all of them have to lie on a device.
+    """
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    whole = list(getattr(model, "_no_split_modules", None) or ())
+    placed = infer_auto_device_map(model, no_split_module_classes=whole)
+    if len(set(placed.values())) > 1 and {"cpu", "disk"} & set(placed.values()):
+        raise InputError(
+            f"device_map='auto': the accelerators here do not hold a {type(model).__name__} of "
+            f"{sum(weight.numel() for weight in model.parameters()):,} parameters; pass "
+            "dtype='bfloat16', or device='cpu' without device_map"
+        )
+    spread_out: nn.Module = dispatch_model(model, placed)
+    return spread_out
+
+
 @dataclass(kw_only=True)
 class ModelKeeper:
     """Holds one model, and gives it the weights of one checkpoint after the other."""
@@ -84,6 +103,8 @@ class ModelKeeper:
     """"auto" is as stored, and float32 on a CPU."""
     device: str = "auto"
     """"auto" is the accelerator if there is one."""
+    device_map: str | None = None
+    """"auto" spreads a model over all accelerators; None keeps it on one device."""
     trust_remote_code: bool = False
     """Run the code that comes with a model."""
     _model: nn.Module | None = field(default=None, init=False, repr=False)
@@ -108,8 +129,9 @@ class ModelKeeper:
         if self._model is None or self._kind != kind:
             self._model = self._kind = None  # two at a time may not fit
             trust = self.trust_remote_code
-            place = find_device(self.device)
-            self._model = build_model(config, dtype, place, trust_remote_code=trust)
+            place = "cpu" if self.device_map else find_device(self.device)
+            model = build_model(config, dtype, place, trust_remote_code=trust)
+            self._model = spread(model) if self.device_map else model
             self._kind = kind
         return self._model
 

@@ -63,6 +63,7 @@ def replay(
     base: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
     keep_downloads: bool = False,
     engine: Engine = "local",
@@ -88,6 +89,8 @@ def replay(
             tokenizer is used.
         dtype: The type of the weights; "auto" is as stored, and float32 on a CPU.
         device: Where to measure; "auto" is the accelerator if there is one.
+        device_map: "auto" spreads a model over all accelerators of the machine, for one that does
+            not fit on one.
         trust_remote_code: Run the code that comes with a model.
         keep_downloads: Leave in the hub's cache what this run downloads.
         engine: "local" is this process; "ray" makes each checkpoint a Ray task.
@@ -102,7 +105,13 @@ def replay(
     if engine not in get_args(Engine):
         raise InputError(f"replay: engine={engine!r}: pass 'local' or 'ray'")
     check_tensorboard()
-    loading = Loading(base=base, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    loading = Loading(
+        base=base,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        trust_remote_code=trust_remote_code,
+    )
     if engine == "ray":
         import_ray()
     else:
