@@ -13,6 +13,7 @@ from sr_monitor import measure_paths
 from sr_monitor.engine import EngineName
 from sr_monitor.errors import InputError
 from sr_monitor.loading import load_model
+from sr_monitor.replay import replay
 from sr_monitor.replay.checkpoints import find_checkpoints
 from sr_monitor.replay.loading import Loading
 from sr_monitor.replay.models import ModelKeeper, build_model, config_of, spread, stored_dtype
@@ -204,7 +205,7 @@ def test_a_model_that_is_spread_out_is_measured_as_a_whole_one(engine: EngineNam
         ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu"
     )
     parts |= {f"model.layers.{k}": "cpu" for k in range(model.config.num_hidden_layers)}
-    spread_out = accelerate.dispatch_model(model, parts, force_hooks=True)
+    spread_out: Any = accelerate.dispatch_model(model, parts, force_hooks=True)
     assert hasattr(spread_out.model.layers[0], "_hf_hook")
     found = measure_paths(spread_out, ids[:-1], ids[1:], num_steps=9, engine=engine)
     assert torch.equal(found.distance, expected.distance)
@@ -224,3 +225,5 @@ def test_a_device_or_all_of_them_but_not_both() -> None:
         Loading(device="cpu", device_map="auto")
     with pytest.raises(InputError, match=r"device_map='cuda': pass 'auto'"):
         Loading(device_map="cuda")
+    with pytest.raises(InputError, match=r"engine='ray' gives each checkpoint one accelerator"):
+        replay([], "out", engine="ray", device_map="auto")

@@ -10,6 +10,7 @@ any other has a model built for it. Either is equal, bit for bit, to what `from_
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -79,17 +80,16 @@ def spread(model: nn.Module) -> nn.Module:
 
     Weights are replaced where they lie, so all of them have to lie on a device.
     """
-    from accelerate import dispatch_model, infer_auto_device_map
-
+    accelerate: Any = import_module("accelerate")
     whole = list(getattr(model, "_no_split_modules", None) or ())
-    placed = infer_auto_device_map(model, no_split_module_classes=whole)
+    placed = accelerate.infer_auto_device_map(model, no_split_module_classes=whole)
     if len(set(placed.values())) > 1 and {"cpu", "disk"} & set(placed.values()):
         raise InputError(
             f"device_map='auto': the accelerators here do not hold a {type(model).__name__} of "
             f"{sum(weight.numel() for weight in model.parameters()):,} parameters; pass "
             "dtype='bfloat16', or device='cpu' without device_map"
         )
-    spread_out: nn.Module = dispatch_model(model, placed)
+    spread_out: nn.Module = accelerate.dispatch_model(model, placed)
     return spread_out
 
 

@@ -113,6 +113,11 @@ def replay(
         trust_remote_code=trust_remote_code,
     )
     if engine == "ray":
+        if device_map is not None:
+            raise InputError(
+                "replay: engine='ray' gives each checkpoint one accelerator, and device_map="
+                f"{device_map!r} wants all; pass one of the two"
+            )
         import_ray()
     else:
         loading.check_device()
