@@ -201,10 +201,10 @@ def test_a_model_that_is_spread_out_is_measured_as_a_whole_one(engine: EngineNam
     ids = torch.arange(20).view(4, 5)
     model: Any = build("olmo").model
     expected = measure_paths(model, ids[:-1], ids[1:], num_steps=9, engine=engine)
-    parts = dict.fromkeys(
-        ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"], "cpu"
-    )
-    parts |= {f"model.layers.{k}": "cpu" for k in range(model.config.num_hidden_layers)}
+    names = ["model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"]
+    names += [f"model.layers.{k}" for k in range(model.config.num_hidden_layers)]
+    # NOTE: what fromkeys gives is of a narrower type than what is taken.
+    parts: dict[str, str | int | torch.device] = {name: "cpu" for name in names}  # noqa: C420
     spread_out: Any = accelerate.dispatch_model(model, parts, force_hooks=True)
     assert hasattr(spread_out.model.layers[0], "_hf_hook")
     found = measure_paths(spread_out, ids[:-1], ids[1:], num_steps=9, engine=engine)
