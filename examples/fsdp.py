@@ -54,4 +54,5 @@ for step in range(1, 21):
     if record is not None and rank == 0:
         print(f"step {step}: maximum slope {record.scalars['stable_regions/max_slope/median']:.3f}")
 monitor.close()
+dist.barrier()  # the first process may still be drawing
 dist.destroy_process_group()

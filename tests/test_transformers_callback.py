@@ -681,6 +681,7 @@ def test_a_killed_run_leaves_whole_records_and_goes_on(tmp_path: Path) -> None:
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
+    time.sleep(1)  # TensorBoard tells which of two files is the later one by the second
     steps = [Record.load(path).step for path in list_records(tmp_path)]
     assert steps == list(range(len(steps)))
     assert len(steps) >= 6
