@@ -104,7 +104,7 @@ def is_sharded(model: nn.Module) -> bool:
 
     Refuses weights that are split inside a layer: there, processes need equal prompts.
     """
-    shards = any(_class_names(module) & _SHARDING for module in model.modules())
+    shards = any(class_names(module) & _SHARDING for module in model.modules())
     for name, weight in model.named_parameters():
         placements = getattr(weight, "placements", ())
         if sum(placement.is_shard() for placement in placements) > int(shards):
@@ -121,8 +121,9 @@ def is_partitioned(model: nn.Module) -> bool:
     return any(hasattr(weight, "ds_id") for weight in model.parameters())
 
 
-def _class_names(module: nn.Module) -> set[str]:
-    return {kind.__name__ for kind in type(module).__mro__}
+def class_names(thing: object) -> set[str]:
+    """The names of its class and of what that derives from, so that nothing is imported."""
+    return {kind.__name__ for kind in type(thing).__mro__}
 
 
 def unwrap(model: nn.Module) -> nn.Module:

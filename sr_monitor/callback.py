@@ -34,6 +34,7 @@ from sr_monitor.sampling import Sampling
 from sr_monitor.schedule import Schedule, every
 from sr_monitor.session import Precision
 from sr_monitor.stream import Output
+from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset
 from sr_monitor.writers import JSONLWriter, Writer
 
 every_n_steps = every  # the callback's own `every` is a number
@@ -184,6 +185,19 @@ class CallbackCore:
                 self.end()
                 raise
         return True
+
+    def sample(self, batch: Any, loader: Any, tokenizer: Any) -> PromptSet | None:
+        """Prompts from the batch, if there is one, or from what the training's loader reads."""
+        options: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "num_tokens": self.num_tokens,
+            "num_prompts": self.config.num_prompts,
+            "seed": self.seed,
+        }
+        if batch is not None:
+            return prompts_from_batch(batch, **options)
+        collate = getattr(loader, "collate_fn", None)
+        return prompts_from_dataset(getattr(loader, "dataset", None), collate=collate, **options)
 
     def at_step(
         self,

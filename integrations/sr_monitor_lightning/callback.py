@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from sr_monitor import InputError, PromptSet
+from sr_monitor.anatomy import class_names
 from sr_monitor.callback import CallbackCore, Prompts
 from sr_monitor.dashboards import TensorBoardWriter, WandbWriter
 from sr_monitor.distributed import Team
 from sr_monitor.fuse import Fuse
-from sr_monitor.training_data import count_tokens, prompts_from_batch, prompts_from_dataset
+from sr_monitor.training_data import count_tokens
 from sr_monitor.writers import Writer
 
 try:
@@ -28,7 +29,7 @@ except ImportError as error:
         "sr_monitor_lightning: lightning is not installed; run: pip install 'sr-monitor[lightning]'"
     ) from error
 
-from sr_monitor_lightning.language_model import as_in_training, class_names, find_language_model
+from sr_monitor_lightning.language_model import as_in_training, find_language_model
 
 
 class StableRegionCallback(CallbackCore, Callback):
@@ -178,27 +179,15 @@ class StableRegionCallback(CallbackCore, Callback):
                 trainer.global_step,
                 log_dir=log_dir,
                 find_writers=lambda: _writers_of(trainer),
-                sample=lambda: self._sample(trainer, pl_module, batch),
+                sample=lambda: self.sample(
+                    batch, trainer.train_dataloader, getattr(pl_module, "tokenizer", None)
+                ),
                 find_state=lambda name: self._state,
                 is_last_chance=batch is not None,
             )
             self._found = found
             return begun
         return False
-
-    def _sample(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> PromptSet | None:
-        """Prompts from the batch, if there is one, or from what the training's loader reads."""
-        options: dict[str, Any] = {
-            "tokenizer": getattr(pl_module, "tokenizer", None),
-            "num_tokens": self.num_tokens,
-            "num_prompts": self.config.num_prompts,
-            "seed": self.seed,
-        }
-        if batch is not None:
-            return prompts_from_batch(batch, **options)
-        loader: Any = trainer.train_dataloader
-        collate = getattr(loader, "collate_fn", None)
-        return prompts_from_dataset(getattr(loader, "dataset", None), collate=collate, **options)
 
 
 def _count_tokens(batch: Any) -> Tensor | None:

@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from sr_monitor import InputError
-from sr_monitor.anatomy import dissect, unwrap
+from sr_monitor.anatomy import class_names, dissect, unwrap
 from sr_monitor.hooks import forward_replaced
 
 _LANGUAGE_MODELS = {"PreTrainedModel", "PeftModel"}
@@ -71,11 +71,6 @@ def _outermost(
 
 def _is_hugging_face(module: nn.Module) -> bool:
     return bool(class_names(_inside_fsdp(module)) & _LANGUAGE_MODELS)
-
-
-def class_names(thing: object) -> set[str]:
-    """The names of its class and of what that derives from, so that nothing is imported."""
-    return {kind.__name__ for kind in type(thing).__mro__}
 
 
 def _inside_fsdp(module: Any) -> nn.Module:

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from sr_monitor import InputError, PromptSet
+from sr_monitor import InputError
+from sr_monitor.anatomy import class_names
 from sr_monitor.callback import CallbackCore
 from sr_monitor.dashboards import TensorBoardWriter, WandbWriter
 from sr_monitor.files import write_whole
-from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset
 from sr_monitor.writers import Writer
 
 try:
@@ -162,28 +162,13 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
     def _begin(
         self, args: TrainingArguments, state: TrainerState, batch: Any, **kwargs: Any
     ) -> bool:
-        options: dict[str, Any] = {
-            "tokenizer": kwargs.get("processing_class"),
-            "num_tokens": self.num_tokens,
-            "num_prompts": self.config.num_prompts,
-            "seed": self.seed,
-        }
-        loader: Any = kwargs.get("train_dataloader")
-
-        def sample() -> PromptSet | None:
-            if batch is not None:
-                return prompts_from_batch(batch, **options)
-            collate = getattr(loader, "collate_fn", None)
-            return prompts_from_dataset(
-                getattr(loader, "dataset", None), collate=collate, **options
-            )
-
+        loader, tokenizer = kwargs.get("train_dataloader"), kwargs.get("processing_class")
         return self.begin(
             kwargs["model"],
             state.global_step,
             log_dir=str(args.output_dir),
             find_writers=lambda: _writers_beside(self),
-            sample=sample,
+            sample=lambda: self.sample(batch, loader, tokenizer),
             find_state=lambda name: _read_state(_checkpoint(args, state) / f"{name}.json"),
             # Of copies that run in threads, no one sees the whole batch, and all would begin.
             is_last_chance=batch is not None or args.n_gpu > 1,
@@ -259,7 +244,7 @@ def _writers_beside(callback: StableRegionCallback) -> list[Writer]:
     }
     found: list[Writer] = []
     for sibling in siblings.values():
-        names = {kind.__name__ for kind in type(sibling).__mro__}
+        names = class_names(sibling)
         if "TensorBoardCallback" in names and getattr(sibling, "tb_writer", None) is not None:
             found.append(TensorBoardWriter(sibling.tb_writer))
         if "WandbCallback" in names and getattr(getattr(sibling, "_wandb", None), "run", None):
