@@ -13,6 +13,9 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(RUN) pip install --quiet --constraint c
 READY := $(VENV)/.ready
 READY_MODEL := $(VENV)/.ready-model
 
+# A file of tests has one process; one that dies ends the run, or it would be started for ever.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --max-worker-restart 0
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check bench
 
@@ -23,10 +26,10 @@ demo: $(READY) ## train a small model here and watch its stable regions form (ru
 	$(VENV)/bin/sr-monitor demo --out runs/demo
 
 test: $(READY) ## the fast tests; coverage of sr_monitor below 95% fails
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile -m "not slow" --cov --cov-report=term --cov-fail-under=95
+	$(PYTEST) -m "not slow" --cov --cov-report=term --cov-fail-under=95
 
 test-all: $(READY_MODEL) ## all tests, with those on a real pretrained model
-	OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile
+	$(PYTEST)
 
 check: $(READY) ## lint, format, and two type checkers
 	$(RUN) ruff check .

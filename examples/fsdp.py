@@ -7,6 +7,7 @@ tensorboard --logdir runs/fsdp
 """
 
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -55,4 +56,5 @@ for step in range(1, 21):
         print(f"step {step}: maximum slope {record.scalars['stable_regions/max_slope/median']:.3f}")
 monitor.close()
 dist.barrier()  # the first process may still be drawing
+time.sleep(1)  # and gloo's threads let go of it: where Python ends before, they abort the process
 dist.destroy_process_group()

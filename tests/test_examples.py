@@ -48,15 +48,9 @@ def run_on_two(script: Path, folder: Path) -> str:
 
 
 def test_two_processes_share_a_sharded_model(tmp_path: Path) -> None:
-    try:
-        out = run_on_two(EXAMPLES / "fsdp.py", folder := tmp_path / "1")
-    except AssertionError as error:
-        # Once in a while gloo's own threads abort a process, also without us: one more try.
-        if "terminate called without an active exception" not in str(error):
-            raise
-        out = run_on_two(EXAMPLES / "fsdp.py", folder := tmp_path / "2")
+    out = run_on_two(EXAMPLES / "fsdp.py", tmp_path)
     assert out.count("step 20: maximum slope") == 1
-    assert steps_under(folder) == [0, 10, 20]
+    assert steps_under(tmp_path) == [0, 10, 20]
 
 
 def test_the_history_of_olmo_is_replayed(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Checkpoints as Ray tasks: the same records, whatever becomes of the workers."""
 
+import multiprocessing
 import os
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -27,6 +29,8 @@ from tests.replays import (
     talk_to,
     what_is_in,
 )
+
+T = TypeVar("T")
 
 TWIN = "step4000-tokens8B"
 
@@ -67,29 +71,80 @@ def test_an_address_where_no_ray_is_is_refused_at_once(tmp_path: Path) -> None:
         run(str(folder), out=tmp_path / "out", prompts=some_prompts(), ray_address=address)
 
 
-# With a real Ray; it is an extra.
+# With a real Ray; it is an extra. Its threads can end the process that they are in, so it has one.
+
+
+class Driver:
+    """A process in which Ray has two workers, and which calls functions for us."""
+
+    def __init__(self) -> None:
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_ray)
+
+    def __call__(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
+        """What the function returns; a process that died or hangs is an error."""
+        return self._pool.submit(function, *args, **options).result(timeout=120)
+
+    def close(self) -> None:
+        """Ends Ray and the process, whatever state they are in."""
+        processes = list(self._pool._processes.values())
+        try:
+            self(_end_ray)
+        finally:
+            for process in processes:
+                process.kill()
+            self._pool.shutdown()
+
+
+def _start_ray() -> None:
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+
+
+def _end_ray() -> None:
+    import ray
+
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
-    """A hub, and two workers that ask it."""
-    ray = pytest.importorskip("ray", reason="Ray is an extra")
+    """A hub, which this process and those started from here ask."""
     home = tmp_path_factory.mktemp("home")
     repos = olmo_repo(**{TWIN: olmo_files(1)})
     with pytest.MonkeyPatch.context() as patch, hub_server(repos) as server:
         talk_to(server, patch, home)
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
         yield server
-        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def on_ray(hub: HubServer) -> Iterator[Driver]:
+    """A Ray whose workers ask that hub."""
+    pytest.importorskip("ray", reason="Ray is an extra")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        driver = Driver()
+        yield driver
+        driver.close()
 
 
 def weights_there() -> list[Path]:
     return list(Path(os.environ["HF_HUB_CACHE"]).rglob("*.safetensors"))
 
 
-def deadly(monkeypatch: pytest.MonkeyPatch, flag: Path, deaths: int = 1) -> None:
-    """Has workers die when a checkpoint has come, so many of them."""
+def run_watched(*sources: str, out: Path) -> tuple[Any, list[tuple[int, int]]]:
+    """The report, and what the bar was told."""
+    seen: list[tuple[int, int]] = []
+
+    def bar(name: str) -> Callable[[int, int], None]:
+        return lambda done, total: seen.append((done, total))
+
+    return run(*sources, out=out, bar=bar), seen
+
+
+def run_deadly(*sources: str, out: Path, flag: Path, deaths: int = 1, **options: Any) -> Any:
+    """Workers die when a checkpoint has come, so many of them."""
 
     class Deadly(Job):
         def outcome(self, stop: Any, arrive: Any, *rest: Any, **more: Any) -> Record | Failure:
@@ -103,17 +158,14 @@ def deadly(monkeypatch: pytest.MonkeyPatch, flag: Path, deaths: int = 1) -> None
 
             return Job.outcome(self, stop, come, *rest, **more)
 
-    monkeypatch.setattr("sr_monitor.replay.run.Job", Deadly)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sr_monitor.replay.run.Job", Deadly)
+        return run(*sources, out=out, **options)
 
 
-def test_records_are_those_of_one_process(hub: HubServer, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-
-    def bar(name: str) -> Callable[[int, int], None]:
-        return lambda done, total: seen.append((done, total))
-
+def test_records_are_those_of_one_process(hub: HubServer, on_ray: Driver, tmp_path: Path) -> None:
     before = hub.count("GET .*model.safetensors/")
-    report = run(f"{OLMO}@step*", out=tmp_path / "ray", bar=bar)
+    report, seen = on_ray(run_watched, f"{OLMO}@step*", out=tmp_path / "ray")
     assert hub.count("GET .*model.safetensors/") - before == 4
     here = run(f"{OLMO}@step*", out=tmp_path / "here", engine="local")
     assert what_is_in(tmp_path / "ray") == what_is_in(tmp_path / "here")
@@ -125,47 +177,47 @@ def test_records_are_those_of_one_process(hub: HubServer, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_by_either_way(hub: HubServer, tmp_path: Path) -> None:
+def test_a_run_goes_on_by_either_way(on_ray: Driver, tmp_path: Path) -> None:
     run(f"{OLMO}@step1*", out=tmp_path / "out", engine="local")
     (path,) = list_records(tmp_path / "out")
     before = path.stat().st_mtime_ns
-    report = run(f"{OLMO}@step*", out=tmp_path / "out")
+    report = on_ray(run, f"{OLMO}@step*", out=tmp_path / "out")
     assert report.kept == [f"{OLMO}@{STEPS[1]}"]
     assert path.stat().st_mtime_ns == before
     assert len(run(f"{OLMO}@step*", out=tmp_path / "out", engine="local").kept) == 5
 
 
-def test_a_worker_that_dies_is_started_again(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_dies_is_started_again(on_ray: Driver, tmp_path: Path) -> None:
     run(f"{OLMO}@step*", out=tmp_path / "whole", engine="local")
-    deadly(monkeypatch, tmp_path / "flag")
-    report = run(f"{OLMO}@step*", out=tmp_path / "out")
+    flag = tmp_path / "flag"
+    report = on_ray(run_deadly, f"{OLMO}@step*", out=tmp_path / "out", flag=flag)
     assert report.failures == {}
-    assert (tmp_path / "flag").stat().st_size == 5  # four checkpoints, and one of them twice
+    assert flag.stat().st_size == 5  # four checkpoints, and one of them twice
     assert what_is_in(tmp_path / "out") == what_is_in(tmp_path / "whole")
     assert weights_there() == []  # also what the dead one had fetched
 
 
-def test_what_cannot_be_measured_is_named_in_its_place(hub: HubServer, tmp_path: Path) -> None:
+def test_what_cannot_be_measured_is_named_in_its_place(on_ray: Driver, tmp_path: Path) -> None:
     folder = checkpoints(tmp_path / "run", 1, 2, 3)
     damaged = folder / "checkpoint-2"
     (damaged / "model.safetensors").write_bytes(b"no weights")
-    report = run(str(folder), out=tmp_path / "out", prompts=some_prompts())
+    report = on_ray(run, str(folder), out=tmp_path / "out", prompts=some_prompts())
     assert report.measured == [str(folder / f"checkpoint-{step}") for step in (1, 3)]
     assert "is damaged" in report.failures[str(damaged)]
+
+
+def test_an_option_that_no_checkpoint_bears_ends_it_all(on_ray: Driver, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="layer=9"):
-        run(str(folder), out=tmp_path / "other", prompts=some_prompts(), layer=9)
+        on_ray(run, f"{OLMO}@step*", out=tmp_path / "out", layer=9)
+    assert weights_there() == []  # also of those that had begun
 
 
 @pytest.mark.slow  # a worker is started again after some seconds, three times
-def test_a_checkpoint_that_kills_every_worker_is_named(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = checkpoints(tmp_path / "run", 1)
-    deadly(monkeypatch, tmp_path / "flag", deaths=99)
-    report = run(str(folder), out=tmp_path / "out", prompts=some_prompts())
-    assert (tmp_path / "flag").stat().st_size == 4  # the first try, and three more
+def test_a_checkpoint_that_kills_every_worker_is_named(on_ray: Driver, tmp_path: Path) -> None:
+    folder, flag = checkpoints(tmp_path / "run", 1), tmp_path / "flag"
+    options: dict[str, Any] = {"flag": flag, "deaths": 99, "prompts": some_prompts()}
+    report = on_ray(run_deadly, str(folder), out=tmp_path / "out", **options)
+    assert flag.stat().st_size == 4  # the first try, and three more
     assert "its Ray task was lost" in report.failures[str(folder / "checkpoint-1")]
 
 

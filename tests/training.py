@@ -7,6 +7,7 @@ watched = train(tmp_path / "watched", watch(every=2))
 assert watched.differences(plain) == []
 """
 
+import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -290,3 +291,5 @@ def _train_sharded(
 
 if __name__ == "__main__":
     share_trainings(Path(sys.argv[1]))
+    # A thread of gloo that lets go of a tensor while Python ends aborts the process.
+    os._exit(0)

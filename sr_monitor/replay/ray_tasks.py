@@ -24,6 +24,7 @@ from sr_monitor.replay.loading import Failure, Here, Job, bring
 from sr_monitor.replay.stops import Stop
 
 _RETRIES = 3
+_PARTING_SECONDS = 10
 _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 
 
@@ -56,9 +57,7 @@ def on_ray(
                 yield waiting[0][0], _answer(ray, waiting[0][1])
                 waiting.popleft()
         finally:
-            for _, begun in waiting:
-                if isinstance(begun, ray.ObjectRef):
-                    ray.cancel(begun, force=True)
+            _call_off(ray, [begun for _, begun in waiting if isinstance(begun, ray.ObjectRef)])
 
 
 def import_ray() -> Any:
@@ -131,6 +130,15 @@ def _answer(ray: Any, begun: Any) -> Record | Failure:
         reason = " ".join(str(error).split())[:300]
         return Failure(reason=f"its Ray task was lost ({type(error).__name__}: {reason})")
     return answer
+
+
+def _call_off(ray: Any, begun: list[Any]) -> None:
+    """Ends tasks, and gives them time to take their downloads out."""
+    for each in begun:
+        # By force, a task that ends at this moment would end this process too: a check of Ray's.
+        ray.cancel(each)
+    if begun:
+        ray.wait(begun, num_returns=len(begun), timeout=_PARTING_SECONDS)
 
 
 def _measure(stop: Stop, prompts: PromptSet, job: Job) -> Record | Failure:
