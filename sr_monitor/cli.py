@@ -27,7 +27,25 @@ from sr_monitor.terminal import complain, one_line_warnings, print_facts, print_
 # NOTE: by its version, typer needs click or carries a copy of it; this is the UsageError in use.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+# What measure and replay both take.
+NumPairs = Annotated[int, typer.Option(min=1, help="Pairs of prompts.")]
+NumSteps = Annotated[int, typer.Option(min=2, help="Alphas on a path, with both ends.")]
+NumSlices = Annotated[int, typer.Option(min=0, help="Slices to draw.")]
+SliceResolution = Annotated[int, typer.Option(min=2, help="Points along a side.")]
+Layer = Annotated[int, typer.Option(min=0, help="Cut after this block; 0: before all.")]
+Seed = Annotated[int, typer.Option(help="Of the choice of prompts.")]
+NumTokens = Annotated[int, typer.Option(min=2, help="Tokens in a prompt.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: the accelerator if there is one.")
+]
+HowSampled = Annotated[Sampling, typer.Option(help="adaptive: the same slopes from fewer points.")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="auto: as stored, but float32 on a CPU."),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model.")
+]
 
 app = typer.Typer(
     help="Track how stable regions form in a language model's residual stream.",
@@ -67,23 +85,17 @@ def measure(
             "without it, the text that any Python brings along.",
         ),
     ] = None,
-    num_pairs: Annotated[int, typer.Option(min=1, help="Pairs of prompts.")] = 256,
-    num_steps: Annotated[int, typer.Option(min=2, help="Alphas on a path, with both ends.")] = 51,
-    num_slices: Annotated[int, typer.Option(min=0, help="Slices to draw.")] = 4,
-    slice_resolution: Annotated[int, typer.Option(min=2, help="Points along a side.")] = 41,
-    layer: Annotated[int, typer.Option(min=0, help="Cut after this block; 0: before all.")] = 1,
-    sampling: Annotated[
-        Sampling, typer.Option(help="adaptive: the same slopes from fewer points.")
-    ] = "grid",
-    dtype: Annotated[Dtype, typer.Option(help="auto: as stored, but float32 on a CPU.")] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: the accelerator if there is one.")
-    ] = "auto",
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
-    num_tokens: Annotated[int, typer.Option(min=2, help="Tokens in a prompt.")] = 10,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that comes with the model.")
-    ] = False,
+    num_pairs: NumPairs = 256,
+    num_steps: NumSteps = 51,
+    num_slices: NumSlices = 4,
+    slice_resolution: SliceResolution = 41,
+    layer: Layer = 1,
+    sampling: HowSampled = "grid",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+    num_tokens: NumTokens = 10,
+    trust_remote_code: TrustRemoteCode = False,
     out: Annotated[
         Path | None, typer.Option(help="Where the results go; else stable-regions/MODEL.")
     ] = None,
@@ -186,30 +198,24 @@ def replay(
         str | None,
         typer.Option(help="A model of the same architecture, for checkpoints without a config."),
     ] = None,
-    num_pairs: Annotated[int, typer.Option(min=1, help="Pairs of prompts.")] = 256,
-    num_steps: Annotated[int, typer.Option(min=2, help="Alphas on a path, with both ends.")] = 51,
-    num_slices: Annotated[int, typer.Option(min=0, help="Slices to draw.")] = 4,
-    slice_resolution: Annotated[int, typer.Option(min=2, help="Points along a side.")] = 41,
-    layer: Annotated[int, typer.Option(min=0, help="Cut after this block; 0: before all.")] = 1,
-    sampling: Annotated[
-        Sampling, typer.Option(help="adaptive: the same slopes from fewer points.")
-    ] = "grid",
-    dtype: Annotated[Dtype, typer.Option(help="auto: as stored, but float32 on a CPU.")] = "auto",
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: the accelerator if there is one.")
-    ] = "auto",
+    num_pairs: NumPairs = 256,
+    num_steps: NumSteps = 51,
+    num_slices: NumSlices = 4,
+    slice_resolution: SliceResolution = 41,
+    layer: Layer = 1,
+    sampling: HowSampled = "grid",
+    dtype: Dtype = "auto",
+    device: Device = "auto",
     device_map: Annotated[
         str | None,
         typer.Option(help="auto: spread a model over all accelerators that does not fit on one."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the choice of prompts.")] = 0,
-    num_tokens: Annotated[int, typer.Option(min=2, help="Tokens in a prompt.")] = 10,
+    seed: Seed = 0,
+    num_tokens: NumTokens = 10,
     keep_downloads: Annotated[
         bool, typer.Option("--keep-downloads", help="Leave in the cache what is downloaded.")
     ] = False,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model.")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="ray: each checkpoint is a Ray task.")
     ] = "local",

@@ -44,13 +44,11 @@ def load_model(
         trust_remote_code: run the code that comes with the model.
     """
     place = find_device(device)
-    transformers = require_transformers("loading a model")
-    _check_source(source)
+    load_config(source, trust_remote_code=trust_remote_code)  # refused before weights are read
     # NOTE: otherwise a model without safetensors is sent to a converter on the hub.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    transformers = require_transformers("loading a model")
     with quiet(transformers):
-        config = _load(transformers.AutoConfig, source, trust_remote_code=trust_remote_code)
-        _check_config(config, source)
         model, report = _load(
             transformers.AutoModelForCausalLM,
             source,
@@ -61,6 +59,16 @@ def load_model(
         )
     _check_complete(model, report["missing_keys"], source)
     return model.eval().to(place)  # type: ignore[no-any-return]
+
+
+def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a causal language model, which has no weights yet."""
+    transformers = require_transformers("loading a model")
+    _check_source(source)
+    with quiet(transformers):
+        config = _load(transformers.AutoConfig, source, trust_remote_code=trust_remote_code)
+    _check_config(config, source)
+    return config
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:

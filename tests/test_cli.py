@@ -118,7 +118,9 @@ def test_a_saved_set_of_prompts_needs_no_tokenizer(saved: Path, tmp_path: Path) 
     shutil.copy("out/prompts.json", "prompts.json")
     found = measure(bare, "--prompts", "prompts.json")
     assert found["num_tokens"] == 7
-    assert found["pairs"] == expected["pairs"]
+    for name, numbers in expected["pairs"].items():
+        # The way that is quicker at the moment is taken; the last digits may differ.
+        assert found["pairs"][name] == pytest.approx(numbers, rel=1e-3, abs=1e-4)
 
 
 def test_text_lines_and_pairs_are_read(saved: Path) -> None:

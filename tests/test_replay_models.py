@@ -15,8 +15,14 @@ from sr_monitor.errors import InputError
 from sr_monitor.loading import load_model
 from sr_monitor.replay import replay
 from sr_monitor.replay.checkpoints import find_checkpoints
-from sr_monitor.replay.loading import Loading
-from sr_monitor.replay.models import ModelKeeper, build_model, config_of, spread, stored_dtype
+from sr_monitor.replay.models import (
+    Loading,
+    ModelKeeper,
+    build_model,
+    config_of,
+    spread,
+    stored_dtype,
+)
 from tests.trained import save_folder, tiny_model, train_with_lightning
 from tests.zoo import ARCHITECTURES, build
 
@@ -55,7 +61,7 @@ def test_it_is_equal_to_from_pretrained(tmp_path: Path, species: str, dtype: str
     folders = [tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]
     for seed, folder in enumerate(folders):
         save_folder(build(species, seed=seed).model, folder)
-    keeper = ModelKeeper(dtype=dtype, device="cpu")
+    keeper = ModelKeeper(Loading(dtype=dtype, device="cpu"))
     for checkpoint, folder in zip(find_checkpoints(tmp_path), folders, strict=True):
         expected = load_model(str(folder), dtype=dtype, device="cpu")
         assert_equal(keeper.load(checkpoint), expected)
@@ -65,7 +71,7 @@ def test_one_model_is_kept_while_configs_are_equal(tmp_path: Path) -> None:
     for step, sizes in ((1, USUAL), (2, USUAL), (3, LONGER), (4, USUAL)):
         save_folder(tiny_model(rope_parameters=sizes), tmp_path / f"checkpoint-{step}")
     rename_in_config(tmp_path / "checkpoint-2")
-    keeper = ModelKeeper(device="cpu")
+    keeper = ModelKeeper(Loading(device="cpu"))
     kept: list[nn.Module] = []
     for checkpoint in find_checkpoints(tmp_path):
         kept.append(keeper.load(checkpoint))
@@ -93,7 +99,7 @@ def test_a_refused_checkpoint_does_not_spoil_the_next(tmp_path: Path) -> None:
     damaged = tmp_path / "checkpoint-2" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     first, second, third = find_checkpoints(tmp_path)
-    keeper = ModelKeeper(device="cpu")
+    keeper = ModelKeeper(Loading(device="cpu"))
     model = keeper.load(first)
     with pytest.raises(InputError, match="is damaged"):
         keeper.load(second)
@@ -105,7 +111,7 @@ def test_a_refused_checkpoint_does_not_spoil_the_next(tmp_path: Path) -> None:
 def test_it_stays_in_eval_mode_and_leaves_the_global_seed_alone(tmp_path: Path) -> None:
     save_folder(tiny_model(), tmp_path / "checkpoint-1")
     (checkpoint,) = find_checkpoints(tmp_path)
-    keeper = ModelKeeper(device="cpu")
+    keeper = ModelKeeper(Loading(device="cpu"))
     state = torch.get_rng_state()
     keeper.load(checkpoint).train()
     assert torch.equal(torch.get_rng_state(), state)
@@ -118,9 +124,9 @@ def test_lightning_needs_the_name_of_a_model(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"step=2.ckpt' does not say which .*--base NAME, a folder"
     ):
-        ModelKeeper(device="cpu").load(found[0])
+        ModelKeeper(Loading(device="cpu")).load(found[0])
     base = save_folder(tiny_model(), tmp_path / "base")
-    keeper = ModelKeeper(base=str(base), device="cpu")
+    keeper = ModelKeeper(Loading(base=str(base), device="cpu"))
     for checkpoint in found:
         model = keeper.load(checkpoint)
         state = model.state_dict()
@@ -129,31 +135,31 @@ def test_lightning_needs_the_name_of_a_model(tmp_path: Path) -> None:
         assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
     other = save_folder(tiny_model(num_hidden_layers=2), tmp_path / "other")
     with pytest.raises(InputError, match="does not hold the weights of this LlamaForCausalLM"):
-        ModelKeeper(base=str(other), device="cpu").load(found[0])
+        ModelKeeper(Loading(base=str(other), device="cpu")).load(found[0])
     with pytest.raises(InputError, match=r"there is no folder './nowhere'"):
-        ModelKeeper(base="./nowhere", device="cpu").load(found[0])
+        ModelKeeper(Loading(base="./nowhere", device="cpu")).load(found[0])
 
 
 def test_a_config_of_its_own_comes_first(tmp_path: Path) -> None:
     save_folder(tiny_model(num_hidden_layers=2), tmp_path / "checkpoint-1")
     (checkpoint,) = find_checkpoints(tmp_path)
-    assert config_of(checkpoint, base="./nowhere").num_hidden_layers == 2
+    assert config_of(checkpoint, Loading(base="./nowhere")).num_hidden_layers == 2
 
 
 def test_models_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
     save_folder(build("t5").model, tmp_path / "checkpoint-1")
     (checkpoint,) = find_checkpoints(tmp_path)
     with pytest.raises(InputError, match="holds a T5ForConditionalGeneration, which is no decoder"):
-        config_of(checkpoint)
+        config_of(checkpoint, Loading())
     (tmp_path / "checkpoint-1" / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"cannot be loaded: .*not a valid JSON file"):
-        config_of(checkpoint)
+        config_of(checkpoint, Loading())
 
 
 def test_half_precision_is_measured_in_float32_on_a_cpu(tmp_path: Path) -> None:
     save_folder(tiny_model().to(torch.float16), tmp_path / "checkpoint-1")
     (checkpoint,) = find_checkpoints(tmp_path)
-    model = ModelKeeper(device="cpu").load(checkpoint)
+    model = ModelKeeper(Loading(device="cpu")).load(checkpoint)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -181,14 +187,14 @@ def test_code_of_a_model_is_run_only_when_asked_for(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
     (checkpoint,) = find_checkpoints(tmp_path)
     with pytest.raises(InputError, match="which is run only with --trust-remote-code"):
-        ModelKeeper(device="cpu").load(checkpoint)
+        ModelKeeper(Loading(device="cpu")).load(checkpoint)
     assert not list(tmp_path.rglob("*.ran"))
 
 
 def test_a_device_map_holds_the_same_weights_again_and_again(tmp_path: Path) -> None:
     for seed in (1, 2):
         save_folder(build("olmo", seed=seed).model, tmp_path / f"checkpoint-{seed}")
-    keeper, plain = ModelKeeper(device_map="auto"), ModelKeeper(device="cpu")
+    keeper, plain = ModelKeeper(Loading(device_map="auto")), ModelKeeper(Loading(device="cpu"))
     for checkpoint in find_checkpoints(tmp_path):
         found, expected = keeper.load(checkpoint), plain.load(checkpoint)
         for name, weight in tensors_of(expected).items():

@@ -16,7 +16,7 @@ from sr_monitor.demo import python_prompts
 from sr_monitor.errors import InputError
 from sr_monitor.loading import TokenizerOnDemand, check_hub
 from sr_monitor.prompts import PromptSet
-from sr_monitor.replay.loading import Loading
+from sr_monitor.replay.models import Loading
 from sr_monitor.replay.stops import Stop
 
 _LIVE = Path(keys.PREFIX.rstrip("/"), "prompts.json")

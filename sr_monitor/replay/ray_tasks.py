@@ -7,6 +7,7 @@ come back in the order of the checkpoints. A worker that dies is started again b
         ...
 """
 
+import logging
 import os
 import re
 import socket
@@ -20,7 +21,8 @@ from sr_monitor.errors import InputError
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
 from sr_monitor.replay.cache import Journal, repo_folder
-from sr_monitor.replay.loading import Failure, Here, Job, bring
+from sr_monitor.replay.job import Failure, Here, Job, bring
+from sr_monitor.replay.models import ModelKeeper
 from sr_monitor.replay.stops import Stop
 
 _RETRIES = 3
@@ -83,7 +85,10 @@ def _running(ray: Any, address: str | None) -> Iterator[None]:
     try:
         _knock(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(
-            address=address, include_dashboard=False, log_to_driver=False, logging_level="error"
+            address=address,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -143,7 +148,7 @@ def _call_off(ray: Any, begun: list[Any]) -> None:
 
 def _measure(stop: Stop, prompts: PromptSet, job: Job) -> Record | Failure:
     """One task; what goes wrong with the checkpoint is its answer, in words."""
-    return job.outcome(stop, lambda: _brought(stop, job), lambda: prompts, job.loading.keeper())
+    return job.outcome(stop, lambda: _brought(stop, job), lambda: prompts, ModelKeeper(job.loading))
 
 
 def _brought(stop: Stop, job: Job) -> Here:

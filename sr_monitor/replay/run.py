@@ -23,8 +23,8 @@ from sr_monitor.records import Record
 from sr_monitor.replay.cache import Journal, take_out_leftovers
 from sr_monitor.replay.curves import check_tensorboard
 from sr_monitor.replay.folder import Folder
-from sr_monitor.replay.loading import Failure, Here, Job, Loading, bring
-from sr_monitor.replay.models import config_of
+from sr_monitor.replay.job import Failure, Here, Job, bring
+from sr_monitor.replay.models import Loading, ModelKeeper, config_of
 from sr_monitor.replay.plan import make_plan
 from sr_monitor.replay.prefetch import prefetched
 from sr_monitor.replay.prompts import PromptChoice
@@ -189,7 +189,7 @@ class Replay:
         self, stops: Sequence[Stop]
     ) -> Generator[tuple[Stop, Record | Failure], None, None]:
         """Here, one after the other, the next one being fetched meanwhile."""
-        keeper = self.job.loading.keeper()
+        keeper = ModelKeeper(self.job.loading)
         with prefetched(stops, self._bring, self._leave) as turns:
             for turn in turns:
                 find = partial(self._prompts_of, turn.key)
@@ -254,4 +254,4 @@ def _check_base(stops: Sequence[Stop], loading: Loading) -> None:
         if stop.checkpoint is not None and stop.checkpoint.config is None and not stop.problem
     ]
     if bare and (loading.base is not None or len(bare) == len(stops)):
-        config_of(bare[0], loading.base, trust_remote_code=loading.trust_remote_code)
+        config_of(bare[0], loading)

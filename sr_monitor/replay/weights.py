@@ -4,7 +4,7 @@ Names in a checkpoint are those of the model behind a prefix: that of the traine
 compiled or a sharded wrapper. It is found by matching them with the model's own names. Nothing
 is changed in the model before everything is known to fit.
 
-    model = build_model(config_of(checkpoint), torch.float32)
+    model = build_model(config_of(checkpoint, Loading()), torch.float32)
     load_into(model, checkpoint)
 """
 

@@ -1,17 +1,15 @@
 """From a checkpoint's place to its record: fetch it, load it, measure it, take it out again.
 
 job = Job(config=MonitorConfig(), loading=Loading(), keep_downloads=False, sweep=False)
-outcome = job.outcome(stop, lambda: bring(stop), lambda: prompts, job.loading.keeper())
+outcome = job.outcome(stop, lambda: bring(stop), lambda: prompts, ModelKeeper(job.loading))
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from threading import Event
 
 from torch import nn
 
-from sr_monitor.devices import find_device
 from sr_monitor.errors import InputError
 from sr_monitor.fuse import describe
 from sr_monitor.measurement import Bar, MonitorConfig, measure_model, no_bar
@@ -20,55 +18,8 @@ from sr_monitor.records import Record
 from sr_monitor.replay.cache import Journal
 from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
 from sr_monitor.replay.downloads import Fetched, discard, fetch
-from sr_monitor.replay.models import ModelKeeper
+from sr_monitor.replay.models import Loading, ModelKeeper
 from sr_monitor.replay.stops import Stop
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""What the weights may be asked for as."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loading:
-    """How a checkpoint becomes a model."""
-
-    base: str | None = None
-    """A model of the same architecture, for checkpoints without a config."""
-    dtype: str = "auto"
-    """"auto" is as stored, and float32 on a CPU."""
-    device: str = "auto"
-    """"auto" is the accelerator if there is one."""
-    device_map: str | None = None
-    """"auto" spreads a model over all accelerators; None keeps it on one device."""
-    trust_remote_code: bool = False
-    """Run the code that comes with a model."""
-
-    def __post_init__(self) -> None:
-        """Refuses a dtype that there is not; a folder is known by its real path from now on."""
-        if self.dtype not in DTYPES:
-            raise InputError(f"replay: dtype={self.dtype!r}: pass one of {', '.join(DTYPES)}")
-        if self.device_map not in (None, "auto"):
-            raise InputError(f"replay: device_map={self.device_map!r}: pass 'auto' or nothing")
-        if self.device_map and self.device != "auto":
-            raise InputError(
-                f"replay: device={self.device!r} and device_map={self.device_map!r}: a model lies "
-                "on one device or on all of them; pass one of the two"
-            )
-        if self.base is not None and Path(self.base).exists():
-            object.__setattr__(self, "base", str(Path(self.base).resolve()))
-
-    def check_device(self) -> None:
-        """Refuses a device that cannot be used on this machine."""
-        find_device(self.device)
-
-    def keeper(self) -> ModelKeeper:
-        """A place for one model."""
-        return ModelKeeper(
-            base=self.base,
-            dtype=self.dtype,
-            device=self.device,
-            device_map=self.device_map,
-            trust_remote_code=self.trust_remote_code,
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
