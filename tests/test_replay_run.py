@@ -533,6 +533,22 @@ def test_other_checkpoints_are_refused(history: Path, tmp_path: Path) -> None:
     assert what_is_in(tmp_path / "out") == before
 
 
+def test_a_first_try_with_a_mistake_in_it_binds_nobody(history: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new"
+    with pytest.raises(InputError, match="layer=9"):
+        run(history, out=out, layer=9)
+    put(
+        {"prompts.json": b"of a try that was killed before its first record"},
+        out / "stable_regions",
+    )
+    other = checkpoints(tmp_path / "other", 1)
+    assert run(other, out=out, prompts=some_prompts(5)).failures == {}
+    found = PromptSet.load(out / "stable_regions/prompts.json")
+    assert found.fingerprint == some_prompts(5).fingerprint
+    with pytest.raises(InputError, match=f"are those of {other} and not of {history}"):
+        run(history, out=out, prompts=some_prompts(5))
+
+
 def test_a_renamed_checkpoint_does_not_take_the_place_of_another(tmp_path: Path) -> None:
     history = checkpoints(tmp_path / "run", 1)
     run(history, out=tmp_path / "out")

@@ -64,7 +64,7 @@ class Curve:
     def add(self, record: Record, prompts: PromptSet) -> None:
         """Keeps a record with its prompts, and shows it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if not self._prompts_path(record).exists():
+        if not self.records or not self._prompts_path(record).exists():
             prompts.save(self._prompts_path(record))
         record.save(self.folder / record_path("", record.step).name)
         self.records[str(record.metadata["source"])] = record

@@ -18,7 +18,7 @@ from sr_monitor import keys
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
 from sr_monitor.prompts import PromptSet
-from sr_monitor.records import Record
+from sr_monitor.records import Record, list_records
 from sr_monitor.replay.curves import Curve
 from sr_monitor.replay.stops import SIZES, Stop
 from sr_monitor.writers import WriterError
@@ -45,8 +45,12 @@ class Folder:
         self._options = dict(options)
         with self._writing():
             there = self._read()
-            self._runs = self._merged(there, curves)
-            self._check_options(there)
+            known: dict[str, str] = there["runs"]
+            if any(list_records(self._folder_of(run)) for run in known):
+                self._check_options(there)
+            else:  # a first try, perhaps with a mistake in what was asked for
+                known |= {run: curves[run] for run in known.keys() & curves.keys()}
+            self._runs = self._merged(known, curves)
         self._stack = ExitStack()
         self.curves: dict[str, Curve] = {}
 
@@ -156,8 +160,7 @@ class Folder:
                 f"{'; '.join(different)}; name another folder, or the same options"
             )
 
-    def _merged(self, there: Mapping[str, Any], curves: Mapping[str, str]) -> dict[str, str]:
-        known: dict[str, str] = there["runs"]
+    def _merged(self, known: dict[str, str], curves: Mapping[str, str]) -> dict[str, str]:
         for run, curve in curves.items():
             folder = self._folder_of(run)
             if run in known and known[run] != curve:
