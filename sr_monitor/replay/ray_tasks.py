@@ -59,7 +59,10 @@ def on_ray(
                 yield waiting[0][0], _answer(ray, waiting[0][1])
                 waiting.popleft()
         finally:
-            _call_off(ray, [begun for _, begun in waiting if isinstance(begun, ray.ObjectRef)])
+            # NOTE: not cancelled: with Ray 2.60 a task that is cancelled while it ends can abort this
+            # process. They tidy up when they are done; with a Ray of our own, they end with it.
+            if begun := [each for _, each in waiting if isinstance(each, ray.ObjectRef)]:
+                ray.wait(begun, num_returns=len(begun), timeout=_PARTING_SECONDS)
 
 
 def import_ray() -> Any:
@@ -135,15 +138,6 @@ def _answer(ray: Any, begun: Any) -> Record | Failure:
         reason = " ".join(str(error).split())[:300]
         return Failure(reason=f"its Ray task was lost ({type(error).__name__}: {reason})")
     return answer
-
-
-def _call_off(ray: Any, begun: list[Any]) -> None:
-    """Ends tasks, and gives them time to take their downloads out."""
-    for each in begun:
-        # By force, a task that ends at this moment would end this process too: a check of Ray's.
-        ray.cancel(each)
-    if begun:
-        ray.wait(begun, num_returns=len(begun), timeout=_PARTING_SECONDS)
 
 
 def _measure(stop: Stop, prompts: PromptSet, job: Job) -> Record | Failure:
