@@ -28,15 +28,21 @@ _SUPERSEDED = "superseded"
 class Archive:
     """The records of one run; without a log folder, none are kept."""
 
-    def __init__(self, log_dir: str | os.PathLike[str] | None, name: str) -> None:
-        """Takes the folder `name` in `log_dir`, or name-2, ... if another run of ours has it."""
+    def __init__(
+        self, log_dir: str | os.PathLike[str] | None, name: str, run: object = None
+    ) -> None:
+        """Takes the folder `name` in `log_dir`, or name-2, ... if another one of ours has it.
+
+        One of an earlier `run`, of a training that was interrupted say, gives it up.
+        """
         self.name = name
+        self._run = run
         self.folder: Path | None = None
         self.came_from: str | None = None
         self._prompts: PromptSet | None = None
         if log_dir is not None:
             number = 1
-            while (folder := Path(log_dir).resolve() / self.name) in _in_use:
+            while self._is_taken(folder := Path(log_dir).resolve() / self.name):
                 number += 1
                 self.name = f"{name}-{number}"
             self.folder = folder
@@ -47,7 +53,7 @@ class Archive:
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._bring_along(step)
+        self._bring_along()
         is_resumed = step > 1 or self.came_from is not None
         for path in list_records(self.folder):
             record = _readable(path) if is_resumed else None
@@ -78,12 +84,19 @@ class Archive:
         if self.folder is not None and _in_use.get(self.folder) is self:
             del _in_use[self.folder]
 
+    def _is_taken(self, folder: Path) -> bool:
+        """Whether somebody who may still write is there: without a run one may at any time."""
+        other = _in_use.get(folder)
+        return other is not None and (
+            self._run is None or other._run is None or other._run is self._run
+        )
+
     @property
     def _prompts_path(self) -> Path:
         assert self.folder is not None
         return self.folder / "prompts.json"
 
-    def _bring_along(self, step: int) -> None:
+    def _bring_along(self) -> None:
         """Copies the records of a run that is resumed in another folder."""
         came_from = None if self.came_from is None else Path(self.came_from)
         if came_from is None or came_from == self.folder or not came_from.is_dir():

@@ -135,6 +135,7 @@ class CallbackCore:
         model: nn.Module,
         step: int,
         *,
+        run: object,
         log_dir: str | os.PathLike[str],
         find_writers: Callable[[], Sequence[Writer]],
         sample: Callable[[], PromptSet | None],
@@ -146,6 +147,8 @@ class CallbackCore:
         Args:
             model: The model that is trained.
             step: The step that the run begins at.
+            run: What stands for this training; another callback of it has a folder of its own, and
+                one of an earlier training has none any more.
             log_dir: Where records go if the user has not said it.
             find_writers: The framework's own loggers, as writers; asked on the first process.
             sample: Prompts from the training data; None if it holds none that can be found.
@@ -156,7 +159,7 @@ class CallbackCore:
         team = Team.present()
         self._fuse = Fuse(self._on_error, tells=team.leads)
         with self._fuse.guarding("starting sr-monitor", final=True), team.together():
-            archive = Archive(self.log_dir or log_dir, self.name)
+            archive = Archive(self.log_dir or log_dir, self.name, run)
             try:
                 state = find_state(archive.name)
                 prompts = self._choose_prompts(archive, step, state, sample)

@@ -75,7 +75,7 @@ class Monitor:
         self.account = schedule if isinstance(schedule, Budget) else budget(1.0, schedule=schedule)
         self.team = Team.present()
         self.fuse = Fuse(on_error, tells=self.team.leads)
-        self.archive = log_dir if isinstance(log_dir, Archive) else Archive(log_dir, name)
+        self.archive = log_dir if isinstance(log_dir, Archive) else _archive(log_dir, name)
         self.writers = list(writers)
         self.last_step = -1
         self._album: Album | None = None
@@ -284,6 +284,19 @@ class Monitor:
             with suppress(Exception):
                 writer.scalar(name, float(self.fuse.failures), step)
                 writer.flush()
+
+
+def _archive(log_dir: str | os.PathLike[str] | None, name: str) -> Archive:
+    archive = Archive(log_dir, name)
+    if archive.name != name:
+        warnings.warn(
+            f"Monitor(log_dir={str(log_dir)!r}): another one has the folder {name!r} there, and "
+            f"this one takes {archive.name!r}; if the other has ended, call its close() first, and to "
+            "tell two apart pass name=",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return archive
 
 
 def check_state(state: Mapping[str, Any]) -> None:

@@ -52,6 +52,7 @@ class Framework:
     def __init__(self, core: CallbackCore, model: nn.Module, folder: Path) -> None:
         self.core, self.model, self.folder = core, model, folder
         self.asked: list[str] = []
+        self.run: object = "one training"
         self.batches = [prompts()]
 
     def begin(
@@ -72,6 +73,7 @@ class Framework:
         return self.core.begin(
             self.model,
             step,
+            run=self.run,
             log_dir=self.folder,
             find_writers=loggers,
             sample=sample,
@@ -201,6 +203,22 @@ def test_callbacks_at_the_same_time_have_folders_of_their_own(
     second.batches.append(prompts())
     second.begin()  # the folder is free again
     assert second.asked == ["stable_regions-2", "stable_regions"]
+
+
+def test_a_training_that_was_interrupted_gives_up_its_folder(
+    make: Callable[..., Framework],
+) -> None:
+    before, after, beside = (make(every=1, writer=[]) for _ in range(3))
+    before.begin()  # and is never heard of again, though something still holds it
+    after.run = beside.run = "another training"
+    after.begin()
+    beside.begin()
+    assert [after.asked, beside.asked] == [["stable_regions"], ["stable_regions-2"]]
+    before.core.end()  # the folder stays with whom it has gone to
+    before.batches.append(prompts())
+    before.run = after.run
+    before.begin()
+    assert before.asked == ["stable_regions", "stable_regions-3"]
 
 
 def test_after_an_error_that_was_raised_the_folder_is_free(make: Callable[..., Framework]) -> None:

@@ -285,7 +285,8 @@ def test_two_monitors_on_one_folder_do_not_meet(model: nn.Module, tmp_path: Path
     writer = MemoryWriter()
     deeper = MonitorConfig(num_pairs=4, num_steps=5, num_slices=0, layer=2)
     first = make_monitor(tmp_path, writers=[writer])
-    second = make_monitor(tmp_path, config=deeper, writers=[writer], schedule=every(2))
+    with pytest.warns(RuntimeWarning, match=rf"this one takes '{NAME}-2'; .* call its close\(\)"):
+        second = make_monitor(tmp_path, config=deeper, writers=[writer], schedule=every(2))
     for step in range(3):
         first.step(model, step)
         second.step(model, step)

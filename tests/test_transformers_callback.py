@@ -587,6 +587,12 @@ class _Interrupt(TrainerCallback):
         raise KeyboardInterrupt
 
 
+class _InterruptLater(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 5:
+            raise KeyboardInterrupt
+
+
 def test_a_training_that_was_interrupted_can_be_started_again(tmp_path: Path) -> None:
     callback = watch(every=1)
     with pytest.raises(KeyboardInterrupt):
@@ -595,6 +601,28 @@ def test_a_training_that_was_interrupted_can_be_started_again(tmp_path: Path) ->
     train(tmp_path, callback, max_steps=2)
     assert list(records(tmp_path)) == [0, 1, 2]
     assert not (tmp_path / "stable_regions-2").exists()
+
+
+def test_what_holds_an_interrupted_training_does_not_divide_the_curve(tmp_path: Path) -> None:
+    """As a notebook does: it keeps the last error, with all that was on the stack."""
+    with pytest.raises(KeyboardInterrupt) as kept:
+        train(tmp_path, watch(every=1), _InterruptLater(), **SAVING)
+    saved = tmp_path / "checkpoint-3"
+    train(tmp_path, watch(every=1), resume=saved, **SAVING)
+    assert list(records(tmp_path)) == [0, 1, 2, 3, 4, 5, 6]
+    assert not (tmp_path / "stable_regions-2").exists()
+    assert kept.traceback  # it was held until here
+
+
+def test_a_callback_that_is_used_again_writes_to_the_new_run_alone(tmp_path: Path) -> None:
+    callback = watch(every=1, writer=None)
+    with pytest.raises(KeyboardInterrupt) as kept:
+        train(tmp_path / "1", callback, _Interrupt(), report_to="tensorboard")
+    train(tmp_path / "2", callback, report_to="tensorboard")
+    for name, steps in (("1", [0, 1]), ("2", [0, 1, 2, 3, 4, 5, 6])):
+        (file,) = event_files(tmp_path / name)
+        assert steps_of(events(file.parent).Scalars(MEDIAN)) == steps
+    assert kept.traceback
 
 
 # ---- failures ------------------------------------------------------------------------------------

@@ -177,6 +177,7 @@ class StableRegionCallback(CallbackCore, Callback):
             begun = self.begin(
                 found,
                 trainer.global_step,
+                run=trainer,
                 log_dir=log_dir,
                 find_writers=lambda: _writers_of(trainer),
                 sample=lambda: self.sample(

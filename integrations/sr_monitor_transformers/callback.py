@@ -8,12 +8,12 @@ callback's state is not used, because it replaces the callback by another one.
     Trainer(model, args, train_dataset=dataset, callbacks=[StableRegionCallback(every=500)])
 """
 
-import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -73,10 +73,10 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
         if self._has_begun:
             return
         self._has_begun = True
-        model = kwargs["model"]
+        model, siblings = kwargs["model"], _siblings()
 
         def begin(batch: Any) -> None:
-            if self._begin(args, state, batch, **kwargs):
+            if self._begin(args, state, batch, siblings, **kwargs):
                 self.at_step(model, state.global_step, tokens=_tokens(state))
             else:
                 self._first_batch = _FirstBatch(model, begin)
@@ -160,14 +160,20 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
         self.end()
 
     def _begin(
-        self, args: TrainingArguments, state: TrainerState, batch: Any, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        batch: Any,
+        siblings: Sequence[TrainerCallback],
+        **kwargs: Any,
     ) -> bool:
         loader, tokenizer = kwargs.get("train_dataloader"), kwargs.get("processing_class")
         return self.begin(
             kwargs["model"],
             state.global_step,
+            run=state,
             log_dir=str(args.output_dir),
-            find_writers=lambda: _writers_beside(self),
+            find_writers=lambda: _writers_among(siblings),
             sample=lambda: self.sample(batch, loader, tokenizer),
             find_state=lambda name: _read_state(_checkpoint(args, state) / f"{name}.json"),
             # Of copies that run in threads, no one sees the whole batch, and all would begin.
@@ -231,19 +237,25 @@ def _read_state(path: Path) -> Mapping[str, Any] | None:
     return state
 
 
-def _writers_beside(callback: StableRegionCallback) -> list[Writer]:
-    """The runs of TensorBoard and Weights & Biases that the Trainer writes to.
+def _siblings() -> Sequence[TrainerCallback]:
+    """The callbacks of the Trainer that calls us.
 
-    A callback is not told of its siblings; they are in the list that holds it.
+    A callback is not told of them; they are with their handler, which is one of our callers.
     """
-    siblings = {
-        id(sibling): sibling
-        for holder in gc.get_referrers(callback)
-        if isinstance(holder, list)
-        for sibling in holder
-    }
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        caller: Any = frame.f_locals.get("self")
+        if "CallbackHandler" in class_names(caller):
+            return list(caller.callbacks)
+        frame = frame.f_back
+    return []
+
+
+def _writers_among(siblings: Sequence[TrainerCallback]) -> list[Writer]:
+    """The runs of TensorBoard and Weights & Biases that the Trainer writes to."""
     found: list[Writer] = []
-    for sibling in siblings.values():
+    callbacks: Sequence[Any] = siblings
+    for sibling in callbacks:
         names = class_names(sibling)
         if "TensorBoardCallback" in names and getattr(sibling, "tb_writer", None) is not None:
             found.append(TensorBoardWriter(sibling.tb_writer))

@@ -59,8 +59,8 @@ def on_ray(
                 yield waiting[0][0], _answer(ray, waiting[0][1])
                 waiting.popleft()
         finally:
-            # NOTE: not cancelled: with Ray 2.60 a task that is cancelled while it ends can abort this
-            # process. They tidy up when they are done; with a Ray of our own, they end with it.
+            # NOTE: not cancelled: in Ray 2.60 one that ends at that moment can abort this process.
+            # They tidy up when they are done; with a Ray of our own, they end with it.
             if begun := [each for _, each in waiting if isinstance(each, ray.ObjectRef)]:
                 ray.wait(begun, num_returns=len(begun), timeout=_PARTING_SECONDS)
 
