@@ -12,6 +12,7 @@ nothing is lost.
 """
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,18 +50,32 @@ class Archive:
             _in_use[folder] = self
 
     def open(self, step: int, described: Mapping[str, Any]) -> Iterator[Record]:
-        """The records to go on with, by step; the others are moved out of the way."""
+        """The records to go on with, by step; the others are moved out of the way.
+
+        A run that goes on, but in another way, is told what parts it from its earlier records.
+        """
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._bring_along()
         is_resumed = step > 1 or self.came_from is not None
+        changed: dict[str, None] = {}  # in the order found
         for path in list_records(self.folder):
             record = _readable(path) if is_resumed else None
-            if record is None or record.step > step or not _is_like(record, described):
+            if record is None or record.step > step:
+                self._supersede(path)
+            elif different := list(_differences(record.metadata, described)):
+                changed.update(dict.fromkeys(different))
                 self._supersede(path)
             else:
                 yield record
+        if changed:
+            warnings.warn(
+                f"the run that is resumed was measured in another way: {'; '.join(changed)}. A new "
+                f"curve begins here; its records are in {str(self.folder / _SUPERSEDED)!r}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def save(self, record: Record) -> None:
         """One more record."""
@@ -128,12 +143,14 @@ def _readable(path: Path) -> Record | None:
         return None
 
 
-def _is_like(record: Record, described: Mapping[str, Any]) -> bool:
-    return all(_agree(record.metadata.get(name), value) for name, value in described.items())
-
-
-def _agree(found: Any, wanted: Any) -> bool:
-    """Equal; of two sets of options, as far as both versions of sr-monitor had them."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        return all(found[name] == wanted[name] for name in found.keys() & wanted.keys())
-    return bool(found == wanted)
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
+    """What is not equal, in words; of sets of options, as far as both versions had them."""
+    for name, value in wanted.items():
+        there = found.get(name)
+        if isinstance(there, dict) and isinstance(value, dict):
+            both = there.keys() & value.keys()
+            yield from _differences(
+                there, {option: value[option] for option in value if option in both}
+            )
+        elif there != value:
+            yield f"{name} was {there!r} and is {value!r}"

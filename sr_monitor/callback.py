@@ -13,7 +13,6 @@ raises unless it was asked to.
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -231,18 +230,11 @@ class CallbackCore:
         sample: Callable[[], PromptSet | None],
     ) -> PromptSet | None:
         """The user's, else those of the run that is resumed, else from the training data."""
-        saved = _saved_prompts(archive, step, state)
         given = self._prompts
         if given is None:
+            saved = _saved_prompts(archive, step, state)
             return sample() if saved is None else saved
-        chosen = given if isinstance(given, PromptSet) else PromptSet.load(Path(given))
-        if saved is not None and saved.fingerprint != chosen.fingerprint:
-            self._warn(
-                f"the run that is resumed measured other prompts (fingerprint {saved.fingerprint}) "
-                f"than prompts= gives ({chosen.fingerprint}): a new curve begins here; its records "
-                "are moved to the folder 'superseded'"
-            )
-        return chosen
+        return given if isinstance(given, PromptSet) else PromptSet.load(Path(given))
 
     def _make_monitor(
         self, prompts: PromptSet, archive: Archive, state: Mapping[str, Any] | None
@@ -277,10 +269,6 @@ class CallbackCore:
             watch = "for TensorBoard: pip install 'sr-monitor[tensorboard]'"
         print(f"sr-monitor: results in {archive.folder}; {watch}", file=sys.stderr)  # noqa: T201
         return [own]
-
-    def _warn(self, text: str) -> None:
-        if self._fuse.tells:
-            warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 def _saved_prompts(

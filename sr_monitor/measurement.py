@@ -32,6 +32,7 @@ from sr_monitor.statistics import Summary, median_curve, summarise
 from sr_monitor.stream import Output
 
 _NO_MATTER = {"engine", "max_tokens"}  # results do not depend on these
+_BESIDE_THE_CURVE = {"num_slices", "slice_resolution"}
 
 Bar = Callable[[str], Callable[[int, int], None]]
 
@@ -108,7 +109,8 @@ class Measurement:
             paths=self.paths,
             slices=self.slices,
             metadata={
-                **describe_curve(self.config, self.prompts),
+                "config": _options(self.config),
+                "prompts": self.prompts.fingerprint,
                 "model": type(dissect(model, self.config.layer_path).core).__name__,
                 "dtype": str(weight.dtype).removeprefix("torch."),
                 "device": weight.device.type,
@@ -188,8 +190,15 @@ class Measurement:
 
 def describe_curve(config: MonitorConfig, prompts: PromptSet) -> dict[str, Any]:
     """What measurements must have in common to be points of one curve, as plain values."""
-    options = {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
-    return {"config": options, "prompts": prompts.fingerprint}
+    options = _options(config)
+    return {
+        "config": {name: options[name] for name in options.keys() - _BESIDE_THE_CURVE},
+        "prompts": prompts.fingerprint,
+    }
+
+
+def _options(config: MonitorConfig) -> dict[str, Any]:
+    return {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
 
 
 def measure_model(

@@ -35,6 +35,7 @@ from sr_monitor.schedule import Budget, Schedule, budget, every
 from sr_monitor.writers import Writer
 
 _SCHEMA = 1
+_MOST_PASSED_OVER = 1000  # a step that counts tokens jumps by more
 _EXPERIMENTAL = (
     "sr-monitor under DeepSpeed ZeRO-3 is experimental: it follows ZeRO's rules and was never run "
     "there; if training stalls, take the callback out and measure saved checkpoints instead"
@@ -81,6 +82,7 @@ class Monitor:
         self._album: Album | None = None
         self._latest: Record | None = None
         self._next_question = 0
+        self._asked = -1  # the last step that the schedule was asked about
         self._opened_at = (0, 0.0)  # the step, and the wall time
 
     def step(
@@ -223,7 +225,7 @@ class Monitor:
 
     def _is_due(self, step: int, *, also: bool) -> bool:
         """Whether to measure now; all processes say the same."""
-        if not (also or self.account.schedule(step)):
+        if not (self._is_scheduled(step) or also):
             return False
         is_budget = self.schedule is self.account
         if self.team.size == 1:
@@ -236,6 +238,16 @@ class Monitor:
         wait = self.team.follow_number(self._steps_to_wait(step) if is_budget else 0)
         self._next_question = step + max(1, wait)
         return wait == 0
+
+    def _is_scheduled(self, step: int) -> bool:
+        """Whether the schedule names this step, or one that was passed over since the last call.
+
+        Steps are passed over where this is called now and then, or several optimizers count.
+        """
+        earlier = max(self._asked, self.last_step)
+        first = earlier + 1 if earlier >= 0 and step - earlier <= _MOST_PASSED_OVER else step
+        self._asked = max(step, self._asked)
+        return any(map(self.account.schedule, range(first, step + 1)))
 
     def _steps_to_wait(self, step: int) -> int:
         """In how many steps there will be time, at the pace since it was opened."""
@@ -291,8 +303,8 @@ def _archive(log_dir: str | os.PathLike[str] | None, name: str) -> Archive:
     if archive.name != name:
         warnings.warn(
             f"Monitor(log_dir={str(log_dir)!r}): another one has the folder {name!r} there, and "
-            f"this one takes {archive.name!r}; if the other has ended, call its close() first, and to "
-            "tell two apart pass name=",
+            f"this one takes {archive.name!r}; if the other has ended, call its close() first, and "
+            "to tell two apart pass name=",
             RuntimeWarning,
             stacklevel=3,
         )

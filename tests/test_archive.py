@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,15 +99,24 @@ def test_nothing_that_was_moved_aside_is_ever_overwritten(archive: Archive) -> N
 
 
 @pytest.mark.parametrize(
-    "changes", [{"prompts": "xyz"}, {"config": {"layer": 2, "num_steps": 11}}, {"config": None}]
+    ("changes", "said"),
+    [
+        ({"prompts": "xyz"}, "prompts was 'xyz' and is 'abc'. A"),
+        (
+            {"config": {"layer": 2, "num_steps": 11}},
+            "another way: layer was 2 and is 1. A new curve",
+        ),
+        ({"config": None}, "config was None and is {'layer': 1"),
+    ],
 )
 def test_what_was_measured_in_another_way_is_left_behind(
-    archive: Archive, changes: dict[str, Any]
+    archive: Archive, changes: dict[str, Any], said: str
 ) -> None:
     fill(archive, 0, 500)
-    fill(archive, 1000, **changes)
-    assert go_on(archive, 2000) == [0, 500]
-    assert names(folder_of(archive) / "superseded") == [1000]
+    fill(archive, 1000, 1500, **changes)
+    with pytest.warns(RuntimeWarning, match=re.escape(said)):
+        assert go_on(archive, 1400) == [0, 500]
+    assert names(folder_of(archive) / "superseded") == [1000, 1500]
 
 
 def test_an_option_that_one_version_did_not_have_parts_nobody(archive: Archive) -> None:

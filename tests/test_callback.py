@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -418,17 +417,6 @@ def test_log_dir_and_name_are_the_users(make: Callable[..., Framework], tmp_path
     assert len(list_records(elsewhere / "second_half")) == 1
     assert not (tmp_path / "run").exists()
     assert all(name.startswith("second_half/") for name in memory.names)
-
-
-def test_nothing_is_said_by_those_who_do_not_lead(make: Callable[..., Framework]) -> None:
-    framework = make()
-    framework.core._fuse.tells = False
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        framework.core._warn("not for everybody")
-    framework.core._fuse.tells = True
-    with pytest.warns(RuntimeWarning, match="for the leader"):
-        framework.core._warn("for the leader")
 
 
 # ---- steps ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -436,8 +436,8 @@ def test_records_of_a_branch_that_was_given_up_are_moved_aside(
                 "config": MonitorConfig(
                     num_pairs=4,
                     num_steps=5,
-                    num_slices=1,
-                    slice_resolution=4,
+                    num_slices=2,
+                    slice_resolution=7,
                     max_tokens=64,
                     engine="plain",
                 )
@@ -451,12 +451,24 @@ def test_one_folder_holds_one_curve(
 ) -> None:
     run(make_monitor(tmp_path), model, range(3))
     monitor = make_monitor(tmp_path, **changes)
-    record = monitor.step(model, 2)
+    with nullcontext() if kept else pytest.warns(RuntimeWarning, match="A new curve begins here"):
+        record = monitor.step(model, 2)
     assert (record is None) == bool(kept)  # a new curve begins right here
     monitor.close()
     assert steps_in(tmp_path) == (kept or [2])
     if not kept:
         assert steps_in(tmp_path / NAME / "superseded") == [0, 1, 2]
+
+
+def test_steps_that_are_passed_over_are_made_up_for(model: nn.Module) -> None:
+    """As where two optimizers count, or where it is called now and then."""
+    monitor = make_monitor(None, schedule=at([0, 3, 5, 25, 90]))
+    given = [0, 2, 4, 6, 8, 20, 30, 40, 30, 80]
+    assert [step for step in given if monitor.step(model, step)] == [0, 4, 6, 30]
+    monitor.close()
+    tokens = make_monitor(None, schedule=at([7, 4000]))  # steps that are counted in tokens
+    assert [step for step in (0, 2000, 4000, 6000) if tokens.step(model, step)] == [4000]
+    tokens.close()
 
 
 def test_a_new_run_at_step_0_leaves_all_behind(model: nn.Module, tmp_path: Path) -> None:
