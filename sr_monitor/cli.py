@@ -125,6 +125,10 @@ def measure(
         )
         loading(1, 1)
         measurement = measure_model(network, chosen, config, bar)
+    try:
+        measurement.check_finite()
+    except RuntimeError as error:
+        raise InputError(f"{model!r} cannot be measured: {error}") from error
     about = _describe(network)
     written = measurement.write(folder, title=folder.name, source=model, **about)
     measured = f"{about['model']}, {about['dtype']} on {about['device']}"

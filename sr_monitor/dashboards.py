@@ -10,6 +10,8 @@ import html
 import importlib
 import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,6 @@ from sr_monitor.writers import RGB, Frames, encode_gif, finite
 
 # Its margin chart takes the middle line first, then the lower, then the upper edge of the band.
 _MARGIN = [key.name for key in (keys.MAX_SLOPE_MEDIAN, keys.MAX_SLOPE_Q25, keys.MAX_SLOPE_Q75)]
-_LAYOUT = {"stable regions": {"maximum slope: median and quartiles": ["Margin", _MARGIN]}}
 
 
 class TensorBoardWriter:
@@ -35,7 +36,8 @@ class TensorBoardWriter:
         """Starts a writer of our own, or takes one that is there.
 
         A writer of our own also lays out the chart of the maximum slope and its quartiles on the
-        page CUSTOM SCALARS; of one that is there it could replace the owner's layout.
+        page CUSTOM SCALARS; of one that is there it could replace the owner's layout. After an
+        error, of a full disk say, it goes on in a new file: one that has failed takes no more.
 
         Args:
             target: The folder of the run, or a `torch.utils.tensorboard.SummaryWriter`, which is
@@ -49,28 +51,36 @@ class TensorBoardWriter:
         )
         self._summary: Any = _import("tensorboard.compat.proto.summary_pb2", missing).Summary
         self._is_own = isinstance(target, str | os.PathLike)
-        self._writer: Any = target
+        self._folder = Path(target if self._is_own else target.log_dir)
+        self._make: Any = lambda **options: target
         if self._is_own:
-            make = _import("torch.utils.tensorboard", missing).SummaryWriter
-            self._writer = make(os.fspath(target), purge_step=purge_step)
-            self._writer.add_custom_scalars(_LAYOUT)
+            kind = _import("torch.utils.tensorboard", missing).SummaryWriter
+            self._make = lambda **options: kind(os.fspath(target), **options)
         elif purge_step is not None:
             raise InputError(f"{call}: give `purge_step` to the SummaryWriter when it is made")
+        self._open: Any = self._make(purge_step=purge_step)
+        self._charts: dict[str, list[Any]] = {}
 
     @property
     def is_new(self) -> bool:
         """Whether nothing was written into the run's folder before."""
-        return len(list(Path(self._writer.log_dir).glob("events.out.tfevents.*"))) <= 1
+        return len(list(self._folder.glob("events.out.tfevents.*"))) <= 1
 
     def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
-        self._writer.add_scalar(name, value, step)
+        with self._writer() as writer:
+            writer.add_scalar(name, value, step)
+            prefix = name.removesuffix(_MARGIN[0].removeprefix(keys.PREFIX))
+            if self._is_own and prefix != name and prefix not in self._charts:
+                self._lay_out(writer, prefix)
 
     def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:  # noqa: D102
         if len(values := finite(values)):
-            self._writer.add_histogram(name, values, step)
+            with self._writer() as writer:
+                writer.add_histogram(name, values, step)
 
     def image(self, name: str, rgb: RGB, step: int) -> None:  # noqa: D102
-        self._writer.add_image(name, rgb, step, dataformats="HWC")
+        with self._writer() as writer:
+            writer.add_image(name, rgb, step, dataformats="HWC")
 
     def animation(self, name: str, frames: Frames, step: int) -> None:  # noqa: D102
         # NOTE: SummaryWriter makes a GIF with moviepy only; TensorBoard shows one as it is.
@@ -82,19 +92,42 @@ class TensorBoardWriter:
             encoded_image_string=encode_gif(frames),
         )
         value = self._summary.Value(tag=name, image=image)
-        self._writer._get_file_writer().add_summary(self._summary(value=[value]), step)
+        with self._writer() as writer:
+            writer._get_file_writer().add_summary(self._summary(value=[value]), step)
 
     def text(self, name: str, markdown: str, step: int) -> None:  # noqa: D102
-        self._writer.add_text(name, markdown, step)
+        with self._writer() as writer:
+            writer.add_text(name, markdown, step)
 
     def flush(self) -> None:  # noqa: D102
-        self._writer.flush()
+        with self._writer() as writer:
+            writer.flush()
 
     def close(self) -> None:  # noqa: D102
-        if self._is_own:
-            self._writer.close()
-        else:
-            self._writer.flush()
+        if self._open is not None:
+            with self._writer() as writer:
+                writer.close() if self._is_own else writer.flush()
+
+    @contextmanager
+    def _writer(self) -> Iterator[Any]:
+        """The SummaryWriter; of our own a new one, once the one before has failed."""
+        if self._open is None:
+            self._open = self._make()
+            self._charts = {}
+        try:
+            yield self._open
+        except Exception:
+            if self._is_own:
+                self._open = None
+            raise
+
+    def _lay_out(self, writer: Any, prefix: str) -> None:
+        """One more chart of the slopes; what was laid out before has to be said again."""
+        names = [prefix + name.removeprefix(keys.PREFIX) for name in _MARGIN]
+        chart = "maximum slope: median and quartiles"
+        title = chart if prefix == keys.PREFIX else f"{prefix.rstrip('/')}, {chart}"
+        self._charts[prefix] = [title, ["Margin", names]]
+        writer.add_custom_scalars({"stable regions": dict(self._charts.values())})
 
 
 class WandbWriter:
@@ -111,8 +144,8 @@ class WandbWriter:
         self._wandb: Any = _import("wandb", missing)
         self._run = run
         self._row: dict[str, Any] = {}
+        self._prefixes: set[str] = set()
         run.define_metric(keys.STEP)
-        run.define_metric(f"{keys.PREFIX}*", step_metric=keys.STEP)
 
     @property
     def is_new(self) -> bool:
@@ -148,6 +181,10 @@ class WandbWriter:
         self.flush()
 
     def _add(self, name: str, value: Any, step: int) -> None:
+        prefix, _, _ = name.partition("/")
+        if prefix not in self._prefixes:
+            self._prefixes.add(prefix)
+            self._run.define_metric(f"{prefix}/*", step_metric=keys.STEP)
         if self._row.get(keys.STEP, step) != step:
             self.flush()
         self._row |= {name: value, keys.STEP: step}

@@ -179,6 +179,8 @@ def _reason(error: Exception) -> str:
     text, first = str(error), _first_line(error)
     if "trust_remote_code" in text:
         return "it comes with code of its own, which is run only with --trust-remote-code"
+    if "instantiate the backend tokenizer" in text:
+        return "there are none of a tokenizer's files (tokenizer.json and others)"
     if "does not recognize this architecture" in text:
         return f"{first}; try a newer one, pip install --upgrade transformers"
     if "ignore_mismatched_sizes" in text:

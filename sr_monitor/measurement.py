@@ -175,6 +175,8 @@ class Measurement:
         return written
 
     def _draw(self, folder: Path, title: str) -> list[Path]:
+        for earlier in folder.glob("slice-*.png"):  # there may be more of them than now
+            earlier.unlink()
         pictures = {
             "curves.png": draw_curves(self.paths, title=title),
             "slopes.png": draw_slopes(self.paths, title=title),

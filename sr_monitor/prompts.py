@@ -138,17 +138,7 @@ class PromptSet:
                 f"{available}, or make a larger set"
             )
         step = 1 if self.pairing == "chain" else 2
-        return [self.token_ids[k::step][:num] for k in range(size)]
-
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """Refuse ids that a model with `vocab_size` embeddings does not have."""
-        largest = int(self.token_ids.max())
-        if largest >= vocab_size:
-            raise InputError(
-                f"PromptSet.check_vocabulary({vocab_size}): the prompts ({self.source}) hold "
-                f"token id {largest}, the model's ids end at {vocab_size - 1}; make the prompts "
-                "with this model's tokenizer"
-            )
+        return [self.token_ids[k::step][:num].clone() for k in range(size)]
 
     def save(self, path: str | Path) -> None:
         """Write the set as JSON, one line per prompt; the file appears whole or not at all."""

@@ -67,8 +67,11 @@ class Record:
     def __post_init__(self) -> None:
         """Refuse what could not be saved, or not be found again."""
         for name, value in (("step", self.step), ("tokens", self.tokens)):
-            if value is not None and value < 0:
-                raise InputError(f"Record({name}={value}): pass 0 or more")
+            is_known = name == "step" or value is not None
+            if is_known and (not isinstance(value, int) or value < 0):
+                raise InputError(f"Record({name}={value!r}): pass a whole number, 0 or more")
+        if not isinstance(self.metadata, dict):
+            raise InputError(f"Record(metadata={self.metadata!r}): pass a dict of plain values")
         _check_plain("metadata", self.metadata)
 
     @property
@@ -173,6 +176,9 @@ def _content(header: Mapping[str, str], call: str) -> dict[str, Any]:
             f"{_SCHEMA}; run: pip install --upgrade sr-monitor"
         )
     content: dict[str, Any] = json.loads(header["record"])
+    for name, values in (("step", content["step"]), ("tokens", content.get("tokens", 0) or 0)):
+        if not isinstance(values, int):
+            raise TypeError(f"{name} is {values!r}")
     return content
 
 

@@ -39,6 +39,7 @@ Frames = UInt8[np.ndarray, "frame row column 3"]
 
 _FRAME_MS, _LAST_FRAME_MS = 500, 2000
 _LINE_STARTS = b'{"step": '
+_ENTRIES = {"step", "name", "kind", "value"}
 
 
 class WriterError(RuntimeError):
@@ -231,9 +232,12 @@ def _keep_earlier(path: Path, purge_step: int | None) -> None:
 
 def _step_of(line: bytes, path: Path) -> int:
     try:
-        return int(json.loads(line)["step"])
-    except (ValueError, TypeError, KeyError):
-        raise _foreign(path, line) from None
+        entry = json.loads(line)
+        if entry.keys() == _ENTRIES:
+            return int(entry["step"])
+    except (AttributeError, ValueError, TypeError):
+        pass
+    raise _foreign(path, line)
 
 
 def _foreign(path: Path, line: bytes) -> InputError:

@@ -123,6 +123,28 @@ def test_a_saved_set_of_prompts_needs_no_tokenizer(saved: Path, tmp_path: Path) 
         assert found["pairs"][name] == pytest.approx(numbers, rel=1e-3, abs=1e-4)
 
 
+def test_pictures_of_an_earlier_measurement_do_not_stay(saved: Path) -> None:
+    measure(saved, "--num-slices", "2")
+    assert len(list(Path("out").glob("slice-*.png"))) == 2
+    measure(saved, "--num-slices", "0")
+    assert list(Path("out").glob("slice-*.png")) == []
+
+
+def test_a_model_of_nan_is_refused_in_words(saved: Path, tmp_path: Path, capsys: Capture) -> None:
+    model = load_model(str(saved), device="cpu")
+    next(model.parameters()).data.fill_(float("nan"))
+    model.save_pretrained(tmp_path / "nan")  # type: ignore[operator]
+    shutil.copytree(saved, tmp_path / "nan", dirs_exist_ok=True, ignore=_all_but_tokenizers)
+    capsys.readouterr()
+    told = refusal(capsys, "measure", str(tmp_path / "nan"), "--out", "out", *FEW)
+    assert "nan' cannot be measured: not one output of 3 pairs is finite" in told
+    assert not Path("out").exists()
+
+
+def _all_but_tokenizers(_: str, names: list[str]) -> set[str]:
+    return {name for name in names if not name.startswith("tokenizer")}
+
+
 def test_text_lines_and_pairs_are_read(saved: Path) -> None:
     words = [f"word{number} means something {number * 7}" for number in range(60)]
     Path("corpus.txt").write_text("\n".join(words))

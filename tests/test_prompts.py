@@ -205,11 +205,13 @@ def test_parts_that_do_not_fit_together_are_refused(fields: dict[str, Any], mess
         PromptSet(token_ids=torch.arange(6).view(3, 2), **fields)
 
 
-def test_vocabulary_check_names_both_sides() -> None:
-    prompts = _chain(5)  # ids 0 to 14
-    prompts.check_vocabulary(15)
-    with pytest.raises(InputError, match=r"hold token id 14, the model's ids end at 13"):
-        prompts.check_vocabulary(14)
+def test_what_is_done_to_pairs_is_not_done_to_the_set() -> None:
+    prompts = _chain(5)
+    before = prompts.fingerprint
+    for members in (prompts.pairs(), prompts.triples()):
+        for ids in members:
+            ids += 1
+    assert prompts.fingerprint == before
 
 
 # Fingerprint and file

@@ -215,8 +215,8 @@ def test_where_records_lie(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"step": -1}, r"Record\(step=-1\): pass 0 or more"),
-        ({"tokens": -5}, r"Record\(tokens=-5\): pass 0 or more"),
+        ({"step": -1}, r"Record\(step=-1\): pass a whole number, 0 or more"),
+        ({"tokens": -5}, r"Record\(tokens=-5\): pass a whole number, 0 or more"),
         (
             {"metadata": {"a": [1, {"b": (1, 2)}]}},
             r"metadata\['a'\]\[1\]\['b'\] is a tuple, \(1, 2\)",
@@ -329,6 +329,23 @@ def test_damaged_files_are_refused_without_the_type_checks_of_these_tests(tmp_pa
     lines = done.stdout.splitlines()
     assert [line.startswith("InputError Record.load(") for line in lines] == [True] * len(DAMAGES)
     assert all(line.endswith("; measure again") for line in lines)
+
+
+def test_what_is_of_another_type_is_refused_without_the_type_checks(tmp_path: Path) -> None:
+    make_record().save(record_path(tmp_path, 0))
+    done = run_script(
+        "paths = Record.load(list_records(log_dir)[0]).paths\n"
+        "for change in ({'step': 1.5}, {'step': None}, {'tokens': '8'}, {'metadata': None}):\n"
+        "    try: Record(**({'step': 1, 'paths': paths} | change))\n"
+        "    except ValueError as error: print(error)\n",
+        tmp_path,
+    )
+    assert done.stdout.splitlines() == [
+        "Record(step=1.5): pass a whole number, 0 or more",
+        "Record(step=None): pass a whole number, 0 or more",
+        "Record(tokens='8'): pass a whole number, 0 or more",
+        "Record(metadata=None): pass a dict of plain values",
+    ]
 
 
 def test_a_step_below_zero_in_a_file_is_refused(saved: Path) -> None:

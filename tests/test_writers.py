@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -399,7 +400,16 @@ def test_a_file_is_gone_on_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["loss 3.5\n", '{"loss": 1}\n', '{"step": 1}\n[]\n', "notes", '{"loss": 1', "5\n"]
+    "content",
+    [
+        "loss 3.5\n",
+        '{"loss": 1}\n',
+        '{"step": 1}\n[]\n',
+        "notes",
+        '{"loss": 1',
+        "5\n",
+        '{"step": 1, "loss": 1}\n',
+    ],
 )
 def test_a_file_of_others_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.txt"
@@ -481,20 +491,50 @@ def margin_charts(folder: Path) -> list[Any]:
     events = accumulate(folder)
     if "custom_scalars__config__" not in events.Tags()["tensors"]:
         return []
-    [event] = events.Tensors("custom_scalars__config__")
+    *_, event = events.Tensors("custom_scalars__config__")  # what TensorBoard takes, too
     layouts: Any = importlib.import_module("tensorboard.plugins.custom_scalar.layout_pb2")
     layout = layouts.Layout.FromString(event.tensor_proto.string_val[0])
     return [chart.margin.series[0] for part in layout.category for chart in part.chart]
 
 
-def test_a_run_of_our_own_has_the_margin_chart(tmp_path: Path) -> None:
-    TensorBoardWriter(tmp_path).close()
-    [band] = margin_charts(tmp_path)
-    assert (band.value, band.lower, band.upper) == (
-        "stable_regions/max_slope/median",
-        "stable_regions/max_slope/q25",
-        "stable_regions/max_slope/q75",
+def test_a_run_of_our_own_has_a_margin_chart_of_each_prefix(tmp_path: Path) -> None:
+    with closing(TensorBoardWriter(tmp_path)) as writer:
+        for step in range(3):
+            writer.scalar(WIDTH, 1.0, step)
+            writer.scalar("stable_regions/max_slope/median", 1.0, step)
+            writer.scalar("layer-2/max_slope/median", 2.0, step)
+    found = [(band.value, band.lower, band.upper) for band in margin_charts(tmp_path)]
+    numbers = ("median", "q25", "q75")
+    assert found == [
+        tuple(f"{prefix}/max_slope/{number}" for number in numbers)
+        for prefix in ("stable_regions", "layer-2")
+    ]
+
+
+def test_a_run_of_our_own_goes_on_after_a_full_disk(tmp_path: Path) -> None:
+    """The limit on the size of a file stops a write in its middle, as a full disk does."""
+    code = (
+        "import resource, sys, time\n"
+        "from sr_monitor import TensorBoardWriter\n"
+        "writer = TensorBoardWriter(sys.argv[1])\n"
+        "def add(step, size):\n"
+        "    writer.scalar('a', 1.0, step)\n"
+        "    writer.text('b', 'long' * size, step)\n"
+        "    writer.flush()\n"
+        "add(0, 1)\n"
+        "time.sleep(1)  # files of one second have one name\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))\n"
+        "try: add(1, 1000); add(1, 1000)\n"
+        "except OSError as error: print(error)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\n"
+        "add(2, 1)\n"
+        "writer.close()\n"
     )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "File too large" in done.stdout
+    steps = [step for step, _ in TensorBoardSink(tmp_path).read().scalars["a"]]
+    assert {0, 2} <= set(steps)
 
 
 def test_a_writer_that_is_there_keeps_its_layout_and_stays_open(tmp_path: Path) -> None:
@@ -555,6 +595,7 @@ def test_a_run_of_wandb_loses_nothing_and_is_drawn_against_our_step(tmp_path: Pa
         sink.run.log({"loss": 10.0 + step}, step=step + 1)
     writer.scalar(WIDTH, 7.0, 5000)
     writer.scalar(WIDTH, 8.0, 6000)  # a new step alone sends what there is
+    writer.scalar("layer-2/width", 9.0, 6000)  # of another callback
     writer.close()
     sink.end()
     losses = [
@@ -567,4 +608,4 @@ def test_a_run_of_wandb_loses_nothing_and_is_drawn_against_our_step(tmp_path: Pa
     curve = sink.read().scalars[WIDTH]
     assert curve == [(0, 0), (1000, 1), (2000, 2), (3000, 3), (5000, 7), (6000, 8)]
     axes = {metric.glob_name: metric.step_metric for metric in sink.rows("metric")}
-    assert axes["stable_regions/*"] == "stable_regions/step"
+    assert axes["stable_regions/*"] == axes["layer-2/*"] == "stable_regions/step"
