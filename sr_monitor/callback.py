@@ -13,6 +13,7 @@ raises unless it was asked to.
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -33,8 +34,11 @@ from sr_monitor.sampling import Sampling
 from sr_monitor.schedule import Schedule, every
 from sr_monitor.session import Precision
 from sr_monitor.stream import Output
-from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset
+from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset, token_ids_of
 from sr_monitor.writers import JSONLWriter, Writer
+
+_MOST_BATCHES = 100  # to collect prompts from
+_FEW_PAIRS = 32
 
 every_n_steps = every  # the callback's own `every` is a number
 
@@ -128,6 +132,8 @@ class CallbackCore:
         self._writer = writer
         self._on_error: OnError = on_error
         self._fuse = Fuse(on_error)
+        self._rows: list[list[int]] = []  # of batches that held too little
+        self._num_batches = 0
 
     def begin(
         self,
@@ -197,9 +203,16 @@ class CallbackCore:
             "seed": self.seed,
         }
         if batch is not None:
-            return prompts_from_batch(batch, **options)
+            return prompts_from_batch(batch, **options) or self._from_batches(batch, options)
+        self._rows, self._num_batches = [], 0
         collate = getattr(loader, "collate_fn", None)
         return prompts_from_dataset(getattr(loader, "dataset", None), collate=collate, **options)
+
+    def is_last_chance(self, batch: Any) -> bool:
+        """Whether further batches would not help: this one holds no ids, or there were many."""
+        if batch is None:
+            return False
+        return self._num_batches + 1 >= _MOST_BATCHES or not token_ids_of(batch)
 
     def at_step(
         self,
@@ -222,6 +235,12 @@ class CallbackCore:
 
     # ---- inside --------------------------------------------------------------------------------
 
+    def _from_batches(self, batch: Any, options: dict[str, Any]) -> PromptSet | None:
+        """Prompts from this batch and those before it, where one alone holds too little."""
+        self._rows += token_ids_of(batch) or []
+        self._num_batches += 1
+        return prompts_from_batch({"input_ids": self._rows}, **options)
+
     def _choose_prompts(
         self,
         archive: Archive,
@@ -233,8 +252,20 @@ class CallbackCore:
         given = self._prompts
         if given is None:
             saved = _saved_prompts(archive, step, state)
-            return sample() if saved is None else saved
+            return self._sampled(sample) if saved is None else saved
         return given if isinstance(given, PromptSet) else PromptSet.load(Path(given))
+
+    def _sampled(self, sample: Callable[[], PromptSet | None]) -> PromptSet | None:
+        prompts, wanted = sample(), self.config.num_pairs
+        if prompts is not None and prompts.num_pairs < min(wanted, _FEW_PAIRS) and self._fuse.tells:
+            warnings.warn(
+                f"StableRegionCallback: {prompts.num_pairs} pairs of prompts were found, and "
+                f"num_pairs={wanted} are to be measured: the curve will be rough. They are from "
+                f"{prompts.source}; pass prompts=, a PromptSet with more",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return prompts
 
     def _make_monitor(
         self, prompts: PromptSet, archive: Archive, state: Mapping[str, Any] | None

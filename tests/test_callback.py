@@ -176,6 +176,19 @@ def test_without_prompts_at_the_last_chance_it_says_what_to_pass(
     assert not (framework.folder / "stable_regions").exists()
 
 
+def test_batches_are_waited_for_but_not_for_ever() -> None:
+    core = CallbackCore(**(SMALL | {"num_tokens": 6}))
+    assert core.sample(None, None, None) is None
+    for number in range(99):
+        assert not core.is_last_chance({"input_ids": torch.ones(1, 4).long()}), number
+        core.sample({"input_ids": torch.ones(1, 0).long()}, None, None)
+    assert core.is_last_chance({"input_ids": torch.ones(1, 4).long()})
+    core.sample(None, None, None)  # another training
+    assert not core.is_last_chance({"input_ids": torch.ones(1, 4).long()})
+    assert core.is_last_chance({"pixels": torch.ones(1, 4)})
+    assert not core.is_last_chance(None)
+
+
 def test_a_second_training_begins_in_the_same_folder(make: Callable[..., Framework]) -> None:
     framework = make(every=1, writer=[])
     framework.begin()

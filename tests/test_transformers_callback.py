@@ -365,6 +365,24 @@ def test_a_stream_is_begun_with_its_first_batch(tmp_path: Path, options: dict[st
     )
 
 
+def test_batches_that_hold_too_little_are_put_together(tmp_path: Path) -> None:
+    def short() -> Stream:
+        return Stream(rows(length=7))
+
+    options: dict[str, Any] = {"per_device_train_batch_size": 1, "max_steps": 4}
+    plain = train(tmp_path / "plain", data=short(), **options)
+    with pytest.warns(RuntimeWarning, match=r"3 pairs of prompts were found, and num_pairs=256"):
+        watched = train(tmp_path, watch(every=1, num_pairs=256), data=short(), **options)
+    assert watched.differences(plain) == []
+    # A batch holds one prompt of five tokens; three of them are something to measure.
+    assert list(records(tmp_path)) == [2, 3, 4]
+    prompts = PromptSet.load(tmp_path / "stable_regions" / "prompts.json")
+    seen = [batch[0].tolist() for batch in plain.batches[:3]]
+    corpus = "".join(f"{token} " for row in seen for token in row)
+    for prompt in prompts.token_ids.tolist():
+        assert "".join(f"{token} " for token in prompt) in corpus
+
+
 class _Embedded(nn.Module):
     """A model that is given vectors, and knows no ids."""
 

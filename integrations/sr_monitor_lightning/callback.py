@@ -184,7 +184,7 @@ class StableRegionCallback(CallbackCore, Callback):
                     batch, trainer.train_dataloader, getattr(pl_module, "tokenizer", None)
                 ),
                 find_state=lambda name: self._state,
-                is_last_chance=batch is not None,
+                is_last_chance=self.is_last_chance(batch),
             )
             self._found = found
             return begun

@@ -177,7 +177,7 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
             sample=lambda: self.sample(batch, loader, tokenizer),
             find_state=lambda name: _read_state(_checkpoint(args, state) / f"{name}.json"),
             # Of copies that run in threads, no one sees the whole batch, and all would begin.
-            is_last_chance=batch is not None or args.n_gpu > 1,
+            is_last_chance=self.is_last_chance(batch) or args.n_gpu > 1,
         )
 
 
