@@ -188,6 +188,9 @@ class Stream:
             cached["use_cache"] = use_cache
         if self.output != "logits" and "logits_to_keep" in anatomy.arguments:
             cached["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
+        if "output_router_logits" in anatomy.arguments:
+            # The balance of experts is reckoned from them with a mask that has no shared rows.
+            cached["output_router_logits"] = False
         with self._in_step(), self._without_unembedding():
             anatomy.root(input_ids=token_ids, **cached)
 
