@@ -1,16 +1,21 @@
 """The guard around a measurement: whatever it touches is put back, also after an exception.
 
 Inside, every module is in eval mode, gradients are off and compiled code steps back so that
-hooks fire. Afterwards each module's mode, the random states, the gradient mode and the compile
-stance are bit for bit what they were, and FSDP modules hold their shards again. Autocast is left
-as the caller has it, on purpose: a measurement runs in the precision of the run.
+hooks fire. Afterwards each module's mode and buffers, the random states (torch's, Python's and
+numpy's), the gradient mode and the compile stance are bit for bit what they were, and FSDP modules
+hold their shards again. Autocast is left as the caller has it, on purpose: a measurement runs in
+the precision of the run.
+
+Buffers are copied for that, which takes their memory a second time while it lasts. What a forward
+writes elsewhere, into plain attributes or past autograd (`buffer.data`), is not put back.
 
     with undisturbed(model):
         model(prompts)
 """
 
+import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -23,10 +28,11 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients and eager code inside; everything as it was afterwards."""
     # Modes are kept module by module: a submodule held in eval mode must not wake up in training.
     modes = [(module, module.training) for module in model.modules()]
-    random = _random_states()
+    generators = _random_states()
     # What autocast casts without gradients would stay in its cache for the caller's own backward.
     cached = torch.is_autocast_cache_enabled()
     buffers = [(module, dict(module._buffers), _numbers(module)) for module, _ in modes]
+    copies = _copies(model)
     sharded: list[Any] = [module for module, _ in modes if _is_sharded(module)]
     try:
         torch.set_autocast_cache_enabled(False)
@@ -40,10 +46,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for module, own, numbers in buffers:
             _restore_buffers(module, own, numbers)
+        _restore_values(copies)
         for module in sharded:
             module.reshard()
         torch.set_autocast_cache_enabled(cached)
-        _restore_random_states(random)
+        for put_back, state in generators:
+            put_back(state)
 
 
 def _is_sharded(module: Any) -> bool:
@@ -78,6 +86,23 @@ def _restore_buffers(
         vars(module).update(numbers)
 
 
+def _copies(model: nn.Module) -> list[tuple[Tensor, int, Tensor]]:
+    """Each buffer with its version and a copy: some forwards write into them, in eval mode too.
+
+    Counters of what experts were given do so, and running averages. Inference tensors have no
+    version, and refuse to be written to where a training goes on.
+    """
+    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
+    return [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
+
+
+def _restore_values(copies: list[tuple[Tensor, int, Tensor]]) -> None:
+    """Only what was written to is put back, so that a waiting backward finds the rest untouched."""
+    for buffer, version, value in copies:
+        if buffer._version != version:
+            buffer.data.copy_(value)
+
+
 def _eager() -> AbstractContextManager[Any]:
     """Hooks added after compilation fire only when compiled code steps back."""
     # Without dynamo loaded nothing is compiled, and loading it takes over a second.
@@ -87,13 +112,16 @@ def _eager() -> AbstractContextManager[Any]:
     return stance
 
 
-def _random_states() -> tuple[Tensor, list[Tensor]]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return torch.get_rng_state(), cuda
-
-
-def _restore_random_states(states: tuple[Tensor, list[Tensor]]) -> None:
-    cpu, cuda = states
-    torch.set_rng_state(cpu)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+def _random_states() -> list[tuple[Callable[[Any], Any], Any]]:
+    """How each global generator is put back, and into which state."""
+    states: list[tuple[Callable[[Any], Any], Any]] = [
+        (torch.set_rng_state, torch.get_rng_state()),
+        (random.setstate, random.getstate()),
+    ]
+    if torch.cuda.is_available():
+        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    # Where it is not loaded nobody has seeded it, and there is nothing to keep.
+    numpy: Any = sys.modules.get("numpy.random")
+    if numpy is not None:
+        states.append((numpy.set_state, numpy.get_state(legacy=False)))
+    return states
