@@ -107,6 +107,31 @@ def test_lightning_files_are_found_and_copies_are_left_out(lightning_run: Path) 
     assert steps_of(find_checkpoints(lightning_run / "last.ckpt")) == [("last.ckpt", 4)]
 
 
+def test_copies_of_a_second_training_are_left_out(lightning_run: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(lightning_run, tmp_path / "run"))
+    for name in ("epoch=0-step=2", "epoch=0-step=4", "last"):  # as Lightning names them
+        shutil.copy(run / f"{name}.ckpt", run / f"{name}-v1.ckpt")
+    found = find_checkpoints(run)
+    assert [(c.name.step, c.name.branch) for c in found] == [(2, ""), (4, ""), (2, "v1"), (4, "v1")]
+    for name in ("epoch=0-step=4", "epoch=0-step=4-v1", "last"):
+        (run / f"{name}.ckpt").unlink()
+    assert ("last-v1.ckpt", 4) in steps_of(find_checkpoints(run))  # no other has its step
+
+
+def test_a_link_is_no_second_checkpoint(copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    for name, place in {
+        "best": copy / "checkpoint-4",
+        "checkpoint-4": copy / "checkpoint-4",
+        "a": copy / "checkpoint-2",
+        "b": copy / "checkpoint-2",
+    }.items():
+        (tmp_path / "links" / name).symlink_to(place)
+    found = find_checkpoints(tmp_path / "links")
+    assert steps_of(found) == [("a", 2), ("checkpoint-4", 4)]
+    assert branches_of(found) == ["", ""]
+
+
 def test_the_step_of_a_lightning_file_is_read_from_it(lightning_run: Path, tmp_path: Path) -> None:
     shutil.copy(lightning_run / "epoch=0-step=2.ckpt", tmp_path / "epoch=0.ckpt")
     shutil.copy(lightning_run / "epoch=0-step=4.ckpt", tmp_path / "last.ckpt")

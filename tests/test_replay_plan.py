@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.plan import make_plan
@@ -140,6 +141,41 @@ def test_a_second_checkpoint_of_a_step_is_a_curve_of_its_own(tmp_path: Path) -> 
         ("epoch=0-step=5-val_loss=0.3", "epoch=0-step=5-val_loss=0.3"),
         ("", "step-7"),
     ]
+
+
+def test_a_link_to_a_checkpoint_leaves_it_on_its_curve(tmp_path: Path) -> None:
+    folders(tmp_path, "run/checkpoint-1", "run/checkpoint-2", "run/checkpoint-3")
+    (tmp_path / "run/latest").symlink_to("checkpoint-3")
+    every = [("", f"checkpoint-{step}") for step in (1, 2, 3)]
+    assert planned(tmp_path / "run") == every
+    assert planned(tmp_path / "run", num=2) == [every[0], every[2]]
+    assert planned(*sorted((tmp_path / "run").iterdir())) == every
+    assert planned(tmp_path / "run/latest") == [every[2]]
+
+
+def lightning_files(folder: Path, **steps: int) -> Path:
+    """Files that say their steps inside, by their names."""
+    folder.mkdir()
+    for name, step in steps.items():
+        torch.save({"global_step": step}, folder / f"{name}.ckpt")
+    return folder
+
+
+def test_copies_are_left_out_however_they_are_named(tmp_path: Path) -> None:
+    steps = {"step=2": 2, "step=4": 4, "last": 4, "last-v1": 2}
+    run = lightning_files(tmp_path / "run", **steps)
+    both = [("", "step=2.ckpt"), ("", "step=4.ckpt")]
+    assert planned(run) == both
+    assert planned(*sorted(run.iterdir())) == both  # as a shell expands run/*.ckpt
+    assert planned(run / "last.ckpt", run / "step=2.ckpt") == [both[0], ("", "last.ckpt")]
+
+
+def test_the_order_of_sources_makes_no_difference(tmp_path: Path) -> None:
+    run = lightning_files(tmp_path / "run", **{"step=2": 2, "other": 2})
+    sources = [str(run), str(run / "other.ckpt")]
+    one, other = make_plan(sources), make_plan(sources[::-1])
+    assert [(stop.run, stop.curve) for stop in one] == [(stop.run, stop.curve) for stop in other]
+    assert [stop.run for stop in one] == ["", "other"]
 
 
 def test_models_without_steps_are_a_sweep(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ recognised too, and explained: they have to be converted first.
 """
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
@@ -32,6 +33,7 @@ WEIGHT_FILES = (
 FSDP_FOLDER = "pytorch_model_fsdp_0"
 """Where the Trainer puts the shards of an FSDP model."""
 
+_LAST = re.compile(r"last(-v\d+)?\.ckpt")
 _LOOKED_FOR = (
     "a Hugging Face model (model.safetensors or pytorch_model.bin), a Trainer's checkpoint-N, "
     f"its FSDP shards ({FSDP_FOLDER}), a Lightning .ckpt file or folder"
@@ -61,12 +63,21 @@ def find_checkpoints(source: str | Path) -> list[Checkpoint]:
     them. Lightning's `last.ckpt` is left out where another file has the same step.
     """
     path = _existing(Path(source))
-    found = _found(path)
+    found = tell_apart(_found(path))
     if not found:
         raise InputError(f"{str(source)!r} holds no known checkpoint; {_hint(path)}")
     if all(checkpoint.problem for checkpoint in found):
         raise InputError(found[0].problem)
     return sorted(found, key=lambda checkpoint: checkpoint.name)
+
+
+def tell_apart(found: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """What a training is measured at: each checkpoint once, and no two by the same name.
+
+    One that several links lead to is one; so are Lightning's `last.ckpt` (`last-v1.ckpt` of a
+    second training there) and the file that has its step. Two others of the same step are apart.
+    """
+    return _separate(_without_copies(_once(found)))
 
 
 def _existing(path: Path) -> Path:
@@ -85,7 +96,7 @@ def _found(path: Path) -> list[Checkpoint]:
     inside = list(_inside(path)) if path.is_dir() else []
     steps = [checkpoint for checkpoint in inside if read_name(checkpoint.path.name)]
     if kind == "unknown":
-        return _separate(_without_copies(inside))
+        return inside
     if not all(checkpoint.problem for checkpoint in steps):  # the final model lies beside them
         return steps
     return [_checkpoint(path, kind)]
@@ -165,14 +176,26 @@ def _problem(path: Path, kind: Kind) -> str | None:
     return None
 
 
+def _once(found: Iterable[Checkpoint]) -> list[Checkpoint]:
+    """Each by one name, where links give it several: by one that says a step, or its own."""
+
+    def is_worse(checkpoint: Checkpoint) -> tuple[bool, bool]:
+        return read_name(checkpoint.path.name) is None, checkpoint.path.is_symlink()
+
+    by_place: dict[Path, Checkpoint] = {}
+    for checkpoint in sorted(found, key=is_worse):
+        by_place.setdefault(checkpoint.path.resolve(), checkpoint)
+    return list(by_place.values())
+
+
 def _without_copies(found: list[Checkpoint]) -> list[Checkpoint]:
     """Leaves out a `last.ckpt` that is another file's copy."""
-    others = {checkpoint.name.step for checkpoint in found if checkpoint.path.name != "last.ckpt"}
+    others = {other.name.step for other in found if not _LAST.fullmatch(other.path.name)}
     return [
         checkpoint
         for checkpoint in found
         if checkpoint.problem
-        or checkpoint.path.name != "last.ckpt"
+        or not _LAST.fullmatch(checkpoint.path.name)
         or checkpoint.name.step not in others
     ]
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.checkpoints import FSDP_FOLDER, Checkpoint, find_checkpoints
+from sr_monitor.replay.checkpoints import FSDP_FOLDER, Checkpoint, find_checkpoints, tell_apart
 from sr_monitor.replay.hub import Item, Revision, bill, list_revisions
 from sr_monitor.replay.names import (
     CheckpointName,
@@ -53,18 +53,18 @@ def make_plan(
 
 def _trainings(sources: Iterable[str]) -> list[list[Stop]]:
     """What the sources hold, training by training, each checkpoint once and with its run."""
-    trainings: dict[str, dict[str, Checkpoint]] = {}
+    trainings: dict[str, list[Checkpoint]] = {}
     patterns: dict[str, list[str]] = {}
     for source in sources:
         if Path(source).exists() or not _is_repo(source):
             for home, checkpoint in _on_disk(source):
-                trainings.setdefault(home, {})[str(checkpoint.path)] = checkpoint
+                trainings.setdefault(home, []).append(checkpoint)
         else:
             repo, _, pattern = source.partition("@")
-            trainings.setdefault(repo, {})
+            trainings.setdefault(repo, [])
             patterns.setdefault(repo, []).append(pattern or "main")
     return [
-        _on_hub(home, patterns[home]) if home in patterns else _lying(home, found.values())
+        _on_hub(home, patterns[home]) if home in patterns else _lying(home, tell_apart(found))
         for home, found in trainings.items()
     ]
 
