@@ -1,5 +1,6 @@
 """Which checkpoints are measured, in which order, and which curve each is on."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,6 +212,27 @@ def test_nothing_and_nowhere_are_refused(tmp_path: Path) -> None:
         make_plan([str(tmp_path / "runn")])
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("gpt2", "; a repository on the hub is named owner/name, such as openai-community/gpt2"),
+        ("gpt2@main", "is named owner/name, such as openai-community/gpt2"),
+        ("https://huggingface.co/Qwen/Qwen2-0.5B", "on the hub, name Qwen/Qwen2-0.5B"),
+        (f"https://huggingface.co/{OLMO}/tree/{STEPS[1]}", f"name {OLMO}@{STEPS[1]}"),
+        ("https://huggingface.co/gpt2", "such as openai-community/gpt2"),
+        ("run/checkpoint-*", "checkpoint-1; the shell expands a pattern: leave the quotes out"),
+        ("~/run", "the shell puts the home folder in place of ~: leave the quotes out"),
+    ],
+)
+def test_how_it_is_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, told: str
+) -> None:
+    folders(tmp_path, "run/checkpoint-1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(told)):
+        make_plan([source])
+
+
 # The hub
 
 
@@ -279,9 +301,19 @@ def test_repositories_and_folders_go_together(hub: HubServer, tmp_path: Path) ->
 def test_a_folder_goes_before_a_repository(hub: HubServer, tmp_path: Path) -> None:
     folders(tmp_path, f"{OLMO}/checkpoint-7")
     assert planned(OLMO) == [("", "checkpoint-7")]
-    with pytest.raises(InputError, match="there is no folder"):
-        make_plan(["allenai/OLMo"])  # there is a folder allenai: a path was meant
     assert hub.requests == []
+
+
+def test_a_folder_called_like_the_owner_hides_no_repository(hub: HubServer, tmp_path: Path) -> None:
+    folders(tmp_path, "allenai/mine/checkpoint-7", "lab/checkpoint-3")
+    assert planned(f"{OLMO}@step0*") == [("", STEPS[0])]
+    assert planned("lab/checkpoint-3") == [("", "checkpoint-3")]
+    said = r"there is no folder 'lab/twicee'.*'lab': checkpoint-3; .*the hub has no such repository"
+    with pytest.raises(InputError, match=said):
+        make_plan(["lab/twicee"])
+    for path in ("./lab/twice", "../lab/twice", "lab/twice/", "lab/.twice"):
+        with pytest.raises(InputError, match=r"there is no folder '[^;]*; the closest in '[^;]*$"):
+            make_plan([path])
 
 
 def test_equal_weights_are_known(hub: HubServer) -> None:

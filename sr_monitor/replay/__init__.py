@@ -1,8 +1,9 @@
 """The same measurement over saved checkpoints: folders on disk, or revisions on the hub.
 
-`names` reads what a checkpoint is called, `checkpoints` finds those in a folder, `reading` takes
-tensors from files without running anything in them, `weights` puts them into a model, `models`
-keeps that model in memory from one checkpoint to the next. `hub`, `downloads`, `cache` and
+`sources` tells folders from repositories, `names` reads what a checkpoint is called, `checkpoints`
+finds those in a folder, `reading` takes tensors from files without running anything in them,
+`weights` puts them into a model, `models` keeps that model in memory from one checkpoint to the
+next. `hub`, `downloads`, `cache` and
 `prefetch` have a revision here while it is needed. `plan` makes a list of `stops`, `run` measures
 them, here or as `ray_tasks`, and `folder` and `curves` keep what was found.
 

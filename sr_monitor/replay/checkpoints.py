@@ -18,8 +18,9 @@ from shlex import quote
 from typing import Literal
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.names import CheckpointName, closest, read_name
+from sr_monitor.replay.names import CheckpointName, read_name
 from sr_monitor.replay.reading import METADATA, read_torch
+from sr_monitor.replay.sources import exists, not_found
 
 Kind = Literal["huggingface", "fsdp", "lightning", "sharded", "peft", "deepspeed", "unknown"]
 
@@ -62,7 +63,7 @@ def find_checkpoints(source: str | Path) -> list[Checkpoint]:
     In the output folder of a Trainer, its `checkpoint-N` are taken, and not the final model beside
     them. Lightning's `last.ckpt` is left out where another file has the same step.
     """
-    path = _existing(Path(source))
+    path = _existing(source)
     found = tell_apart(_found(path))
     if not found:
         raise InputError(f"{str(source)!r} holds no known checkpoint; {_hint(path)}")
@@ -80,14 +81,11 @@ def tell_apart(found: Iterable[Checkpoint]) -> list[Checkpoint]:
     return _separate(_without_copies(_once(found)))
 
 
-def _existing(path: Path) -> Path:
+def _existing(source: str | Path) -> Path:
     """The path of a checkpoint or a folder of them, if there is one."""
-    if not path.exists():
-        beside = [entry.name for entry in path.parent.glob("*")]
-        there = ", ".join(closest(path.name, beside)) or "nothing there"
-        raise InputError(
-            f"there is no folder {str(path)!r}; the closest in {str(path.parent)!r}: {there}"
-        )
+    path = Path(source)
+    if not exists(path):
+        raise InputError(not_found(source))
     return path.parent if path.resolve().name == FSDP_FOLDER else path
 
 

@@ -26,9 +26,9 @@ from sr_monitor.replay.names import (
     read_names,
     split_runs,
 )
+from sr_monitor.replay.sources import REPO, is_repo, not_found
 from sr_monitor.replay.stops import SIZES, Stop, is_sweep, says_step
 
-_REPO = re.compile(r"[\w.-]+/[\w.-]+")
 _SHOWN = 5
 
 
@@ -56,23 +56,17 @@ def _trainings(sources: Iterable[str]) -> list[list[Stop]]:
     trainings: dict[str, list[Checkpoint]] = {}
     patterns: dict[str, list[str]] = {}
     for source in sources:
-        if Path(source).exists() or not _is_repo(source):
-            for home, checkpoint in _on_disk(source):
-                trainings.setdefault(home, []).append(checkpoint)
-        else:
+        if is_repo(source):
             repo, _, pattern = source.partition("@")
             trainings.setdefault(repo, [])
             patterns.setdefault(repo, []).append(pattern or "main")
+        else:
+            for home, checkpoint in _on_disk(source):
+                trainings.setdefault(home, []).append(checkpoint)
     return [
         _on_hub(home, patterns[home]) if home in patterns else _lying(home, tell_apart(found))
         for home, found in trainings.items()
     ]
-
-
-def _is_repo(source: str) -> bool:
-    """Whether it can only be meant as a repository of the hub."""
-    repo = source.partition("@")[0]
-    return bool(_REPO.fullmatch(repo)) and not Path(repo).parent.is_dir()
 
 
 def _on_disk(source: str) -> Iterator[tuple[str, Checkpoint]]:
@@ -101,9 +95,7 @@ def _resolved(checkpoint: Checkpoint) -> Checkpoint:
 
 def _on_hub(repo: str, patterns: Iterable[str]) -> list[Stop]:
     """Those that fit, not yet with what they need."""
-    by_name = {revision.name: revision for revision in list_revisions(repo)}
-    if not by_name:
-        raise InputError(f"{repo!r} has no revisions on the hub")
+    by_name = {revision.name: revision for revision in _revisions(repo)}
     names = sorted({name for pattern in patterns for name in _matched(repo, pattern, by_name)})
     # Of all revisions, because only all of them show how a stage counts.
     runs = split_runs([*read_names(by_name), *(n for n in names if read_name(n.text) is None)])
@@ -117,6 +109,19 @@ def _on_hub(repo: str, patterns: Iterable[str]) -> list[Stop]:
         )
         for name in names
     ]
+
+
+def _revisions(repo: str) -> list[Revision]:
+    """All those on the hub."""
+    try:
+        found = list_revisions(repo)
+    except InputError as error:
+        if not Path(repo).parent.is_dir():
+            raise
+        raise InputError(f"{not_found(repo)}; and as a name on the hub: {error}") from error
+    if not found:
+        raise InputError(f"{repo!r} has no revisions on the hub")
+    return found
 
 
 def _matched(repo: str, pattern: str, known: Iterable[str]) -> list[CheckpointName]:
@@ -201,7 +206,7 @@ def _folders(homes: list[str]) -> dict[str, str]:
         if len(set(short.values())) == len(homes):
             break
     # A repository is called by its whole name.
-    whole = {home: home.replace("/", "--") for home in homes if _REPO.fullmatch(home)}
+    whole = {home: home.replace("/", "--") for home in homes if REPO.fullmatch(home)}
     return short | whole
 
 
