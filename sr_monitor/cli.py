@@ -232,13 +232,17 @@ def replay(
     With the same prompts for all; what was stopped goes on where it was.
     """
     from sr_monitor.replay import replay as run_replay
+    from sr_monitor.replay.models import Loading
     from sr_monitor.replay.names import parse_tokens
     from sr_monitor.replay.plan import make_plan
     from sr_monitor.replay.progress import replay_bars
+    from sr_monitor.replay.run import _check_base as check_base
 
     wanted = None if tokens is None else parse_tokens(tokens)
     if dry_run:
-        _print_plan(make_plan(sources, num=num, tokens=wanted))
+        stops = make_plan(sources, num=num, tokens=wanted)
+        check_base(stops, Loading(base=base, trust_remote_code=trust_remote_code))
+        _print_plan(stops, base)
         return
     if out is None:
         raise InputError("replay: name the folder for the results, --out DIR (or ask --dry-run)")
@@ -273,37 +277,48 @@ def replay(
         raise typer.Exit(1)
 
 
-def _print_plan(stops: Sequence[Any]) -> None:
-    """What would be measured; nothing is downloaded."""
+def _print_plan(stops: Sequence[Any], base: str | None) -> None:
+    """What would be measured; nothing is downloaded. As the run, it ends with 1 if not all can."""
     from sr_monitor.replay.stops import twins
 
     same = twins(stops)
+    problems = {stop.label: problem for stop in stops if (problem := _problem(stop, base))}
     rows = [("run", "step", "tokens", "GB", "to download", "checkpoint")]
-    for stop in stops:
-        is_twin = stop.label in same
-        note = f" (the same weights as {same[stop.label].label})" if is_twin else ""
-        note = f" (cannot be measured: {stop.problem})" if stop.problem else note
-        tokens = stop.name.tokens
-        rows.append(
-            (
-                stop.run or "-",
-                f"{stop.name.step}" if stop.has_step else "-",
-                "-" if tokens is None else f"{tokens / 1e9:.4g}B",
-                f"{stop.num_bytes / 1e9:.2f}",
-                f"{0 if is_twin else stop.missing_bytes / 1e9:.2f}",
-                stop.label + note,
-            )
-        )
+    rows += [_row(stop, same.get(stop.label), problems.get(stop.label)) for stop in stops]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         # NOTE: no table that adapts to the terminal: it would cut off names.
         cells = [cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)]
         typer.echo("  ".join([*cells, row[-1]]))
-    alone = [stop for stop in stops if stop.label not in same]
+    alone = [stop for stop in stops if stop.label not in same | problems]
     total, missing = (sum(getattr(s, n) for s in alone) for n in ("num_bytes", "missing_bytes"))
     typer.echo(
         f"{len(stops)} checkpoints, {len(alone)} to measure: {total / 1e9:.2f} GB, "
         f"{missing / 1e9:.2f} GB of it to download"
+    )
+    if problems:
+        raise typer.Exit(1)
+
+
+def _problem(stop: Any, base: str | None) -> str:
+    """Why it could not be measured; empty where nothing is known against it."""
+    if stop.needs_base and base is None:
+        return "it has no config.json; name a model of the same architecture: --base NAME"
+    return str(stop.problem)
+
+
+def _row(stop: Any, twin: Any | None, problem: str | None) -> tuple[str, ...]:
+    """A checkpoint in the table; `twin` is another with the same weights."""
+    note = f" (the same weights as {twin.label})" if twin else ""
+    note = f" (cannot be measured: {problem})" if problem else note
+    tokens = stop.name.tokens
+    return (
+        stop.run or "-",
+        f"{stop.name.step}" if stop.has_step else "-",
+        "-" if tokens is None else f"{tokens / 1e9:.4g}B",
+        f"{stop.num_bytes / 1e9:.2f}",
+        f"{0 if twin else stop.missing_bytes / 1e9:.2f}",
+        stop.label + note,
     )
 
 

@@ -229,6 +229,22 @@ def test_those_that_cannot_be_read_are_listed_beside_those_that_can(copy: Path) 
     assert "checkpoint-3' holds no weights that are known; looked for" in str(found[1].problem)
 
 
+def test_a_part_that_the_index_names_has_to_be_there(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (1, 2, 3):
+        save_folder(tiny_model(), run / f"checkpoint-{step}", max_shard_size="30KB")
+    assert [c.problem for c in find_checkpoints(run)] == [None, None, None]
+    *_, part = sorted((run / "checkpoint-2").glob("model-*.safetensors"))
+    part.unlink()
+    (run / "checkpoint-3" / "model.safetensors.index.json").write_text("{")
+    fine, lacking, damaged = [checkpoint.problem for checkpoint in find_checkpoints(run)]
+    assert fine is None
+    assert lacking == f"{str(part)!r} is missing; copy or download it again"
+    assert "index.json' is damaged" in str(damaged)
+    with pytest.raises(InputError, match=f"{part.name}' is missing"):
+        find_checkpoints(run / "checkpoint-2")
+
+
 def test_a_folder_without_a_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "notes.txt").touch()

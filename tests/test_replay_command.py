@@ -18,7 +18,7 @@ from sr_monitor import Record
 from sr_monitor.cli import main
 from sr_monitor.records import list_records
 from sr_monitor.replay.progress import replay_bars
-from tests.hub_server import Fault, HubServer, hub_server
+from tests.hub_server import Fault, HubServer, Revision, hub_server
 from tests.replays import (
     OLMO,
     STEPS,
@@ -182,13 +182,44 @@ def test_a_dry_run_tells_what_it_would_cost(
     assert not (tmp_path / "home").exists()
 
 
+def test_what_cannot_be_measured_costs_nothing(hub: HubServer, capsys: Capture) -> None:
+    hub.claimed_sizes["model.safetensors"] = 5_120_000_000
+    weights = {"model.safetensors": b"alone"}
+    hub.repos[OLMO] = {**hub.repos[OLMO], "step9000-tokens18B": Revision("f" * 40, weights)}
+    assert main(["replay", f"{OLMO}@step[09]*", "--dry-run"]) == 1
+    *_, row, last = said(capsys).splitlines()
+    assert row.endswith("(cannot be measured: it holds no config.json)")
+    assert last == "2 checkpoints, 1 to measure: 5.12 GB, 5.12 GB of it to download"
+
+
 def test_a_dry_run_over_folders(tmp_path: Path, capsys: Capture) -> None:
     checkpoints(tmp_path / "run", 1, 2)
-    (tmp_path / "run/checkpoint-2/model.safetensors").unlink()
     assert main(["replay", "run", "--dry-run"]) == 0
+    assert "2 checkpoints, 2 to measure: " in said(capsys)
+    (tmp_path / "run/checkpoint-2/model.safetensors").unlink()
+    assert main(["replay", "run", "--dry-run"]) == 1
     out = said(capsys)
     assert str(tmp_path / "run/checkpoint-1") in out
     assert "checkpoint-2 (cannot be measured: " in out
+    assert "2 checkpoints, 1 to measure: " in out
+
+
+def test_a_dry_run_asks_for_a_base_as_the_run_does(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "bare").mkdir()
+    torch.save({"global_step": 3, "state_dict": {}}, tmp_path / "bare/step=3.ckpt")
+    assert main(["replay", "bare", "--dry-run"]) == 2
+    refused = capsys.readouterr()
+    assert command("bare") == 2
+    assert capsys.readouterr() == refused
+    checkpoints(tmp_path / "run", 1)
+    assert main(["replay", "bare", "run", "--dry-run"]) == 1
+    out = said(capsys)
+    assert "step=3.ckpt (cannot be measured: it has no config.json; " in out
+    assert "2 checkpoints, 1 to measure" in out
+    assert main(["replay", "bare", "--dry-run", "--base", "run/checkpoint-1"]) == 0
+    assert "1 checkpoints, 1 to measure" in said(capsys)
+    assert main(["replay", "bare", "--dry-run", "--base", "run"]) == 2
+    assert "the folder 'run' holds no model" in capsys.readouterr().err.replace(f"{tmp_path}/", "")
 
 
 def test_equal_weights_are_named(hub: HubServer, capsys: Capture) -> None:

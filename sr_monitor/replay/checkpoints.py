@@ -19,7 +19,7 @@ from typing import Literal
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.names import CheckpointName, read_name
-from sr_monitor.replay.reading import METADATA, read_torch
+from sr_monitor.replay.reading import METADATA, read_index, read_torch
 from sr_monitor.replay.sources import exists, not_found
 
 Kind = Literal["huggingface", "fsdp", "lightning", "sharded", "peft", "deepspeed", "unknown"]
@@ -132,7 +132,7 @@ def _checkpoint(path: Path, kind: Kind) -> Checkpoint:
     if name is None:
         step: int | None = None
         try:
-            step = None if problem else _step_inside(path, kind)
+            step = _step_inside(path, kind)
         except InputError as error:
             problem = str(error)
         name = CheckpointName(resolved.name, step=step or 0)
@@ -171,7 +171,18 @@ def _problem(path: Path, kind: Kind) -> str | None:
         )
     if kind == "unknown":
         return f"{here!r} holds no weights that are known; looked for {_LOOKED_FOR}"
-    return None
+    return _missing_part(path) if kind == "huggingface" else None
+
+
+def _missing_part(path: Path) -> str | None:
+    """That a file is not there which the index of the weights names."""
+    weights = next(path / name for name in WEIGHT_FILES if (path / name).is_file())
+    try:
+        parts = read_index(weights) if weights.suffix == ".json" else []
+    except InputError as error:
+        return str(error)
+    missing = next((part for part in parts if not part.is_file()), None)
+    return None if missing is None else f"{str(missing)!r} is missing; copy or download it again"
 
 
 def _once(found: Iterable[Checkpoint]) -> list[Checkpoint]:

@@ -62,6 +62,11 @@ class Stop:
         return self.checkpoint.problem or ""
 
     @property
+    def needs_base(self) -> bool:
+        """Whether a model of the same architecture has to be named for it."""
+        return self.checkpoint is not None and self.checkpoint.config is None and not self.problem
+
+    @property
     def num_bytes(self) -> int:
         """How large it is, without what belongs to the optimizer where that lies apart."""
         if self.item is not None:
