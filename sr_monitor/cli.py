@@ -7,6 +7,7 @@ with 130. A traceback is a bug of ours.
     sr-monitor demo
 """
 
+import errno
 import os
 import shutil
 import sys
@@ -71,7 +72,19 @@ def main(args: Sequence[str] | None = None) -> int:
             return 2
         except (KeyboardInterrupt, typer.Abort):
             return 130
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            complain("error", f"{error}; make room there, or write elsewhere")
+            return 2
     return status if isinstance(status, int) else 0
+
+
+def _folder(text: str) -> Path:
+    """A folder for results; an empty name, as of a variable that is not set, is none."""
+    if not text:
+        raise typer.BadParameter("it is empty; name a folder ('.' is this one)")
+    return Path(text)
 
 
 @app.command()
@@ -97,7 +110,12 @@ def measure(
     num_tokens: NumTokens = 10,
     trust_remote_code: TrustRemoteCode = False,
     out: Annotated[
-        Path | None, typer.Option(help="Where the results go; else stable-regions/MODEL.")
+        Path | None,
+        typer.Option(
+            parser=_folder,
+            metavar="PATH",
+            help="Where the results go; else stable-regions/MODEL.",
+        ),
     ] = None,
 ) -> None:
     """Measure a model now.
@@ -138,9 +156,10 @@ def measure(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the model and the pictures go.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(parser=_folder, metavar="PATH", help="Where the model and the pictures go."),
+    ] = Path("runs/demo"),
     lightning: Annotated[
         bool, typer.Option("--lightning", help="Train with Lightning, not with the Trainer.")
     ] = False,
@@ -180,7 +199,11 @@ def replay(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Where records and the TensorBoard run go; --dry-run needs none."),
+        typer.Option(
+            parser=_folder,
+            metavar="PATH",
+            help="Where records and the TensorBoard run go; --dry-run needs none.",
+        ),
     ] = None,
     prompts: Annotated[
         str | None,
@@ -238,6 +261,11 @@ def replay(
     from sr_monitor.replay.progress import replay_bars
     from sr_monitor.replay.run import _check_base as check_base
 
+    if ray_address is not None and engine != "ray":
+        raise InputError(
+            f"replay: --ray-address {ray_address!r} is for --engine ray, and the engine is "
+            f"{engine!r}; add --engine ray, or leave the address out"
+        )
     wanted = None if tokens is None else parse_tokens(tokens)
     if dry_run:
         stops = make_plan(sources, num=num, tokens=wanted)
@@ -283,7 +311,7 @@ def _print_plan(stops: Sequence[Any], base: str | None) -> None:
 
     same = twins(stops)
     problems = {stop.label: problem for stop in stops if (problem := _problem(stop, base))}
-    rows = [("run", "step", "tokens", "GB", "to download", "checkpoint")]
+    rows: list[tuple[str, ...]] = [("run", "step", "tokens", "GB", "to download", "checkpoint")]
     rows += [_row(stop, same.get(stop.label), problems.get(stop.label)) for stop in stops]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -336,7 +364,10 @@ def _print_report(report: Any, out: Path) -> None:
 
 def _check_writable(folder: Path) -> None:
     """Refuses a folder for results before the work, not after it."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
+    try:
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        raise InputError(f"--out {str(folder)!r}: {error.strerror}; name another") from error
     if not there.is_dir() or not os.access(there, os.W_OK):
         kind = "a folder that can be written to" if there.is_dir() else "a folder"
         raise InputError(f"--out {str(folder)!r}: {str(there)!r} is not {kind}; name another")

@@ -265,6 +265,11 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, capsys: Capture) -> None:
         ("", "Missing argument 'SOURCE...'"),
         ("run", "--out DIR (or ask --dry-run)"),
         ("run --out run/checkpoint-1/config.json", "is not a folder; name another"),
+        (f"run --out {'x' * 300}", "File name too long; name another"),
+        ("run --out=", "Invalid value for '--out': it is empty; name a folder"),
+        ("run --out out --ray-address X", "--ray-address 'X' is for --engine ray, and the engine"),
+        (f"{'x' * 300} --out out", "there is no folder 'xxx"),
+        (f"./{'x' * 300}/{'x' * 300} --out out", "there is no folder './xxx"),
         ("run --out out --num 1", "Invalid value for '--num'"),
         ("run --out out --tokens many", "'many' is no number of tokens"),
         ("run --out out --tokens 4B", "no name says how many tokens it has seen"),
@@ -285,6 +290,21 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: Capture, words: str, told
     assert told in err
     assert err.startswith("sr-monitor: error: ")
     assert err.count("\n") == 1
+
+
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    checkpoints(tmp_path / "run", 1)
+    code = "import sys; from sr_monitor.cli import main; sys.exit(main())"
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", code, "replay", "run", "--dry-run"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("sr-monitor: error: [Errno 28] No space left on device; make ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_other_options_are_refused_with_both_sides(tmp_path: Path, capsys: Capture) -> None:

@@ -238,7 +238,7 @@ def test_tokens_are_parsed() -> None:
         3_200_000_000,
     ]
     assert parse_tokens("4e9,7,2K") == [4 * B, 7, 2000]
-    for wrong in ("4X", "", "4B,,5B", "-4B", "B", "4 B B"):
+    for wrong in ("4X", "", "4B,,5B", "-4B", "B", "4 B B", "1e999", "9e307T"):
         with pytest.raises(InputError, match=r"is no number of tokens; write them like 4B,10B"):
             parse_tokens(wrong)
 

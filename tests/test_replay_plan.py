@@ -207,6 +207,8 @@ def test_sizes_leave_the_optimizer_aside(tmp_path: Path) -> None:
 def test_nothing_and_nowhere_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name at least one source"):
         make_plan([])
+    with pytest.raises(InputError, match="a source is empty"):
+        make_plan([""])
     folders(tmp_path, "run/checkpoint-1")
     with pytest.raises(InputError, match=r"there is no folder .*runn.*the closest.*: run"):
         make_plan([str(tmp_path / "runn")])

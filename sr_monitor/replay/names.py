@@ -144,12 +144,13 @@ def parse_tokens(text: str) -> list[int]:
     numbers = []
     for word in text.split(","):
         match = _TOKENS.fullmatch(word.strip())
-        if match is None:
+        number = float(match[1]) * _UNITS[match[2].upper()] if match else math.inf
+        if math.isinf(number):
             raise InputError(
                 f"tokens {text!r}: {word.strip()!r} is no number of tokens; write them like "
                 "4B,10B,100B (K, M, B or T)"
             )
-        numbers.append(round(float(match[1]) * _UNITS[match[2].upper()]))
+        numbers.append(round(number))
     return numbers
 
 

@@ -44,6 +44,8 @@ def make_plan(
     """
     if not sources:
         raise InputError("replay: name at least one source, a folder or owner/name@GLOB")
+    if not all(sources):
+        raise InputError("replay: a source is empty; name a folder ('.' is this one) or owner/name")
     chosen = [stop for found in _trainings(sources) for stop in _choose(found, num, tokens)]
     stops = _billed(chosen)
     if is_sweep(stops):
