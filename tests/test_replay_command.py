@@ -292,6 +292,15 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: Capture, words: str, told
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["measure run/checkpoint-1", "demo"])
+def test_no_command_writes_to_a_folder_without_a_name(
+    tmp_path: Path, capsys: Capture, name: str
+) -> None:
+    checkpoints(tmp_path / "run", 1)
+    assert main([*name.split(), "--out", ""]) == 2
+    assert "Invalid value for '--out': it is empty; name a folder" in capsys.readouterr().err
+
+
 def test_output_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     checkpoints(tmp_path / "run", 1)
     code = "import sys; from sr_monitor.cli import main; sys.exit(main())"
