@@ -65,7 +65,9 @@ PAIRS_LEFT_OUT = _key(
 NUM_POINTS = _key("scalar", "num_points", "How many points were run, on paths and slices.")
 SECONDS = _key("scalar", "seconds", "How long the measurement took.")
 SHARE_OF_TIME = _key(
-    "scalar", "share_of_time", "The share of the run's wall time that the measurements before this one took."
+    "scalar",
+    "share_of_time",
+    "The share of the run's wall time that the measurements before this one took.",
 )
 FAILURES = _key("scalar", "failures", "How many measurements have failed so far.")
 TOKENS = _key("scalar", "tokens", "How many tokens were trained on so far.")

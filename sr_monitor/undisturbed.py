@@ -6,8 +6,8 @@ numpy's), the gradient mode and the compile stance are bit for bit what they wer
 hold their shards again. Autocast is left as the caller has it, on purpose: a measurement runs in
 the precision of the run.
 
-Buffers are copied for that, which takes their memory a second time while it lasts. What a forward
-writes elsewhere, into plain attributes or past autograd (`buffer.data`), is not put back.
+Buffers of up to a million values are copied for that; larger ones are masks or packed weights. What
+a forward writes elsewhere, into plain attributes or past autograd (`buffer.data`), is not put back.
 
     with undisturbed(model):
         model(prompts)
@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_MOST_VALUES = 2**20
 
 
 @contextmanager
@@ -92,8 +94,11 @@ def _copies(model: nn.Module) -> list[tuple[Tensor, int, Tensor]]:
     Counters of what experts were given do so, and running averages. Inference tensors have no
     version, and refuse to be written to where a training goes on.
     """
-    buffers = [buffer for buffer in model.buffers() if not buffer.is_inference()]
-    return [(buffer, buffer._version, buffer.detach().clone()) for buffer in buffers]
+    return [
+        (buffer, buffer._version, buffer.detach().clone())
+        for buffer in model.buffers()
+        if not buffer.is_inference() and buffer.numel() <= _MOST_VALUES
+    ]
 
 
 def _restore_values(copies: list[tuple[Tensor, int, Tensor]]) -> None:

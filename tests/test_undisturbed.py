@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sr_monitor import InputError, measure_paths, measure_slices
-from sr_monitor.undisturbed import undisturbed
+from sr_monitor.undisturbed import _copies, undisturbed
 from tests import zoo
 from tests.oracle import oracle_paths
 
@@ -392,6 +392,15 @@ def test_buffers_are_given_back_whatever_they_are() -> None:
     assert all(after[name] is buffer for name, buffer in own.items())
     assert after.keys() == own.keys()
     assert {name: _bits(own[name]) for name in values} == values
+
+
+def test_large_buffers_are_not_held_twice() -> None:
+    """Packed weights are buffers, too, and there may be no room for two of them."""
+    module = nn.Module()
+    module.register_buffer("packed", torch.zeros(2**20 + 1, dtype=torch.int8))
+    module.register_buffer("counter", torch.zeros(2**20, dtype=torch.int8))
+    copied = [buffer.numel() for buffer, *_ in _copies(module)]
+    assert copied == [2**20]
 
 
 def test_buffers_that_a_backward_waits_for_are_left_alone() -> None:
