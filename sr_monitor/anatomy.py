@@ -2,8 +2,9 @@
 
 The only file that knows how models are built. A Hugging Face model answers for itself
 (`get_decoder`, `config`); any other causal module is looked at: its blocks are the one
-`nn.ModuleList` (or the one named by `layer_path`), its final vector is the last vector of the
-stream's width that a module outside the blocks puts out after the last block.
+`nn.ModuleList` or `nn.Sequential` of blocks (or the one named by `layer_path`), its final vector is
+the last vector of the stream's width that a module outside the blocks puts out after the last
+block.
 
     anatomy = dissect(model)
     anatomy.blocks, anatomy.final, anatomy.vocabulary
@@ -215,18 +216,30 @@ def _only_block_list(core: nn.Module) -> Sequence[nn.Module]:
     return list(found[0][1])
 
 
-def _outermost_lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList]]:
-    """Every non-empty `ModuleList` that is not inside another one (experts, heads)."""
+def _outermost_lists(module: nn.Module) -> Iterator[tuple[str, nn.ModuleList | nn.Sequential]]:
+    """Every list of modules, blocks maybe, that is not inside another one (experts, heads)."""
     inside: tuple[str, ...] = ()
     for path, child in module.named_modules():
-        if isinstance(child, nn.ModuleList) and len(child) and not path.startswith(inside):
-            inside = (*inside, path + ".") if path else inside
+        if not path or path.startswith(inside):
+            continue
+        if isinstance(child, nn.ModuleList | nn.Sequential) and _may_be_blocks(child):
+            inside = (*inside, path + ".")
             yield path, child
+
+
+def _may_be_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
+    """Whether it is a list with something in it, or blocks of one class that run in a row."""
+    if isinstance(modules, nn.ModuleList):
+        return len(modules) > 0
+    kinds = {type(module) for module in modules}
+    # The layers of an MLP, which is a row too, have no parts, or are rows themselves.
+    has_parts = all(next(module.children(), None) is not None for module in modules)
+    return len(modules) > 1 and len(kinds) == 1 and nn.Sequential not in kinds and has_parts
 
 
 def _candidates_text(core: nn.Module) -> str:
     return ", ".join(f"{path!r} ({len(blocks)})" for path, blocks in _outermost_lists(core)) or (
-        "(it has no ModuleList)"
+        "(it has no list of modules)"
     )
 
 

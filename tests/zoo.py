@@ -39,17 +39,17 @@ class Specimen:
     vocab: int
     """Number of token ids the model knows."""
     blocks: str
-    """Dotted path of the ModuleList of blocks."""
+    """Dotted path of the list of blocks."""
     unembedding: str
     """Dotted path of the linear layer that reads the output."""
     call: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a plain forward pass."""
 
     @property
-    def stack(self) -> nn.ModuleList:
+    def stack(self) -> nn.ModuleList | nn.Sequential:
         """The blocks themselves."""
         stack = self.model.get_submodule(self.blocks)
-        assert isinstance(stack, nn.ModuleList)
+        assert isinstance(stack, nn.ModuleList | nn.Sequential)
         return stack
 
     @property
@@ -70,7 +70,7 @@ class Species:
     make: Callable[[], nn.Module]
     """Builds the model, with the global RNG already seeded."""
     blocks: str = "model.layers"
-    """Dotted path of the ModuleList of blocks."""
+    """Dotted path of the list of blocks."""
     unembedding: str = "lm_head"
     """Dotted path of the linear layer that reads the output."""
     rows: bool = True
@@ -227,6 +227,68 @@ class NanoGPT(nn.Module):
         if targets is None:
             return self.lm_head(x[:, [-1], :]), None
         logits = self.lm_head(x)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+# A module as in Karpathy's lecture: blocks in an `nn.Sequential`, and a list of heads in each ----
+
+
+class _LectureHead(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.key = nn.Linear(WIDTH, width, bias=False)
+        self.query = nn.Linear(WIDTH, width, bias=False)
+        self.value = nn.Linear(WIDTH, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+class _LectureAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(_LectureHead(WIDTH // 4) for _ in range(4))
+        self.proj = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.proj(torch.cat([head(x) for head in self.heads], dim=-1))
+        return out
+
+
+class _LectureBlock(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sa = _LectureAttention()
+        self.ffwd = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, WIDTH))
+        self.ln1 = nn.LayerNorm(WIDTH)
+        self.ln2 = nn.LayerNorm(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.sa(self.ln1(x))
+        out: Tensor = x + self.ffwd(self.ln2(x))
+        return out
+
+
+class LectureGPT(nn.Module):
+    """The transformer that many learn from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token_embedding_table = nn.Embedding(VOCAB, WIDTH)
+        self.position_embedding_table = nn.Embedding(64, WIDTH)
+        self.blocks = nn.Sequential(*(_LectureBlock() for _ in range(3)))
+        self.ln_f = nn.LayerNorm(WIDTH)
+        self.lm_head = nn.Linear(WIDTH, VOCAB)
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch token vocab"], Tensor | None]:
+        positions = torch.arange(idx.shape[1], device=idx.device)
+        x = self.token_embedding_table(idx) + self.position_embedding_table(positions)
+        logits = self.lm_head(self.ln_f(self.blocks(x)))
+        if targets is None:
+            return logits, None
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -509,6 +571,7 @@ SPECIES: dict[str, Species] = {
     "mamba": _no_cache(_hub("MambaForCausalLM", **_DEEP, state_size=8), "backbone.layers"),
     "qwen3_next": _no_cache(_llama("Qwen3NextForCausalLM", **_QWEN3_NEXT), _L),
     "nano_gpt": _no_cache(NanoGPT, _H),
+    "lecture_gpt": _no_cache(LectureGPT, "blocks"),
     "lit_gpt": _no_cache(lambda: LitGPT(LitConfig()), _H),
     "gpt_neo_local": _no_cache(_hub("GPTNeoForCausalLM", **_GPT_NEO), _H),
     "linear": _by_hand(_linear_network),
