@@ -37,7 +37,7 @@ from tests.lightning_runs import (
     train,
 )
 from tests.processes import in_processes
-from tests.zoo import NanoGPT, build
+from tests.zoo import LectureGPT, NanoGPT, build
 
 pytestmark = [
     # Lightning gives advice (a validation loop without data, few workers, a folder that is there).
@@ -341,10 +341,11 @@ def nano() -> Any:
         (Teacher, "teacher", "LlamaForCausalLM"),
         (Teacher, lambda lit: lit.model, "GPT2LMHeadModel"),
         (lambda: LitNano(nano()), None, "NanoGPT"),
+        (lambda: LitNano(LectureGPT().train()), None, "LectureGPT"),
         (LitItself, None, "LitItself"),
         (Lora, None, "GPT2LMHeadModel"),
     ],
-    ids=["nested", "by name", "by a function", "nanoGPT", "the module itself", "LoRA"],
+    ids=["nested", "by name", "by a function", "nanoGPT", "a row", "the module itself", "LoRA"],
 )
 def test_the_language_model_is_found(
     module: Callable[[], LitLM], model: Any, expected: str, tmp_path: Path
@@ -353,6 +354,38 @@ def test_the_language_model_is_found(
 
     assert steps(done.records) == [0, 1]
     assert done.records[0].metadata["model"] == expected
+
+
+def test_a_module_of_the_training_is_taken_as_it_is(tmp_path: Path) -> None:
+    lit = Teacher()
+
+    done = train(tmp_path, [small(model=lit.teacher, **QUICK)], module=lambda: lit, max_steps=1)
+
+    assert steps(done.records) == [0, 1]
+    assert done.records[0].metadata["model"] == "LlamaForCausalLM"
+
+
+def test_a_module_that_is_not_part_of_the_training_is_refused(tmp_path: Path) -> None:
+    said = "the GPT2LMHeadModel that was passed is not in Teacher, .*'model', 'teacher', 'probe'"
+    with pytest.raises(InputError, match=said):
+        train(tmp_path, [small(model=tiny())], module=Teacher)
+
+
+def test_the_name_of_the_blocks_is_enough_to_find_the_model(tmp_path: Path) -> None:
+    class TwoLists(NanoGPT):
+        def __init__(self) -> None:
+            super().__init__()
+            self.adapters = nn.ModuleList([nn.Identity()])
+
+    def module() -> LitLM:
+        return LitNano(TwoLists())
+
+    done = train(tmp_path, [small(layer_path="transformer.h", **QUICK)], module=module, max_steps=1)
+
+    assert done.records[0].metadata["model"] == "TwoLists"
+    said = r"StableRegionCallback\(layer_path='blocks'\): LitNano holds 0 language models.*'model'"
+    with pytest.raises(InputError, match=said):
+        train(tmp_path / "wrong", [small(layer_path="blocks")], module=module)
 
 
 @pytest.mark.parametrize(
@@ -811,7 +844,22 @@ def _train_in_every_way(rank: int, folder: str) -> list[str]:
         watched = train(Path(folder, way), [shown()], strategy=strategy(), **options)
         assert_equal_trainings(plain, watched)
         assert steps(watched.records) == [0, 2, 4], way
+    _pass_the_module(Path(folder))
     return _fail_on_one_process(Path(folder), rank)
+
+
+def _pass_the_module(folder: Path) -> None:
+    """The model, passed before the strategy puts it into a wrapper, is called through that."""
+    strategy, module = WAYS["fsdp1_nested"]
+    lit = module()
+    done = train(
+        folder / "passed",
+        [small(model=lit.model, **QUICK)],
+        module=lambda: lit,
+        strategy=strategy(),
+        devices=2,
+    )
+    assert steps(done.records) == [0, 2, 4]
 
 
 def _fail_on_one_process(folder: Path, rank: int) -> list[str]:
@@ -868,6 +916,8 @@ def test_two_processes_share_a_measurement_and_do_not_notice(tmp_path: Path) -> 
         assert {record.metadata["processes"] for record in records} == {2}
         assert [record.tokens for record in records] == [0, 4 * 96, 8 * 96]
         assert len(event_files(tmp_path / way)) == 1  # written once, by the first process
+    passed = records_in(tmp_path / "passed")[0].paths
+    assert_same(passed, paths_of(tiny(), prompts_in(tmp_path / "passed")), 1e-4)
     assert told[1] == []  # one of two warns
     lost, failed, off = told[0]
     assert "process 1 of 2: AssertionError: lost here" in lost

@@ -7,7 +7,6 @@ checkpoints.
     L.Trainer(callbacks=[StableRegionCallback(every=500)]).fit(module)
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ except ImportError as error:
         "sr_monitor_lightning: lightning is not installed; run: pip install 'sr-monitor[lightning]'"
     ) from error
 
-from sr_monitor_lightning.language_model import as_in_training, find_language_model
+from sr_monitor_lightning.language_model import Wanted, as_in_training, find_language_model
 
 
 class StableRegionCallback(CallbackCore, Callback):
@@ -45,14 +44,14 @@ class StableRegionCallback(CallbackCore, Callback):
         self,
         prompts: Prompts | None = None,
         *,
-        model: str | Callable[[LightningModule], nn.Module] | None = None,
+        model: Wanted | None = None,
         **options: Any,
     ) -> None:
         """Does nothing until the training begins.
 
         Args:
             prompts: What is measured; see `CallbackCore`.
-            model: The attribute of the `LightningModule` that holds the language model, or a
+            model: The language model, the attribute of the `LightningModule` that holds it, or a
                 function that finds it; by default the one Hugging Face model in it, else the one
                 module in it that has a list of blocks, else itself.
             options: See `CallbackCore`.
@@ -171,7 +170,9 @@ class StableRegionCallback(CallbackCore, Callback):
         self._fuse = Fuse(self._fuse.on_error, tells=trainer.is_global_zero)
         with self._fuse.guarding("starting sr-monitor", final=True):
             with Team.present().together():
-                found = find_language_model(pl_module, self._model)
+                found = find_language_model(
+                    pl_module, self._model, layer_path=self.config.layer_path
+                )
             # NOTE: asked for on every process, because Lightning broadcasts it.
             log_dir = trainer.log_dir or trainer.default_root_dir
             begun = self.begin(

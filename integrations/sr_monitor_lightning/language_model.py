@@ -4,14 +4,14 @@ It is called in the precision of the training, through what shards it. A strateg
 whole `LightningModule` has to be called itself; so the forward of the `LightningModule` is for that
 moment the model's.
 
-    model = find_language_model(pl_module, None)
+    model = find_language_model(pl_module, None, layer_path=None)
     with as_in_training(model, trainer, pl_module) as callable_model:
         callable_model(token_ids)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,42 +21,65 @@ from sr_monitor import InputError
 from sr_monitor.anatomy import class_names, dissect, unwrap
 from sr_monitor.hooks import forward_replaced
 
+Wanted: TypeAlias = str | nn.Module | Callable[[LightningModule], nn.Module]
+
 _LANGUAGE_MODELS = {"PreTrainedModel", "PeftModel"}
 _FSDP = "FullyShardedDataParallel"
 _ROOTS = {_FSDP, "DeepSpeedEngine"}
 
 
 def find_language_model(
-    pl_module: LightningModule, wanted: str | Callable[[LightningModule], nn.Module] | None
+    pl_module: LightningModule, wanted: Wanted | None, *, layer_path: str | None
 ) -> nn.Module:
-    """The module that `wanted` names or finds, or the only one that can be meant."""
+    """The module that `wanted` is, names or finds, or the only one that can be meant.
+
+    With a `layer_path`, one that has its blocks there can be meant.
+    """
+    if wanted is None:
+        return _only_language_model(pl_module, layer_path)
+    if isinstance(wanted, nn.Module):
+        return _as_it_is_called(pl_module, wanted)
     if callable(wanted):
         return wanted(pl_module)
-    if wanted is None:
-        return _only_language_model(pl_module)
     try:
         return pl_module.get_submodule(wanted)
     except AttributeError as error:
-        names = ", ".join(repr(name) for name, _ in pl_module.named_children())
         raise InputError(
             f"StableRegionCallback(model={wanted!r}): {type(pl_module).__name__} has no such "
-            f"module; pass one of: {names}"
+            f"module; pass one of: {_names(dict(pl_module.named_children()))}"
         ) from error
 
 
-def _only_language_model(pl_module: LightningModule) -> nn.Module:
+def _as_it_is_called(pl_module: LightningModule, wanted: nn.Module) -> nn.Module:
+    """The module itself, or what FSDP has put around it."""
+    for module in pl_module.modules():
+        if _inside_fsdp(module) is wanted:
+            return module
+    raise InputError(
+        f"StableRegionCallback(model=): the {type(wanted).__name__} that was passed is not in "
+        f"{type(pl_module).__name__}, which is trained; pass one of its modules, or the name of "
+        f"one: {_names(dict(pl_module.named_children()))}"
+    )
+
+
+def _only_language_model(pl_module: LightningModule, layer_path: str | None) -> nn.Module:
     found = dict(_outermost(pl_module, _is_hugging_face)) or {
-        name: child for name, child in pl_module.named_children() if _has_blocks(child)
+        name: child for name, child in pl_module.named_children() if _has_blocks(child, layer_path)
     }
-    if not found and _has_blocks(pl_module):
+    if not found and _has_blocks(pl_module, layer_path):
         return pl_module
     if len({id(child) for child in found.values()}) != 1:
-        names = ", ".join(map(repr, found or dict(pl_module.named_children())))
+        given = "" if layer_path is None else f"({layer_path=})"
         raise InputError(
-            f"StableRegionCallback: {type(pl_module).__name__} holds {len(found)} language models, "
-            f"not one; name it with model=, one of: {names}"
+            f"StableRegionCallback{given}: {type(pl_module).__name__} holds {len(found)} language "
+            "models, not one; name it with model=, one of: "
+            f"{_names(found or dict(pl_module.named_children()))}"
         )
     return next(iter(found.values()))
+
+
+def _names(modules: Mapping[str, nn.Module]) -> str:
+    return ", ".join(map(repr, modules))
 
 
 def _outermost(
@@ -78,11 +101,11 @@ def _inside_fsdp(module: Any) -> nn.Module:
     return inner
 
 
-def _has_blocks(module: nn.Module) -> bool:
+def _has_blocks(module: nn.Module, layer_path: str | None) -> bool:
     if type(module).forward in (nn.Module.forward, LightningModule.forward):
         return False  # it only holds modules
     try:
-        dissect(module)
+        dissect(module, layer_path)
     except InputError:
         return False
     return True
