@@ -474,6 +474,64 @@ def test_prompts_are_windows_of_the_data_set(kind: str, tmp_path: Path) -> None:
     assert [record.tokens for record in watched.records] == [0, 2 * BATCH * LENGTH]
 
 
+class Several(Tensors):
+    """Learns from what several loaders give."""
+
+    def loss(self, batch: Any) -> Tensor:
+        parts = batch.values() if isinstance(batch, dict) else batch
+        losses = [super(Several, self).loss(part) for part in parts]
+        return torch.stack(losses).sum()
+
+
+@pytest.mark.parametrize("kind", [dict, list])
+@pytest.mark.parametrize("streamed", [False, True], ids=["with a length", "streamed"])
+def test_of_several_loaders_the_first_gives_the_prompts(
+    streamed: bool, kind: type, tmp_path: Path
+) -> None:
+    class Streamed(IterableDataset[Any]):
+        def __init__(self, rows: list[Any]) -> None:
+            self.rows = rows
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter(self.rows)
+
+    def one(rows: list[Any], **options: Any) -> Any:
+        return loader(Streamed(rows) if streamed else rows, shuffle=False, **options)
+
+    def data() -> Any:
+        ids = [row["input_ids"] for row in rows()]
+        low = [row % 30 for row in ids]
+        both = [
+            one(list(zip(low, low, strict=True))),
+            one(list(zip(ids, ids, strict=True)), batch_size=2),
+        ]
+        return both if kind is list else dict(zip(("lm", "more"), both, strict=True))
+
+    options: dict[str, Any] = {"module": Several, "data": data, "max_steps": 2}
+    plain = train(tmp_path / "plain", **options)
+    watched = train(tmp_path / "watched", [small(**QUICK)], **options)
+
+    assert_equal_trainings(plain, watched)
+    assert steps(watched.records) == [0, 2]
+    prompts = prompts_in(tmp_path / "watched")
+    assert prompts.source.startswith("a batch" if streamed else "the training data")
+    assert prompts.token_ids.max() < 30
+    assert [record.tokens for record in watched.records] == [0, 2 * (BATCH + 2) * LENGTH]
+
+
+def test_a_loader_without_token_ids_is_passed_over(tmp_path: Path) -> None:
+    class OneOfTwo(LitLM):
+        def loss(self, batch: Any) -> Tensor:
+            return super().loss(batch["lm"])
+
+    def data() -> Any:
+        return {"vectors": loader([torch.rand(3) for _ in range(8)]), "lm": loader()}
+
+    done = train(tmp_path, [small(**QUICK)], module=OneOfTwo, data=data, max_steps=2)
+
+    assert [record.tokens for record in done.records] == [0, 2 * BATCH * LENGTH]
+
+
 def test_the_seed_chooses_the_prompts(tmp_path: Path) -> None:
     for name, seed in (("one", 1), ("again", 1), ("other", 2)):
         train(tmp_path / name, [small(seed=seed, schedule=at([0]), **QUICK)], max_steps=1)

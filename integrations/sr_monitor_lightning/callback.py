@@ -7,6 +7,7 @@ checkpoints.
     L.Trainer(callbacks=[StableRegionCallback(every=500)]).fit(module)
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ class StableRegionCallback(CallbackCore, Callback):
     ) -> None:
         """Measures if it is time to."""
         if self.monitor is not None and self._tokens is not None:
-            more = _count_tokens(batch)
+            more = _count_tokens(batch, trainer.train_dataloader)
             more = None if more is None else more.to(self._tokens.device, non_blocking=True)
             self._tokens = None if more is None else self._tokens + more * trainer.world_size
         self._measure(trainer, pl_module)
@@ -163,6 +164,18 @@ class StableRegionCallback(CallbackCore, Callback):
             )
         self._wanted = False
 
+    def _sample_each(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any
+    ) -> PromptSet | None:
+        """Prompts from the first loader, or its part of the batch, that holds token ids."""
+        tokenizer = getattr(pl_module, "tokenizer", None)
+        loaders = trainer.train_dataloader
+        if batch is None:
+            drawn = (self.sample(None, loader, tokenizer) for loader in _split(loaders, loaders))
+        else:
+            drawn = (self.sample(part, None, tokenizer) for part in _split(batch, loaders))
+        return next((prompts for prompts in drawn if prompts is not None), None)
+
     def _num_tokens(self) -> int | None:
         return None if self._tokens is None else int(self._tokens)
 
@@ -181,9 +194,7 @@ class StableRegionCallback(CallbackCore, Callback):
                 run=trainer,
                 log_dir=log_dir,
                 find_writers=lambda: _writers_of(trainer),
-                sample=lambda: self.sample(
-                    batch, trainer.train_dataloader, getattr(pl_module, "tokenizer", None)
-                ),
+                sample=lambda: self._sample_each(trainer, pl_module, batch),
                 find_state=lambda name: self._state,
                 is_last_chance=self.is_last_chance(batch),
             )
@@ -192,11 +203,23 @@ class StableRegionCallback(CallbackCore, Callback):
         return False
 
 
-def _count_tokens(batch: Any) -> Tensor | None:
+def _count_tokens(batch: Any, loaders: Any) -> Tensor | None:
+    """Those that all loaders gave; None where none gave any."""
     try:
-        return count_tokens(batch)
+        counts = [count_tokens(part) for part in _split(batch, loaders)]
+        known = [count for count in counts if count is not None]
+        return sum(known, torch.tensor(0)) if known else None
     except Exception:  # a batch may be anything, and this is about one number
         return None
+
+
+def _split(given: Any, loaders: Any) -> list[Any]:
+    """What is each loader's: of several, the batches come in a dict or a list, as they do."""
+    if isinstance(loaders, Mapping) and isinstance(given, Mapping):
+        return list(given.values()) if given.keys() == loaders.keys() else [given]
+    if isinstance(loaders, list | tuple) and isinstance(given, list | tuple):
+        return list(given) if len(given) == len(loaders) else [given]
+    return [given]
 
 
 def _writers_of(trainer: Trainer) -> list[Writer]:
