@@ -35,6 +35,7 @@ from tests.lightning_runs import (
     small,
     tiny,
     train,
+    trainer_in,
 )
 from tests.processes import in_processes
 from tests.zoo import LectureGPT, NanoGPT, build
@@ -756,6 +757,103 @@ def test_two_callbacks_at_once(tmp_path: Path) -> None:
         assert [[event.step for event in seen.Scalars(name)] for name in medians] == expected
     fingerprints = {prompts_in(second.folder, name).fingerprint for name in names}
     assert len(fingerprints) == 2  # the first two sample the same data
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"num_pairs": 7},
+        {"num_slices": 0},
+        {"precision": "float32"},
+        {"every": 3},
+        {"schedule": at([2])},
+        {"schedule": lambda step: step == 2},
+        {"with_save": True},
+        {"with_eval": True},
+        {"num_tokens": 6},
+        {"log_dir": "elsewhere"},
+        {"model": "model"},
+        {"model": nn.Linear(1, 1)},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_callbacks_that_differ_in_one_option_get_along(
+    other: dict[str, Any], tmp_path: Path
+) -> None:
+    one, another, again = small(), small(**other), small(**other)
+
+    trainer_in(tmp_path, callbacks=[one, another])  # refuses two with the same key
+
+    assert another.state_key == again.state_key
+    assert " at 0x" not in another.state_key  # as it has to be in another process
+
+
+def test_curves_often_and_slices_rarely(tmp_path: Path) -> None:
+    train(tmp_path, [small(every=1, **QUICK), small(every=4)])
+
+    assert steps(records_in(tmp_path)) == [0, 1, 2, 3, 4]
+    assert steps(rare := records_in(tmp_path, "stable_regions-2")) == [0, 4]
+    assert rare[0].slices is not None
+
+
+other_options = pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.")
+
+
+@other_options
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ({"every": 2}, [0, 1, 2, 3, 4, 6, 7]),
+        ({"log_dir": "elsewhere"}, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ({"num_slices": 1}, [3, 4, 5, 6, 7]),  # a new curve, of the same training
+    ],
+    ids=["every", "log_dir", "num_slices"],
+)
+def test_a_run_that_is_resumed_with_other_options_goes_on(
+    other: dict[str, Any], expected: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = interrupted(tmp_path, [small(every=1, **QUICK)], logged=True)
+
+    second = resumed(tmp_path, [small(**{"every": 1, **QUICK, **other})], logged=True)
+
+    records = records_in(Path("elsewhere") if "log_dir" in other else second.folder)
+    assert first.folder != second.folder
+    assert steps(records) == expected
+    assert [record.tokens for record in records] == [step * BATCH * LENGTH for step in expected]
+
+
+@other_options
+@pytest.mark.parametrize(
+    ("first", "second", "known"),
+    [
+        ([{"layer": 1}, {"layer": 2}], [{"layer": 1, "every": 2}, {"layer": 2}], [True, True]),
+        (
+            [{"layer": 1}, {"layer": 2}],
+            [{"layer": 1, "every": 2}, {"layer": 2, "every": 2}],
+            [True, True],
+        ),
+        ([{"layer": 1}], [{"layer": 1}, {"layer": 2}], [True, False]),
+        ([{"layer": 1}], [{"layer": 2}, {"layer": 3}], [False, False]),
+    ],
+    ids=["one with others", "both with others", "a new one", "nobody knows whose"],
+)
+def test_each_of_several_callbacks_finds_its_own_state(
+    first: list[dict[str, Any]],
+    second: list[dict[str, Any]],
+    known: list[bool],
+    tmp_path: Path,
+) -> None:
+    def callbacks(options: list[dict[str, Any]]) -> list[L.Callback]:
+        return [small(**{"every": 1, **QUICK, **each}) for each in options]
+
+    interrupted(tmp_path, callbacks(first), logged=True)
+    done = resumed(tmp_path, callbacks(second), logged=True)
+
+    for is_known, name in zip(known, ("stable_regions", "stable_regions-2"), strict=True):
+        last = records_in(done.folder, name)[-1]
+        assert (last.step, last.tokens) == (7, 7 * BATCH * LENGTH if is_known else None)
+        assert (0 in steps(records_in(done.folder, name))) == is_known
 
 
 def test_a_state_of_a_newer_version_is_refused_by_name_and_kept(tmp_path: Path) -> None:

@@ -7,7 +7,9 @@ checkpoints.
     L.Trainer(callbacks=[StableRegionCallback(every=500)]).fit(module)
 """
 
+import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -64,19 +66,27 @@ class StableRegionCallback(CallbackCore, Callback):
         # On the device, so that counting does not wait for it; None: not all of them were counted.
         self._tokens: Tensor | None = None
         self._wanted = False  # a checkpoint was saved or an evaluation made, and it is to be shown
+        self._key = self._make_key()  # once: Lightning asks for it several times a step
 
     @property
     def state_key(self) -> str:
         """What tells this callback's state from that of another one."""
-        given, config = self._prompts, self.config
-        prompts = given.fingerprint if isinstance(given, PromptSet) else given and str(given)
+        return self._key
+
+    def _make_key(self) -> str:
+        """All options that make a difference, in words that are the same in every process."""
+        given, model = self._prompts, self._model
         return self._generate_state_key(
             name=self.name,
-            model=self._model if isinstance(self._model, str) else None,
-            layer=config.layer,
-            output=config.output,
-            prompts=prompts,
+            model=type(model).__name__ if isinstance(model, nn.Module) else _told(model),
+            prompts=given.fingerprint if isinstance(given, PromptSet) else given and str(given),
+            num_tokens=self.num_tokens,
             seed=self.seed,
+            log_dir=self.log_dir and str(self.log_dir),
+            schedule=_told(self.schedule),
+            with_save=self.with_save,
+            with_eval=self.with_eval,
+            **asdict(self.config),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,6 +98,23 @@ class StableRegionCallback(CallbackCore, Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state until the training begins."""
         self._state = state_dict or None
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Finds the state of a callback whose options were others when it was saved.
+
+        States that no callback asks for go to the callbacks that have none, in their order, if
+        there are as many of the one as of the other.
+        """
+        states: dict[Any, Any] = checkpoint["callbacks"]
+        running: Any = trainer
+        ours = [each for each in running.callbacks if type(each) is type(self)]
+        lacking = [each for each in ours if each.state_key not in states]
+        asked, beginning = {each.state_key for each in ours}, f"{type(self).__qualname__}{{"
+        left = [key for key in states if key not in asked and str(key).startswith(beginning)]
+        if self in lacking and len(left) == len(lacking):
+            self.load_state_dict(states[left[lacking.index(self)]])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Prepares everything, and measures the model as it is before the first update."""
@@ -220,6 +247,11 @@ def _split(given: Any, loaders: Any) -> list[Any]:
     if isinstance(loaders, list | tuple) and isinstance(given, list | tuple):
         return list(given) if len(given) == len(loaders) else [given]
     return [given]
+
+
+def _told(thing: Any) -> str:
+    """An object in words, without the address that it has in this process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
 
 
 def _writers_of(trainer: Trainer) -> list[Writer]:
