@@ -141,7 +141,7 @@ class CallbackCore:
         step: int,
         *,
         run: object,
-        log_dir: str | os.PathLike[str],
+        log_dir: str | os.PathLike[str] | None,
         find_writers: Callable[[], Sequence[Writer]],
         sample: Callable[[], PromptSet | None],
         find_state: Callable[[str], Mapping[str, Any] | None],
@@ -154,7 +154,7 @@ class CallbackCore:
             step: The step that the run begins at.
             run: What stands for this training; another callback of it has a folder of its own, and
                 one of an earlier training has none any more.
-            log_dir: Where records go if the user has not said it.
+            log_dir: Where records go if the user has not said it; None keeps none.
             find_writers: The framework's own loggers, as writers; asked on the first process.
             sample: Prompts from the training data; None if it holds none that can be found.
             find_state: What was saved for the monitor of this name when the run was interrupted.
@@ -164,7 +164,7 @@ class CallbackCore:
         team = Team.present()
         self._fuse = Fuse(self._on_error, tells=team.leads)
         with self._fuse.guarding("starting sr-monitor", final=True), team.together():
-            archive = Archive(self.log_dir or log_dir, self.name, run)
+            archive = Archive(log_dir and (self.log_dir or log_dir), self.name, run)
             try:
                 state = find_state(archive.name)
                 prompts = self._choose_prompts(archive, step, state, sample)

@@ -898,6 +898,27 @@ def test_one_callback_in_two_trainings(tmp_path: Path) -> None:
     assert prompts_in(first.folder).fingerprint != prompts_in(second.folder).fingerprint
 
 
+# A smoke run ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("own_folder", [False, True], ids=["the run's folder", "log_dir"])
+def test_a_fast_dev_run_measures_and_keeps_nothing(
+    own_folder: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"log_dir": tmp_path / "own"} if own_folder else {}
+    train(tmp_path, [shown(**options)])
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+
+    smoke, writer = shown(**options), MemoryWriter()
+    train(tmp_path, [smoke, small(writer=writer, layer=2, **options)], fast_dev_run=2)
+
+    assert smoke.state_dict()["step"] == 2
+    assert [step for step, _ in writer.scalars[MEDIAN]] == [0, 2]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert "sr-monitor" not in capsys.readouterr().err
+
+
 # Never the cause of a crash ---------------------------------------------------------------------
 
 

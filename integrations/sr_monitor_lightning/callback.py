@@ -213,13 +213,14 @@ class StableRegionCallback(CallbackCore, Callback):
                 found = find_language_model(
                     pl_module, self._model, layer_path=self.config.layer_path
                 )
+            running: Any = trainer
             # NOTE: asked for on every process, because Lightning broadcasts it.
             log_dir = trainer.log_dir or trainer.default_root_dir
             begun = self.begin(
                 found,
                 trainer.global_step,
                 run=trainer,
-                log_dir=log_dir,
+                log_dir=None if running.fast_dev_run else log_dir,
                 find_writers=lambda: _writers_of(trainer),
                 sample=lambda: self._sample_each(trainer, pl_module, batch),
                 find_state=lambda name: self._state,
