@@ -46,11 +46,12 @@ class Folder:
         with self._writing():
             there = self._read()
             known: dict[str, str] = there["runs"]
-            if any(list_records(self._folder_of(run)) for run in known):
-                self._check_options(there)
-            else:  # a first try, perhaps with a mistake in what was asked for
+            if not any(list_records(self._folder_of(run)) for run in known):
+                # A first try, perhaps with a mistake in what was asked for.
                 known |= {run: curves[run] for run in known.keys() & curves.keys()}
+                there["options"] = {}
             self._runs = self._merged(known, curves)
+            self._check_options(there)
         self._stack = ExitStack()
         self.curves: dict[str, Curve] = {}
 
