@@ -323,7 +323,7 @@ def test_other_options_are_refused_with_both_sides(tmp_path: Path, capsys: Captu
     assert command("run", "--layer", "2") == 2
     assert "layer is 1 there and 2 now" in capsys.readouterr().err
     assert command("run", "--seed", "1") == 2
-    assert "prompts is '" in capsys.readouterr().err
+    assert f"prompts of {tmp_path / 'run'} is '" in capsys.readouterr().err
 
 
 # Killed, as by somebody else

@@ -193,6 +193,104 @@ def test_a_tokenizer_is_looked_for_beside_the_checkpoints(tmp_path: Path) -> Non
     assert run(tmp_path / "run", out=tmp_path / "out", prompts=None).failures == {}
 
 
+def test_a_tokenizer_may_be_one_file_in_the_checkpoint(tmp_path: Path) -> None:
+    alone = {"tokenizer.json": tokenizer_files()["tokenizer.json"]}
+    put(olmo_files(1) | alone, tmp_path / "run/checkpoint-1")
+    assert run(tmp_path / "run", out=tmp_path / "out", prompts=None).failures == {}
+
+
+def retrained(folder: Path) -> None:
+    """Another tokenizer: the same tokens under other numbers."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    content["model"]["vocab"] = {word: (n * 7) % len(vocabulary) for word, n in vocabulary.items()}
+    path.write_text(json.dumps(content))
+
+
+def trainings(folder: Path, *names: str) -> list[Path]:
+    """Two checkpoints of each, and their tokenizer beside them."""
+    for seed, name in enumerate(names):
+        for step in (1, 2):
+            put(olmo_files(3 * seed + step), folder / name / f"checkpoint-{step}")
+        for file, content in tokenizer_files().items():
+            (folder / name / file).write_bytes(content)
+    return [folder / name for name in names]
+
+
+def prompts_in(folder: Path) -> PromptSet:
+    return PromptSet.load(folder / "stable_regions/prompts.json")
+
+
+def test_each_training_has_the_same_text_by_its_own_tokenizer(tmp_path: Path) -> None:
+    small, big, like_big = trainings(tmp_path, "small", "big", "like-big")
+    for folder in (big, like_big):
+        retrained(folder)
+    run(small, big, like_big, out=tmp_path / "out", prompts=None)
+    found = {
+        folder: prompts_in(tmp_path / "out" / folder.name) for folder in (small, big, like_big)
+    }
+    for folder, prompts in found.items():
+        tokenizer = load_tokenizer(str(folder))
+        assert prompts.texts == tuple(map(tokenizer.decode, prompts.token_ids.tolist()))
+        for record in records_in(tmp_path / "out" / folder.name):
+            assert record.metadata["prompts"] == prompts.fingerprint
+    assert found[small].texts == found[big].texts
+    assert found[small].fingerprint != found[big].fingerprint == found[like_big].fingerprint
+
+
+def test_each_training_has_the_prompts_of_its_own_live_run(tmp_path: Path) -> None:
+    watched, other = trainings(tmp_path, "watched", "other")
+    live = PromptSet.from_texts(["Some words. "] * 99, load_tokenizer(str(watched)), num_prompts=4)
+    live.save(watched / "stable_regions/prompts.json")
+    run(other, watched, out=tmp_path / "out", prompts=None)
+    assert prompts_in(tmp_path / "out/watched").fingerprint == live.fingerprint
+    assert prompts_in(tmp_path / "out/other").source == "the help topics of Python"
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_token_ids_of_another_tokenizer_are_refused(tmp_path: Path, as_file: bool) -> None:
+    small, big = trainings(tmp_path, "small", "big")
+    retrained(big)
+    text = ["Some words to say. "] * 99
+    prompts = PromptSet.from_texts(text, load_tokenizer(str(small)), num_prompts=4)
+    prompts.save(tmp_path / "prompts.json")
+    given = str(tmp_path / "prompts.json") if as_file else prompts
+    said = rf"another tokenizer: their first text is .*, and to '{big}' its tokens say"
+    with pytest.raises(InputError, match=said):
+        run(small, big, out=tmp_path / "out", prompts=given)
+    assert not (tmp_path / "out").exists()
+    (big / "tokenizer.json").unlink()
+    (big / "tokenizer_config.json").unlink()  # nobody to ask
+    assert run(small, big, out=tmp_path / "out", prompts=given).failures == {}
+
+
+def test_a_text_that_its_tokenizer_spells_otherwise_is_not_refused(tmp_path: Path) -> None:
+    (folder,) = trainings(tmp_path, "run")
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text()) | {"normalizer": {"type": "Lowercase"}}
+    path.write_text(json.dumps(content))
+    tokenizer = load_tokenizer(str(folder))
+    prompts = PromptSet.from_pairs([{"a": "AB", "b": "CD"}] * 3, tokenizer)
+    assert tokenizer.decode(prompts.token_ids[0].tolist()) == "ab"
+    assert run(folder, out=tmp_path / "out", prompts=prompts, num_pairs=2).failures == {}
+
+
+def test_weights_of_another_training_are_measured_with_its_own_prompts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other, main = "allenai/OLMo-other", put(olmo_files(3) | tokenizer_files(), tmp_path / "main")
+    retrained(main)
+    with hub_server(olmo_repo() | {other: {"main": main, "step5": olmo_files(1)}}) as hub:
+        talk_to(hub, monkeypatch, tmp_path / "home")
+        report = run(f"{OLMO}@step1000*", f"{other}@step5", out=tmp_path / "out", prompts=None)
+    assert report.measured == [f"{OLMO}@{STEPS[1]}", f"{other}@step5"]
+    for repo in (OLMO, other):
+        folder = tmp_path / "out" / repo.replace("/", "--")
+        (record,) = records_in(folder)
+        assert record.metadata["prompts"] == prompts_in(folder).fingerprint
+
+
 # TensorBoard
 
 
@@ -506,7 +604,7 @@ def test_a_damaged_record_is_measured_again(history: Path, tmp_path: Path) -> No
         ({"num_steps": 7}, "num_steps is 4 there and 7 now"),
         ({"layer": 2}, "layer is 1 there and 2 now"),
         ({"dtype": "bfloat16"}, "dtype is 'auto' there and 'bfloat16' now"),
-        ({"prompts": some_prompts(5)}, "prompts is '{}' there and '{}' now"),
+        ({"prompts": some_prompts(5)}, "run is '{}' there and '{}' now"),
     ],
 )
 def test_other_options_are_refused(
@@ -732,15 +830,6 @@ def models(folder: Path, **sizes: int) -> Path:
         put(tokenizer_files(), folder / name)
         save_folder(model, folder / name)
     return folder
-
-
-def retrained(folder: Path) -> None:
-    """Another tokenizer: the same tokens under other numbers."""
-    path = folder / "tokenizer.json"
-    content = json.loads(path.read_text())
-    vocabulary = content["model"]["vocab"]
-    content["model"]["vocab"] = {word: (n * 7) % len(vocabulary) for word, n in vocabulary.items()}
-    path.write_text(json.dumps(content))
 
 
 def test_a_sweep_is_over_the_number_of_parameters(tmp_path: Path) -> None:

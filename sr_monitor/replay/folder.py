@@ -52,6 +52,7 @@ class Folder:
                 there["options"] = {}
             self._runs = self._merged(known, curves)
             self._check_options(there)
+            self._options = there["options"] | self._options  # those of other trainings, too
         self._stack = ExitStack()
         self.curves: dict[str, Curve] = {}
 

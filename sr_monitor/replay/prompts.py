@@ -1,17 +1,20 @@
-"""Which prompts a replay measures: the same for all steps, and for each model of a sweep its own.
+"""Which prompts a replay measures: the same for all steps of a training, each training its own.
 
-The models of a sweep tokenise the same text each with its own tokenizer.
+Trainings, and the models of a sweep, tokenise the same text each with its own tokenizer; so those
+that share a tokenizer have the same prompts.
 
     choice = PromptChoice(given="corpus.txt", loading=Loading())
-    choice.for_all(stops);  choice.for_model(stop)
+    choice.for_trainings(stops);  choice.for_model(stop)
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sr_monitor import keys
+from sr_monitor.corpora import encode
 from sr_monitor.demo import python_prompts
 from sr_monitor.errors import InputError
 from sr_monitor.loading import TokenizerOnDemand, check_hub
@@ -20,6 +23,13 @@ from sr_monitor.replay.models import Loading
 from sr_monitor.replay.stops import Stop
 
 _LIVE = Path(keys.PREFIX.rstrip("/"), "prompts.json")
+_TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "spiece.model",
+)
 
 
 def choose_prompts(source: str | None, tokenizer: TokenizerOnDemand, **options: Any) -> PromptSet:
@@ -50,19 +60,19 @@ class PromptChoice:
     seed: int = 0
     """Of the choice."""
 
-    def for_all(self, stops: list[Stop]) -> PromptSet:
-        """The prompts of a training: given, or those of its live run, or drawn from a text."""
-        if isinstance(self.given, PromptSet):
-            return self.given
-        if self.given is None and (live := _live_prompts(stops[0])) is not None:
-            return PromptSet.load(live)
-        return self._drawn(stops[0])
+    def for_trainings(self, stops: Iterable[Stop]) -> dict[str, PromptSet]:
+        """The prompts of each training, by its home: those of its live run, or `for_model`."""
+        prompts: dict[str, PromptSet] = {}
+        for stop in stops:
+            if stop.home not in prompts:
+                prompts[stop.home] = self._of_live_run(stop) or self.for_model(stop)
+        return prompts
 
     def for_model(self, stop: Stop) -> PromptSet:
-        """The prompts of one model among others: the same text, by its own tokenizer."""
-        prompts = self.given if isinstance(self.given, PromptSet) else self._drawn(stop)
-        if prompts.texts is not None:
-            self._check_tokenizer(stop, prompts)
+        """The prompts that are given, or the same text for all, by this one's tokenizer."""
+        tokenizer = TokenizerOnDemand(self.tokenizer_of(stop), self.loading.trust_remote_code)
+        prompts = self.given if isinstance(self.given, PromptSet) else self._drawn(tokenizer)
+        _check_tokenizer(tokenizer, prompts)
         return prompts
 
     def tokenizer_of(self, stop: Stop) -> str:
@@ -72,7 +82,7 @@ class PromptChoice:
         if stop.checkpoint is None:
             return stop.home
         folder = stop.checkpoint.path
-        return str(folder if (folder / "tokenizer_config.json").is_file() else stop.home)
+        return str(folder if _has_tokenizer(folder) else stop.home)
 
     def described(self) -> str:
         """What makes the prompts of a sweep, in words: texts, and how they are cut."""
@@ -84,29 +94,48 @@ class PromptChoice:
             text = f"{Path(text).name} ({digest})"
         return f"{text}, {self.num_tokens} tokens a prompt, seed {self.seed}"
 
-    def _drawn(self, stop: Stop) -> PromptSet:
+    def _of_live_run(self, stop: Stop) -> PromptSet | None:
+        live = None if self.given is not None else _live_prompts(stop)
+        return None if live is None else PromptSet.load(live)
+
+    def _drawn(self, tokenizer: TokenizerOnDemand) -> PromptSet:
         assert not isinstance(self.given, PromptSet)
         return choose_prompts(
             self.given,
-            self._tokenizer(stop),
+            tokenizer,
             num_tokens=self.num_tokens,
             num_prompts=self.num_prompts,
             seed=self.seed,
         )
 
-    def _tokenizer(self, stop: Stop) -> TokenizerOnDemand:
-        return TokenizerOnDemand(self.tokenizer_of(stop), self.loading.trust_remote_code)
 
-    def _check_tokenizer(self, stop: Stop, prompts: PromptSet) -> None:
-        """Refuses token ids that mean another text to this model."""
-        assert prompts.texts is not None
-        meant = self._tokenizer(stop).decode(prompts.token_ids[0].tolist())
-        if meant != prompts.texts[0]:
-            raise InputError(
-                f"the prompts were made with another tokenizer: their first text is "
-                f"{prompts.texts[0]!r}, and to {self.tokenizer_of(stop)!r} its tokens say "
-                f"{meant!r}; give a text file, which each model tokenises for itself"
-            )
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _TOKENIZER_FILES)
+
+
+def _check_tokenizer(tokenizer: TokenizerOnDemand, prompts: PromptSet) -> None:
+    """Refuses token ids that mean another text to this model, as far as its tokenizer is there."""
+    if prompts.texts is None:
+        return
+    ids, text = prompts.token_ids[0].tolist(), prompts.texts[0]
+    meant = _meant(tokenizer, ids)
+    # A text that was given, not drawn, may come back in another spelling.
+    if meant not in (None, text) and encode(tokenizer, text) != ids:
+        raise InputError(
+            f"the prompts were made with another tokenizer: their first text is {text!r}, and to "
+            f"{tokenizer.source!r} its tokens say {meant!r}; give a text file, which is tokenised "
+            "for each model by its own"
+        )
+
+
+def _meant(tokenizer: TokenizerOnDemand, ids: list[int]) -> str | None:
+    folder = Path(tokenizer.source)
+    if folder.is_dir() and not _has_tokenizer(folder):
+        return None
+    try:
+        return str(tokenizer.decode(ids))
+    except InputError:
+        return None
 
 
 def _live_prompts(stop: Stop) -> Path | None:

@@ -79,8 +79,9 @@ def replay(
     Args:
         sources: Folders, files, or `owner/name@GLOB`, revisions on the hub.
         out: Where records and the TensorBoard run go; a run that was stopped goes on there.
-        prompts: A `PromptSet`, a file, or a data set's name on the hub; by default those of the
-            live run in the first source's folder, else the text that any Python brings along.
+        prompts: A `PromptSet`, a file, or a data set's name on the hub; by default, for each
+            training, those of the live run in its folder, else the text that any Python brings
+            along.
         num: At most so many checkpoints of each run, evenly spaced in the logarithm of the step.
         tokens: The checkpoints nearest to these numbers of tokens.
         num_tokens: The length of a prompt that is drawn from a text.
@@ -148,13 +149,11 @@ class Replay:
         _check_base(stops, job.loading)
         self.stops, self.job, self.bar = stops, job, bar
         self.report = Report()
-        self._twins = twins(stops)
         self._choice = choice
-        self._prompts = None if job.sweep else choice.for_all(stops)
-        self._of_models: dict[str, PromptSet] = {}
+        self._prompts = {} if job.sweep else choice.for_trainings(stops)
+        self._twins = self._same_measurements(stops)
         options = {k: v for k, v in asdict(job.config).items() if k not in _NO_MATTER}
-        same = choice.described() if self._prompts is None else self._prompts.fingerprint
-        options |= {"dtype": job.loading.dtype, "prompts": same}
+        options |= {"dtype": job.loading.dtype} | self._described_prompts()
         self._folder = Folder(out, options, {stop.run: stop.curve for stop in stops})
         self._journal = Journal(out / "downloads.json")
 
@@ -208,11 +207,26 @@ class Replay:
             here.leave()
 
     def _prompts_of(self, stop: Stop) -> PromptSet:
-        if self._prompts is not None:
-            return self._prompts
-        if stop.label not in self._of_models:
-            self._of_models[stop.label] = self._choice.for_model(stop)
-        return self._of_models[stop.label]
+        """Those of its training; of a model in a sweep, chosen when its turn comes."""
+        owner = stop.label if self.job.sweep else stop.home
+        if owner not in self._prompts:
+            self._prompts[owner] = self._choice.for_model(stop)
+        return self._prompts[owner]
+
+    def _described_prompts(self) -> dict[str, str]:
+        """For each training apart, so that others may join it or stay away."""
+        if self.job.sweep:
+            return {"prompts": self._choice.described()}
+        return {f"prompts of {home}": each.fingerprint for home, each in self._prompts.items()}
+
+    def _same_measurements(self, stops: Sequence[Stop]) -> dict[str, Stop]:
+        """Those with equal weights, as far as they get the same prompts."""
+        found, home_of = twins(stops), {stop.label: stop.home for stop in stops}
+        return {
+            label: first
+            for label, first in found.items()
+            if self._prompts[home_of[label]].fingerprint == self._prompts[first.home].fingerprint
+        }
 
     def _keep(self, stop: Stop, outcome: Record | Failure) -> None:
         if isinstance(outcome, Record):
@@ -240,7 +254,7 @@ class Replay:
 
     def _save(self, stop: Stop, record: Record) -> None:
         prompts = self._prompts_of(stop)
-        if self._prompts is None:
+        if self.job.sweep:
             tokenizer = self._choice.tokenizer_of(stop)
             record = replace(record, metadata=record.metadata | {"tokenizer": tokenizer})
         self._folder.save(stop, record, prompts)
