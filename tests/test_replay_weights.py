@@ -72,6 +72,14 @@ def test_checkpoints_of_lightning_are_loaded(tmp_path: Path, model: Any) -> None
         assert_holds(model, expected[checkpoint.name.step])
 
 
+def test_weights_that_have_gone_since_they_were_found_are_told(saved: tuple[Path, Weights]) -> None:
+    folder, _ = saved
+    found = only(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=rf"^'{folder}': its weights are gone since the listing; "):
+        read_weights(found)
+
+
 @pytest.mark.parametrize("size", ["50GB", "30KB"])
 def test_safetensors_are_loaded_whole_and_in_parts(tmp_path: Path, model: Any, size: str) -> None:
     source = tiny_model()

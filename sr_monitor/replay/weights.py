@@ -42,7 +42,12 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     if checkpoint.kind == "lightning":
         return _tensors(read_torch(checkpoint.path))
     there = (checkpoint.path / name for name in WEIGHT_FILES)
-    file = next(path for path in there if path.is_file())
+    file = next((path for path in there if path.is_file()), None)
+    if file is None:
+        raise InputError(
+            f"{str(checkpoint.path)!r}: its weights are gone since the listing; if a training that "
+            "keeps only its last checkpoints goes on there (save_total_limit), copy them first"
+        )
     files = read_index(file) if file.suffix == ".json" else [file]
     if files[0].suffix == ".safetensors":
         return read_safetensors(files)
