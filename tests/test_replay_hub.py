@@ -513,6 +513,12 @@ def test_a_failed_download_is_struck_from_the_journal(hub: HubServer, tmp_path: 
     assert Journal(tmp_path / "journal.json").entries == {}
 
 
+def test_a_journal_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"/file/journal.json', where .* cannot be written to \("):
+        Journal(tmp_path / "file" / "journal.json").add({tmp_path / "a/b/c": ""})
+
+
 def test_a_killed_run_leaves_nothing_behind_after_it_went_on(
     hub: HubServer, tmp_path: Path
 ) -> None:

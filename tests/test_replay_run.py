@@ -48,7 +48,7 @@ from tests.replays import (
     what_is_in,
 )
 from tests.trained import save_folder, tiny_model
-from tests.zoo import build
+from tests.zoo import VOCAB, build
 
 TWIN = "step4000-tokens8B"
 QWENS: tuple[str, ...] = ("Qwen/Qwen2-0.5B", "Qwen/Qwen2-1.5B")
@@ -647,6 +647,36 @@ def test_a_first_try_with_a_mistake_in_it_binds_nobody(history: Path, tmp_path: 
         run(history, out=out, prompts=some_prompts(5))
 
 
+def events_in(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.rglob("events.out.tfevents.*")}
+
+
+def test_a_refused_call_leaves_what_tensorboard_shows(tmp_path: Path) -> None:
+    history = checkpoints(tmp_path / "run", 1)
+    run(history, out=tmp_path / "out")
+    (history / "checkpoint-1").rename(history / "step-1")
+    before = events_in(tmp_path / "out")
+    with pytest.raises(InputError, match=r"holds .*checkpoint-1 at step 1, where .*step-1 belongs"):
+        run(history, out=tmp_path / "out")
+    assert events_in(tmp_path / "out") == before
+
+
+def test_a_live_run_that_came_into_a_replays_folder_is_not_written_over(tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    training.train(folder, save_strategy="steps", save_steps=2)
+    prompts = PromptSet.from_token_ids(some_prompts().token_ids % VOCAB)
+    run(folder, out=folder, prompts=prompts)
+    watch = training.watch(every=1, writer=None, prompts=prompts, num_pairs=3, num_steps=4)
+    training.train(folder, watch, max_steps=8, resume=folder / "checkpoint-6")
+    before, options = events_in(folder), (folder / "replay.json").read_bytes()
+    with pytest.raises(
+        InputError, match=r"holds a record at step [78] that no replay has made .*na"
+    ):
+        run(folder, out=folder, prompts=prompts)
+    assert events_in(folder) == before
+    assert (folder / "replay.json").read_bytes() == options
+
+
 def test_a_renamed_checkpoint_does_not_take_the_place_of_another(tmp_path: Path) -> None:
     history = checkpoints(tmp_path / "run", 1)
     run(history, out=tmp_path / "out")
@@ -683,6 +713,15 @@ def test_a_newer_or_damaged_folder_is_refused(
     with pytest.raises(InputError, match=said):
         run(history, out=tmp_path / "out")
     assert what_is_in(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("content", ["{", "[]", None])
+def test_a_damaged_journal_is_told(history: Path, tmp_path: Path, content: str | None) -> None:
+    journal = tmp_path / "out/downloads.json"
+    journal.unlink()
+    journal.mkdir() if content is None else journal.write_text(content)
+    with pytest.raises(InputError, match=rf"'{journal}', where .* cannot be read .*; delete it"):
+        run(history, out=tmp_path / "out")
 
 
 def test_two_at_a_time_are_refused(history: Path, tmp_path: Path) -> None:

@@ -59,8 +59,7 @@ class Journal:
         """Reads the journal of an earlier run, if there is one."""
         self._path = path
         self._lock = Lock()
-        read: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
-        self._entries = {Path(name): digest for name, digest in read.items()}
+        self._entries = _read_journal(path) if path.exists() else {}
 
     @property
     def entries(self) -> Entries:
@@ -83,7 +82,24 @@ class Journal:
 
     def _save(self) -> None:
         listed = {str(entry): digest for entry, digest in self._entries.items()}
-        write_whole(self._path, json.dumps(listed, indent=1).encode())
+        try:
+            write_whole(self._path, json.dumps(listed, indent=1).encode())
+        except OSError as error:
+            raise InputError(
+                f"{str(self._path)!r}, where a replay notes its downloads, cannot be written to "
+                f"({error}); make room there and run the same again, or name another --out"
+            ) from error
+
+
+def _read_journal(path: Path) -> dict[Path, str]:
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+        return {Path(name): str(digest) for name, digest in read.items()}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{str(path)!r}, where a replay notes its downloads, cannot be read ({error!r}); "
+            "delete it (what a killed replay had downloaded then stays in the hub's cache)"
+        ) from error
 
 
 def take_out_leftovers(journal: Journal) -> None:

@@ -39,6 +39,9 @@ class Curve:
 
         Args:
             folder: The folder of the records, `OUT/RUN/stable_regions`.
+
+        Raises:
+            InputError: One is there that no replay has made.
         """
         self.folder = folder
         self.records: dict[str, Record] = {}
@@ -49,7 +52,12 @@ class Curve:
         for path in list_records(folder):
             with suppress(InputError):
                 record = Record.load(path)
-                self.records[str(record.metadata.get("source"))] = record
+                self.records[str(record.metadata.get("source") or "")] = record
+        if (foreign := self.records.get("")) is not None:
+            raise InputError(
+                f"{str(folder)!r} holds a record at step {foreign.step} that no replay has made (a "
+                "live run's?), and what shows it would be overwritten; name another --out"
+            )
 
     def at(self, step: int) -> str | None:
         """What was measured at this step."""

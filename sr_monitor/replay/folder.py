@@ -4,6 +4,7 @@
 not go together with that is refused, with both sides; so are measurements that no replay made.
 
     with Folder(out, options, {"": "/runs/gpt2"}) as folder:
+        folder.begin([stop])
         folder.save(stop, record, prompts)
 """
 
@@ -57,18 +58,12 @@ class Folder:
         self.curves: dict[str, Curve] = {}
 
     def __enter__(self) -> "Folder":
-        """Takes the folder, and shows what was measured before."""
+        """Takes the folder, and reads what was measured before."""
         with ExitStack() as stack, self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(self._taken())
-            for folder in (self.path, *map(self._folder_of, self._runs)):
-                for unfinished in folder.glob(_UNFINISHED):
-                    unfinished.unlink()
-            self._write()
             self.curves = {run: Curve(self._folder_of(run)) for run in self._runs}
             stack.callback(self._close_curves)
-            for curve in self.curves.values():
-                curve.begin()
             self._stack = stack.pop_all()
         return self
 
@@ -91,14 +86,17 @@ class Folder:
             return None
         return record
 
-    def check_free(self, stop: Stop) -> None:
-        """Refuses a checkpoint at whose step another one was measured."""
-        other = self.curves[stop.run].at(stop.name.step)
-        if other not in (None, stop.label) and stop.curve != SIZES:
-            raise InputError(
-                f"--out {str(self.path)!r} holds {other} at step {stop.name.step}, where "
-                f"{stop.label} belongs now; name another folder"
-            )
+    def begin(self, todo: Iterable[Stop]) -> None:
+        """Shows what was measured before, if there is room for what is to be measured now."""
+        for stop in todo:
+            self._check_free(stop)
+        with self._writing():
+            for folder in (self.path, *map(self._folder_of, self._runs)):
+                for unfinished in folder.glob(_UNFINISHED):
+                    unfinished.unlink()
+            self._write()
+            for curve in self.curves.values():
+                curve.begin()
 
     def save(self, stop: Stop, record: Record, prompts: PromptSet) -> None:
         """One more record, on its curve."""
@@ -113,6 +111,15 @@ class Folder:
         with self._writing():
             for curve in self.curves.values():
                 curve.finish()
+
+    def _check_free(self, stop: Stop) -> None:
+        """Refuses a checkpoint at whose step another one was measured."""
+        other = self.curves[stop.run].at(stop.name.step)
+        if other not in (None, stop.label) and stop.curve != SIZES:
+            raise InputError(
+                f"--out {str(self.path)!r} holds {other} at step {stop.name.step}, where "
+                f"{stop.label} belongs now; name another folder"
+            )
 
     def _curve_beside(self, stop: Stop) -> Curve:
         """For a second model of the same size."""

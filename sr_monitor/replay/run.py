@@ -160,12 +160,11 @@ class Replay:
     def run(self, engine: Engine, ray_address: str | None) -> Report:
         """Measures what is not measured yet."""
         with self._folder:
-            take_out_leftovers(self._journal)
             self.report.kept = [s.label for s in self.stops if self._folder.find(s) is not None]
             done = set(self.report.kept)
             todo = [stop for stop in self.stops if stop.label not in done]
-            for stop in todo:
-                self._folder.check_free(stop)
+            self._folder.begin(todo)
+            take_out_leftovers(self._journal)
             self._measure(todo, engine, ray_address)
             self._folder.finish()
         return self.report
