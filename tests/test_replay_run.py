@@ -29,6 +29,9 @@ from sr_monitor.errors import InputError
 from sr_monitor.loading import load_model, load_tokenizer
 from sr_monitor.records import list_records
 from sr_monitor.replay import Report, replay
+from sr_monitor.replay.cache import take_out
+from sr_monitor.replay.downloads import discard, fetch
+from sr_monitor.replay.hub import Revision
 from tests import lightning_runs, training
 from tests.hub_server import Fault, HubServer, hub_server
 from tests.replays import (
@@ -281,7 +284,8 @@ def test_weights_of_another_training_are_measured_with_its_own_prompts(
 ) -> None:
     other, main = "allenai/OLMo-other", put(olmo_files(3) | tokenizer_files(), tmp_path / "main")
     retrained(main)
-    with hub_server(olmo_repo() | {other: {"main": main, "step5": olmo_files(1)}}) as hub:
+    repos = {**olmo_repo(), other: {"main": main, "step5": olmo_files(1)}}
+    with hub_server(repos) as hub:
         talk_to(hub, monkeypatch, tmp_path / "home")
         report = run(f"{OLMO}@step1000*", f"{other}@step5", out=tmp_path / "out", prompts=None)
     assert report.measured == [f"{OLMO}@{STEPS[1]}", f"{other}@step5"]
@@ -404,6 +408,35 @@ def test_what_was_there_before_stays(hub: HubServer, tmp_path: Path) -> None:
     assert downloads(hub, STEPS[1]) == 1
     run(f"{OLMO}@step*", out=tmp_path / "kept", keep_downloads=True)
     assert len(weights_there(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("taken", ["config.json", "*"])
+def test_what_another_replay_takes_out_meanwhile_comes_again(
+    hub: HubServer, tmp_path: Path, taken: str
+) -> None:
+    put(olmo_files(0), tmp_path / "base")
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps(config | {"clip_qkv": 0.001}))
+    run(f"{OLMO}@step1000*", out=tmp_path / "whole")
+    others = fetch(OLMO, Revision(STEPS[1], hub.commit(OLMO, STEPS[1])))
+    rest = {entry: digest for entry, digest in others.added.items() if entry.match(taken)}
+
+    def bar(name: str) -> Callable[[int, int], None]:
+        def take(done: int, total: int) -> None:
+            if name == "loading":
+                take_out(rest)
+                rest.clear()
+
+        return take
+
+    before = downloads(hub, STEPS[1])
+    report = run(f"{OLMO}@step1000*", out=tmp_path / "out", bar=bar, base=str(tmp_path / "base"))
+    assert report.failures == {}
+    ((whole,), (again,)) = (records_in(tmp_path / name) for name in ("whole", "out"))
+    assert measured(again) == measured(whole)
+    assert downloads(hub, STEPS[1]) - before == (taken == "*")
+    discard(others)
+    assert weights_there(tmp_path) == []
 
 
 def test_equal_weights_are_measured_once_and_named(

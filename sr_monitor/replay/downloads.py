@@ -11,7 +11,7 @@ when no revision refers to it any more.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -29,6 +29,8 @@ _PROOF_ROUNDS = 3
 class Fetched:
     """A checkpoint in the hub's cache."""
 
+    item: Item
+    """What it consists of."""
     folder: Path
     """Holds its config and weights, as `from_pretrained` wants them."""
     downloaded_bytes: int
@@ -39,6 +41,11 @@ class Fetched:
     """What this run put into the cache for it."""
     journal: Journal | None = None
     """Where that is written down."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nobody else has taken any of it out of the cache."""
+        return not _gone(self.item, self.folder)
 
 
 def fetch(
@@ -76,12 +83,22 @@ def fetch(
         with _undone_on_error(added, journal):
             job.run()
     return Fetched(
+        item=item,
         folder=job.folder,
         downloaded_bytes=item.missing_bytes,
         was_there=not added,
         added=added,
         journal=journal,
     )
+
+
+def fetch_again(
+    fetched: Fetched, progress: Callable[[int, int], object] = lambda done, total: None
+) -> Fetched:
+    """The same, after another replay that had put it into the cache has taken it out."""
+    item = fetched.item
+    again = fetch(item.repo, item.revision, progress=progress, journal=fetched.journal)
+    return replace(again, added={**fetched.added, **again.added})
 
 
 def discard(fetched: Fetched) -> None:
@@ -202,7 +219,11 @@ class _Job:
         # NOTE: a blob shared with a revision that is discarded meanwhile may go just before this
         # one refers to it. Under the lock nothing goes, and what is there then stays.
         with locked(repo_folder(self._item.repo)):
-            return [file for file in self._item.files if not (self.folder / file.name).is_file()]
+            return _gone(self._item, self.folder)
+
+
+def _gone(item: Item, folder: Path) -> list[File]:
+    return [file for file in item.files if not (folder / file.name).is_file()]
 
 
 @contextmanager

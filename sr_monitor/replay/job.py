@@ -17,19 +17,41 @@ from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
 from sr_monitor.replay.cache import Journal
 from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
-from sr_monitor.replay.downloads import Fetched, discard, fetch
+from sr_monitor.replay.downloads import Fetched, discard, fetch, fetch_again
 from sr_monitor.replay.models import Loading, ModelKeeper
 from sr_monitor.replay.stops import Stop
 
+_TRIES = 4  # each other replay takes a checkpoint away at most once
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+
+@dataclass(kw_only=True, slots=True)
 class Here:
     """A checkpoint on this machine, and what was downloaded for it."""
 
-    checkpoint: Checkpoint
-    """Where it lies."""
+    stop: Stop
+    """Which one."""
     fetched: Fetched | None = None
     """None where it was on disk before."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether what was downloaded is still there."""
+        return self.fetched is None or self.fetched.is_whole
+
+    def find(self) -> Checkpoint:
+        """Where it lies."""
+        if self.fetched is None:
+            assert self.stop.checkpoint is not None
+            return self.stop.checkpoint
+        found = find_checkpoints(self.fetched.folder)[0]
+        if not self.is_whole:  # or else it could pass for one without a config
+            raise InputError(f"{self.stop.label} has gone from the hub's cache")
+        return replace(found, name=self.stop.name)
+
+    def fetch_again(self, progress: Callable[[int, int], object]) -> None:
+        """Downloads what another replay has taken out of the hub's cache."""
+        if self.fetched is not None:
+            self.fetched = fetch_again(self.fetched, progress)
 
     def leave(self) -> None:
         """Takes out what was downloaded; a second call does nothing."""
@@ -58,13 +80,11 @@ def bring(
     if stop.problem:
         raise InputError(stop.problem)
     if stop.checkpoint is not None:
-        return Here(checkpoint=stop.checkpoint)
+        return Here(stop=stop)
     assert stop.item is not None
-    fetched = fetch(
-        stop.item.repo, stop.item.revision, progress=progress, stop=stop_event, journal=journal
-    )
-    checkpoint = replace(find_checkpoints(fetched.folder)[0], name=stop.name)
-    return Here(checkpoint=checkpoint, fetched=fetched)
+    repo, revision = stop.item.repo, stop.item.revision
+    fetched = fetch(repo, revision, progress=progress, stop=stop_event, journal=journal)
+    return Here(stop=stop, fetched=fetched)
 
 
 class _Refusal(InputError):
@@ -107,9 +127,23 @@ class Job:
             return Failure(reason=_reason(error))
 
     def _load(self, here: Here, keeper: ModelKeeper, bar: Bar) -> nn.Module:
+        """The model; what another replay of the repository takes away meanwhile comes again."""
+        for tries in range(_TRIES):
+            if tries:
+                here.fetch_again(bar("download"))
+            try:
+                return self._loaded(here, keeper, bar)
+            except (InputError, OSError):
+                if here.is_whole:
+                    raise
+        raise InputError(
+            f"{here.stop.label} does not stay in the hub's cache; does another program clear it?"
+        )
+
+    def _loaded(self, here: Here, keeper: ModelKeeper, bar: Bar) -> nn.Module:
         progress = bar("loading")
         progress(0, 1)
-        model = keeper.load(here.checkpoint)
+        model = keeper.load(here.find())
         progress(1, 1)
         return model
 
