@@ -33,7 +33,7 @@ from sr_monitor.replay.cache import take_out
 from sr_monitor.replay.downloads import discard, fetch
 from sr_monitor.replay.hub import Revision
 from tests import lightning_runs, training
-from tests.hub_server import Fault, HubServer, hub_server
+from tests.hub_server import Fault, HubServer, Repos, hub_server
 from tests.replays import (
     FEW,
     OLMO,
@@ -284,8 +284,8 @@ def test_weights_of_another_training_are_measured_with_its_own_prompts(
 ) -> None:
     other, main = "allenai/OLMo-other", put(olmo_files(3) | tokenizer_files(), tmp_path / "main")
     retrained(main)
-    repos = {**olmo_repo(), other: {"main": main, "step5": olmo_files(1)}}
-    with hub_server(repos) as hub:
+    repos: Repos = {other: {"main": main, "step5": olmo_files(1)}}
+    with hub_server({**olmo_repo(), **repos}) as hub:
         talk_to(hub, monkeypatch, tmp_path / "home")
         report = run(f"{OLMO}@step1000*", f"{other}@step5", out=tmp_path / "out", prompts=None)
     assert report.measured == [f"{OLMO}@{STEPS[1]}", f"{other}@step5"]
@@ -588,6 +588,54 @@ def test_a_mistake_is_said_once_and_not_of_each(
     checkpoints(tmp_path / "run", 1, 2)
     with pytest.raises(InputError, match=re.escape(said)):
         run(tmp_path / "run", out=tmp_path / "out", **options)
+
+
+WRONG_WORDS = {
+    "'run', 'out'": "sources='run': pass a list of folders, files or owner/name@GLOB",
+    "Path('run'), 'out'": "sources=PosixPath('run'): pass a list of folders",
+    "[Path('nope')], 'out'": "there is no folder 'nope'",
+    "['run'], None": "out=None: pass a folder",
+    "['run'], 'out', num=2.5": "num=2.5: pass a whole number",
+    "['run'], 'out', seed=True": "seed=True: pass a whole number",
+    "['run'], 'out', tokens=4e9": "tokens=4000000000.0: pass a list of numbers",
+    "['run'], 'out', tokens=['4B']": "tokens=['4B']: pass a list of numbers",
+    "['run'], 'out', prompts=['a']": "prompts=['a']: pass a PromptSet, a file, or a data set's na",
+    "['run'], 'out', config={}": "config={}: pass a MonitorConfig, or its entries by their names",
+    "['run'], 'out', num_pair=3": "num_pair=3: there is no such option; the nearest is 'num_pairs'",
+    "['run'], 'out', devise='cpu'": "the nearest is 'device'",
+}
+
+
+def test_wrong_words_in_python_are_told(tmp_path: Path) -> None:
+    """In a process where nothing else checks types."""
+    code = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from sr_monitor.errors import InputError\n"
+        "from sr_monitor.replay import replay\n"
+        "for call in json.load(sys.stdin):\n"
+        "    try:\n"
+        "        eval(f'replay({call})')\n"
+        "    except InputError as error:\n"
+        "        print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        input=json.dumps(list(WRONG_WORDS)),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = done.stdout.splitlines()
+    for said, expected in zip(told, WRONG_WORDS.values(), strict=True):
+        assert expected in said
+
+
+def test_sources_and_prompts_may_be_paths(tmp_path: Path) -> None:
+    some_prompts().save(tmp_path / "prompts.json")
+    folder, out = checkpoints(tmp_path / "run", 1), tmp_path / "out"
+    assert replay([folder], out, prompts=tmp_path / "prompts.json", **FEW).failures == {}
 
 
 # Nothing lost

@@ -8,10 +8,12 @@ others are measured.
     report.failures
 """
 
+import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from threading import Event
 from typing import Any, Literal, get_args
@@ -20,6 +22,7 @@ from sr_monitor.errors import InputError
 from sr_monitor.measurement import Bar, MonitorConfig, no_bar
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
+from sr_monitor.replay.arguments import check_kinds, with_options
 from sr_monitor.replay.cache import Journal, take_out_leftovers
 from sr_monitor.replay.curves import check_tensorboard
 from sr_monitor.replay.folder import Folder
@@ -52,10 +55,10 @@ class Report:
 
 
 def replay(
-    sources: Sequence[str],
+    sources: Sequence[str | Path],
     out: str | Path,
     *,
-    prompts: PromptSet | str | None = None,
+    prompts: PromptSet | str | Path | None = None,
     num: int | None = None,
     tokens: Sequence[int | float] | None = None,
     num_tokens: int = 10,
@@ -103,6 +106,17 @@ def replay(
     Raises:
         InputError: Nothing can be measured as asked for; the message names the fix.
     """
+    check_kinds(
+        sources=sources,
+        out=out,
+        prompts=prompts,
+        num=num,
+        tokens=tokens,
+        num_tokens=num_tokens,
+        seed=seed,
+        config=config,
+    )
+    config = with_options(config, options, known=signature(replay).parameters)
     if engine not in get_args(Engine):
         raise InputError(f"replay: engine={engine!r}: pass 'local' or 'ray'")
     check_tensorboard()
@@ -122,15 +136,15 @@ def replay(
         import_ray()
     else:
         loading.check_device()
-    stops = make_plan(sources, num=num, tokens=tokens)
+    stops = make_plan([os.fspath(source) for source in sources], num=num, tokens=tokens)
     job = Job(
-        config=replace(config or MonitorConfig(), **options),
+        config=config,
         loading=loading,
         keep_downloads=keep_downloads,
         sweep=is_sweep(stops),
     )
     choice = PromptChoice(
-        given=prompts,
+        given=os.fspath(prompts) if isinstance(prompts, Path) else prompts,
         loading=loading,
         num_tokens=num_tokens,
         num_prompts=job.config.num_prompts,
