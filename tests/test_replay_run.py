@@ -670,6 +670,24 @@ def test_what_is_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert len(run(relative, out=out).kept) == 3
 
 
+def test_more_trainings_may_be_named_later_and_fewer(tmp_path: Path) -> None:
+    one, two = trainings(tmp_path, "one", "two")
+    out = tmp_path / "out"
+    run(one, out=out, prompts=None)
+    both = run(one, two, out=out, prompts=None)
+    assert both.kept == [str(one / f"checkpoint-{step}") for step in (1, 2)]
+    assert both.measured == [str(two / f"checkpoint-{step}") for step in (1, 2)]
+    before = what_is_in(out)
+    assert len(run(two, out=out, prompts=None).kept) == 2
+    assert what_is_in(out) == before
+    assert steps_in(out / "two") == [1, 2]
+    put(olmo_files(9), one / "checkpoint-3")
+    assert run(one, out=out, prompts=None).measured == [str(one / "checkpoint-3")]
+    assert steps_in(out) == [1, 2, 3]
+    with pytest.raises(InputError, match=f"prompts of {two} is '.*' there and '.*' now"):
+        run(two, out=out, prompts=None, seed=1)
+
+
 def test_a_damaged_record_is_measured_again(history: Path, tmp_path: Path) -> None:
     first, *_ = list_records(tmp_path / "out")
     expected = numbers(Record.load(first))

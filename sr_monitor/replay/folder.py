@@ -40,7 +40,7 @@ class Folder:
         Args:
             path: The folder.
             options: What must be the same for all that is measured in it, as JSON can say it.
-            curves: Which curve goes into which folder inside.
+            curves: Which curve goes into which folder inside, unless it was begun in another.
         """
         self.path = path
         self._options = dict(options)
@@ -51,9 +51,10 @@ class Folder:
                 # A first try, perhaps with a mistake in what was asked for.
                 known |= {run: curves[run] for run in known.keys() & curves.keys()}
                 there["options"] = {}
-            self._runs = self._merged(known, curves)
+            self._run_of = self._placed(known, curves)
             self._check_options(there)
-            self._options = there["options"] | self._options  # those of other trainings, too
+        self._runs = known | {run: curve for curve, run in self._run_of.items()}
+        self._options = there["options"] | self._options  # those of other trainings, too
         self._stack = ExitStack()
         self.curves: dict[str, Curve] = {}
 
@@ -79,7 +80,7 @@ class Folder:
     def find(self, stop: Stop) -> Record | None:
         """The record of a checkpoint, if it was measured, and its name still stands for it."""
         # A model that is as large as another one is on a curve of its own.
-        runs = self.curves if stop.curve == SIZES else (stop.run,)
+        runs = self.curves if stop.curve == SIZES else (self._run_of[stop.curve],)
         found = (self.curves[run].records.get(stop.label) for run in runs)
         record = next((record for record in found if record is not None), None)
         if record is None or record.metadata.get("commit") != stop.commit:
@@ -101,7 +102,7 @@ class Folder:
     def save(self, stop: Stop, record: Record, prompts: PromptSet) -> None:
         """One more record, on its curve."""
         with self._writing():
-            curve = self.curves[stop.run]
+            curve = self.curves[self._run_of[stop.curve]]
             if curve.at(record.step) not in (None, stop.label):
                 curve = self._curve_beside(stop)
             curve.add(record, prompts)
@@ -114,7 +115,7 @@ class Folder:
 
     def _check_free(self, stop: Stop) -> None:
         """Refuses a checkpoint at whose step another one was measured."""
-        other = self.curves[stop.run].at(stop.name.step)
+        other = self.curves[self._run_of[stop.curve]].at(stop.name.step)
         if other not in (None, stop.label) and stop.curve != SIZES:
             raise InputError(
                 f"--out {str(self.path)!r} holds {other} at step {stop.name.step}, where "
@@ -169,8 +170,14 @@ class Folder:
                 f"{'; '.join(different)}; name another folder, or the same options"
             )
 
-    def _merged(self, known: dict[str, str], curves: Mapping[str, str]) -> dict[str, str]:
-        for run, curve in curves.items():
+    def _placed(self, known: Mapping[str, str], curves: Mapping[str, str]) -> dict[str, str]:
+        """By its curve, each folder: where it was begun, whichever others are named, or its own."""
+        begun = {curve: run for run, curve in known.items()}
+        placed = {
+            curve: run if known.get(run) == curve else begun.get(curve, run)
+            for run, curve in curves.items()
+        }
+        for curve, run in placed.items():
             folder = self._folder_of(run)
             if run in known and known[run] != curve:
                 raise InputError(
@@ -184,7 +191,7 @@ class Folder:
                     "replay (a live run's measurements?) and would be overwritten; name another "
                     "folder"
                 )
-        return known | dict(curves)
+        return placed
 
     def _write(self) -> None:
         content = {"schema": _SCHEMA, "options": self._options, "runs": self._runs}
