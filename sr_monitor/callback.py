@@ -13,7 +13,6 @@ raises unless it was asked to.
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,7 +25,7 @@ from sr_monitor.dashboards import TensorBoardWriter
 from sr_monitor.distributed import Team
 from sr_monitor.engine import EngineName
 from sr_monitor.errors import InputError
-from sr_monitor.fuse import Fuse, OnError
+from sr_monitor.fuse import Fuse, OnError, warn
 from sr_monitor.measurement import MonitorConfig
 from sr_monitor.monitor import Monitor, check_state, share_prompts
 from sr_monitor.prompts import PromptSet
@@ -258,11 +257,10 @@ class CallbackCore:
     def _sampled(self, sample: Callable[[], PromptSet | None]) -> PromptSet | None:
         prompts, wanted = sample(), self.config.num_pairs
         if prompts is not None and prompts.num_pairs < min(wanted, _FEW_PAIRS) and self._fuse.tells:
-            warnings.warn(
+            warn(
                 f"StableRegionCallback: {prompts.num_pairs} pairs of prompts were found, and "
                 f"num_pairs={wanted} are to be measured: the curve will be rough. They are from "
                 f"{prompts.source}; pass prompts=, a PromptSet with more",
-                RuntimeWarning,
                 stacklevel=2,
             )
         return prompts

@@ -12,14 +12,16 @@ item, so that all processes run equally many forwards.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from sr_monitor.errors import InputError
 from sr_monitor.fuse import PeerError as PeerError
-from sr_monitor.fuse import describe
+from sr_monitor.fuse import PeerInputError, describe
 
 _REASON_BYTES = 512
 
@@ -32,7 +34,7 @@ class Team:
         self.rank = rank
         self.size = size
         self._depth = 0  # of `together` in itself
-        self._failure: str | None = None  # what ended the outermost one for everybody
+        self._failure: PeerError | None = None  # what ended the outermost one for everybody
 
     @classmethod
     def present(cls) -> "Team":
@@ -104,7 +106,7 @@ class Team:
             self.roll_call()
         except Exception as error:
             if self.size > 1 and self._depth == 1 and self._failure is None:
-                self._answer(describe(error))
+                self._answer(error)
             raise
         finally:
             self._depth -= 1
@@ -113,27 +115,33 @@ class Team:
 
     def excuse(self, error: Exception) -> None:
         """Returns if all processes failed here, to try something else; else it is raised."""
-        if self.size > 1 and not self._answer(describe(error)):
-            self._failure = str(error) if self._depth else None
+        if self.size > 1 and not self._answer(error, excused=True):
+            failure = _peer_error(str(error), isinstance(error, InputError))
+            self._failure = failure if self._depth else None
             raise error
 
-    def _answer(self, reason: str | None) -> bool:
-        """Whether every process has failed, if this one has."""
+    def _answer(self, error: Exception | None, *, excused: bool = False) -> bool:
+        """Whether every process has failed, if this one has; else another's reason is raised.
+
+        An `InputError` is raised on all processes, whatever else failed: all have to give up.
+        """
         if self._failure is not None:
-            raise PeerError(self._failure)
-        failed = 0 if reason is None else self.rank + 1
+            raise copy(self._failure)  # not itself, which would keep the frames it went through
+        refuses = isinstance(error, InputError)
+        failed = 0 if error is None else self.rank + 1 + self.size * refuses
         last_failed = self._largest(failed, called=True)
         if not last_failed:
             return False
+        refused, who = divmod(last_failed - 1, self.size)
         dist.all_reduce(num_failed := torch.tensor(int(failed > 0), device=_device()))
-        said = _to_bytes(reason or "").to(_device())
-        dist.broadcast(said, src=last_failed - 1)
-        if reason is None:
-            failure = f"process {last_failed - 1} of {self.size}: {_to_text(said)}"
-            if self._depth:
-                self._failure = failure
-            raise PeerError(failure)
-        return int(num_failed) == self.size
+        said = _to_bytes("" if error is None else describe(error)).to(_device())
+        dist.broadcast(said, src=who)
+        everybody = int(num_failed) == self.size
+        if error is None or (refused > refuses and not (excused and everybody)):
+            failure = _peer_error(f"process {who} of {self.size}: {_to_text(said)}", bool(refused))
+            self._failure = failure if self._depth else None
+            raise copy(failure)
+        return everybody
 
     def _largest(self, number: int, *, called: bool = False) -> int:
         if self.size == 1:
@@ -145,6 +153,10 @@ class Team:
 
 
 ALONE = Team()
+
+
+def _peer_error(reason: str, refused: bool) -> PeerError:
+    return PeerInputError(reason) if refused else PeerError(reason)
 
 
 def _device() -> torch.device:

@@ -15,7 +15,6 @@ plain way on a few points and timed; what was chosen is remembered for as long a
 """
 
 import time
-import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 from weakref import WeakKeyDictionary
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from sr_monitor.distributed import ALONE, PeerError, Team
 from sr_monitor.errors import InputError
+from sr_monitor.fuse import warn
 from sr_monitor.memory import TokenBudget, in_chunks, is_out_of_memory
 from sr_monitor.stream import Stream, rows_of, tolerance
 
@@ -219,8 +219,8 @@ def _compare(
         else:
             complaints.append(complaint)
     if complaints:
-        text = "; ".join(complaints)
-        warnings.warn(f"{text}; a slower way that agrees is used instead", stacklevel=2)
+        text = f"{'; '.join(complaints)}; a slower way that agrees is used instead"
+        warn(text, category=UserWarning, stacklevel=2)
     if not agreeing:
         return "plain", True
     fastest = _fastest(agreeing, prompts_a, points)

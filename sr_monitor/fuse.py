@@ -7,6 +7,7 @@ fuse.failures, fuse.blown
 """
 
 import errno
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ _LIMIT = 3
 
 class PeerError(RuntimeError):
     """Another process of the training could not do its part; the message says why."""
+
+
+class PeerInputError(PeerError, InputError):
+    """Another process refused what was asked for; it would do so again."""
 
 
 class Fuse:
@@ -45,7 +50,10 @@ class Fuse:
 
     @contextmanager
     def guarding(self, what: str, *, final: bool = False) -> Iterator[None]:
-        """Ends errors of the block here, in one warning; `final` ones blow the fuse at once."""
+        """Ends errors of the block here, in one warning.
+
+        An `InputError`, and any error of a `final` block, blows the fuse at once: it cannot pass.
+        """
         try:
             yield
         except Exception as error:
@@ -53,23 +61,43 @@ class Fuse:
                 raise
             self.failures += 1
             self._in_a_row += 1
-            self.blown = final or self._in_a_row >= _LIMIT
-            self._tell(what, error)
+            was_blown, lasts = self.blown, final or isinstance(error, InputError)
+            self.blown = was_blown or lasts or self._in_a_row >= _LIMIT
+            self._tell(what, describe(error), was_blown=was_blown, lasts=lasts)
 
     def reset(self) -> None:
         """All went well: the next failure is the first in a row."""
         self._in_a_row = 0
 
-    def _tell(self, what: str, error: Exception) -> None:
-        cause = describe(error)
-        if self.blown:
-            why = "it cannot work here" if self._in_a_row < _LIMIT else f"{_LIMIT} times in a row"
+    def _tell(self, what: str, cause: str, *, was_blown: bool, lasts: bool) -> None:
+        """One warning of each cause, and one when the fuse blows."""
+        blows = self.blown and not was_blown
+        is_news = blows or cause not in self._told
+        if was_blown:
+            text = f"{what} failed: {cause}. Training goes on"
+        elif blows:
+            why = "it cannot work here" if lasts else f"{_LIMIT} times in a row"
             text = f"{what} failed, {why}: {cause}. sr-monitor is off now; training goes on"
         else:
             text = f"{what} failed: {cause}. Training goes on, and sr-monitor tries again"
-        if self.tells and (self.blown or cause not in self._told):
-            warnings.warn(text, RuntimeWarning, stacklevel=4)
         self._told.add(cause)
+        if self.tells and is_news:
+            warn(text, stacklevel=4)
+
+
+def warn(text: str, *, category: type[Warning] = RuntimeWarning, stacklevel: int = 1) -> None:
+    """A warning; where the user has turned warnings into errors, a line on stderr instead.
+
+    `stacklevel` counts as it does in `warnings.warn`, from the caller.
+    """
+    try:
+        warnings.warn(text, category, stacklevel=stacklevel + 1)
+    except category:
+        _print(f"sr-monitor: {text}")
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201
 
 
 def describe(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""What every test starts from: one thread and a fixed global seed."""
+"""What every test starts from: one thread, a fixed global seed, and no warning unseen."""
 
 from collections.abc import Iterator
 
@@ -17,3 +17,12 @@ def _seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_is_lost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Warnings are errors here, and the library prints its own then; so that is an error, too."""
+    lines: list[str] = []
+    monkeypatch.setattr("sr_monitor.fuse._print", lines.append)
+    yield
+    assert lines == []

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sr_monitor.distributed import Team
+from sr_monitor.errors import InputError
 from sr_monitor.measurement import MonitorConfig, measure_model
 from sr_monitor.monitor import Monitor
 from sr_monitor.prompts import PromptSet
@@ -341,6 +342,27 @@ def fault_in_writing(rank: int, folder: Path) -> Facts:
     }
 
 
+def refusal_of_one(rank: int, folder: Path) -> Facts:
+    """What one process refuses cannot work on any, whatever else fails on the other."""
+    found: Facts = {}
+    for who in (0, 1):
+        for other in (None, torch.OutOfMemoryError("out of memory")):
+            error = InputError("the moon is full") if rank == who else other
+            model = make_model("ddp")
+
+            def fail(*_: Any, error: Exception | None = error) -> None:
+                if error is not None:
+                    raise error
+
+            model.module.model.layers[1].mlp.register_forward_hook(fail)
+            monitor = make_monitor()
+            with told() as texts:
+                measured = [monitor.step(model, step) is not None for step in range(3)]
+            facts = (measured, monitor.fuse.failures, monitor.fuse.blown, texts)
+            found[f"{who} {other}"] = (*facts, Team.present().sum(1))
+    return found
+
+
 def leader_alone_is_off(rank: int, folder: Path) -> Facts:
     """Saving a state fails on the leader, which alone does it: the other does not wait for it."""
     model, monitor = make_model("ddp"), make_monitor()
@@ -454,6 +476,7 @@ SCENARIOS: dict[str, Callable[[int, Path], Facts]] = {
     "faults": faults,
     "faults in shards": faults_in_shards,
     "fault in writing": fault_in_writing,
+    "refusal of one": refusal_of_one,
     "leader alone is off": leader_alone_is_off,
     "nan": nan_weights,
     "refused": refused,
@@ -615,6 +638,16 @@ def test_a_fault_in_writing_ends_on_both_and_the_record_is_saved(found: Found) -
     assert first["raised"][0] == "WriterError"
     assert second["raised"][0] == "PeerError"
     assert "process 0 of 2: WriterError: Broken could not write" in second["raised"][1]
+
+
+@pytest.mark.parametrize("other", ["None", "out of memory"])
+@pytest.mark.parametrize("who", [0, 1])
+def test_what_one_refuses_ends_on_both_at_once(found: Found, who: int, other: str) -> None:
+    first, second = (result[f"{who} {other}"] for result in found("refusal of one"))
+    said = "the moon is full" if who == 0 else "process 1 of 2: the moon is full"
+    text = f"measuring at step 0 failed, it cannot work here: {said}. sr-monitor is off now; "
+    assert first == ([False] * 3, 1, True, [f"{text}training goes on"], 2)
+    assert second == ([False] * 3, 1, True, [], 2)
 
 
 def test_a_leader_that_is_off_alone_leaves_nobody_waiting(found: Found) -> None:

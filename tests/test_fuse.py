@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sr_monitor.distributed import PeerError
 from sr_monitor.errors import InputError
-from sr_monitor.fuse import Fuse, describe
+from sr_monitor.fuse import Fuse, PeerError, PeerInputError, describe
+from sr_monitor.writers import WriterError
 
 
 @contextmanager
@@ -84,6 +84,83 @@ def test_a_final_error_is_the_last_one() -> None:
         "measuring at step 5 failed, it cannot work here: layer=9: there are 3; pass 2. "
         "sr-monitor is off now; training goes on"
     ]
+
+
+@pytest.mark.parametrize("kind", [InputError, PeerInputError])
+def test_what_was_asked_for_wrongly_cannot_pass(kind: type[Exception]) -> None:
+    fuse = Fuse("warn")
+    with told() as texts:
+        fail(fuse, kind("num_steps=1: pass 2 or more"))
+    assert (fuse.failures, fuse.blown) == (1, True)
+    assert texts == [
+        "measuring at step 5 failed, it cannot work here: num_steps=1: pass 2 or more. "
+        "sr-monitor is off now; training goes on"
+    ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WriterError("TensorBoardWriter could not write"),
+        OSError(errno.ENOSPC, "No space left on device", "runs/1"),
+        PeerError("process 1 of 2: memory ran out"),
+        ValueError("too bad"),
+    ],
+)
+def test_other_errors_can_pass(error: Exception) -> None:
+    fuse = Fuse("warn")
+    with told() as texts:
+        fail(fuse, error)
+    assert not fuse.blown
+    assert texts[0].endswith("Training goes on, and sr-monitor tries again")
+
+
+@pytest.mark.parametrize("lasts", [True, False])
+def test_that_it_is_off_is_said_once(lasts: bool) -> None:
+    fuse = Fuse("warn")
+    with told() as texts:
+        for _ in range(1 if lasts else 3):
+            fail(fuse, InputError("the moon") if lasts else RuntimeError("the moon"))
+        fuse.reset()
+        for _ in range(4):  # closing, drawing
+            with fuse.guarding("closing JSONLWriter"):
+                raise RuntimeError("the moon" if not lasts else "the sun")
+            with fuse.guarding("drawing"):
+                raise LookupError("the sun")
+    assert fuse.blown
+    assert sum("is off now" in text for text in texts) == 1
+    assert sum("tries again" in text for text in texts) == (0 if lasts else 1)
+    assert texts[-1] == "drawing failed: LookupError: the sun. Training goes on"
+
+
+_A_TRAINING = """
+from sr_monitor.fuse import Fuse
+
+fuse = Fuse("warn")
+for _ in range(3):
+    with fuse.guarding("measuring"):
+        raise RuntimeError("the moon")
+assert (fuse.failures, fuse.blown) == (3, True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "where"), [("always", "<string>:6: RuntimeWarning: "), ("error", "sr-monitor: ")]
+)
+def test_where_warnings_are_errors_the_training_goes_on_and_reads_it(
+    action: str, where: str
+) -> None:
+    """Without the type checks that these tests run under: they are callers, too."""
+    done = subprocess.run(
+        [sys.executable, "-W", f"{action}::RuntimeWarning", "-c", _A_TRAINING],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, last = done.stderr.splitlines()
+    assert first.startswith(f"{where}measuring failed: RuntimeError: the moon. Training goes on")
+    assert last.startswith(f"{where}measuring failed, 3 times in a row: ")
 
 
 def test_the_original_error_comes_through_if_asked_for() -> None:

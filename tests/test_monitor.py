@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record, list_records, step_of
 from sr_monitor.schedule import Schedule, at, budget, every
 from sr_monitor.writers import JSONLWriter, MemoryWriter
-from tests.zoo import build
+from tests.zoo import VOCAB, build
 
 CONFIG = MonitorConfig(num_pairs=4, num_steps=5, num_slices=1, slice_resolution=4)
 NAME = "stable_regions"
@@ -37,6 +39,10 @@ def make_prompts(seed: int = 3) -> PromptSet:
 
 
 PROMPTS = make_prompts()
+
+
+def prompts_of(num_tokens: int, *, vocab: int = VOCAB) -> PromptSet:
+    return PromptSet.from_token_ids(torch.arange(6 * num_tokens).reshape(6, -1) % vocab)
 
 
 @pytest.fixture(scope="module")
@@ -590,9 +596,8 @@ def with_nan_weights() -> nn.Module:
         ),
         (with_nan_weights, "not one output of 4 pairs is finite", "look at the loss"),
         (lambda: broken_by(ZeroDivisionError("by 0")), "ZeroDivisionError: by 0", ""),
-        (lambda: build("gemma3n").model, "puts out", "this architecture cannot be measured"),
     ],
-    ids=["out of memory", "NaN", "any", "unsupported"],
+    ids=["out of memory", "NaN", "any"],
 )
 def test_what_fails_is_told_counted_and_ends_after_three(
     make: Callable[[], nn.Module], cause: str, fix: str
@@ -609,6 +614,37 @@ def test_what_fails_is_told_counted_and_ends_after_three(
     assert last.startswith("measuring at step 2 failed, 3 times in a row: ")
     assert last.endswith("sr-monitor is off now; training goes on")
     assert writer.scalars == {FAILURES: [(0, 1.0), (1, 2.0), (2, 3.0)]}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "cause"),
+    [
+        ("gemma3n", {}, "puts out .*; this architecture cannot be measured"),
+        ("gpt2", {"prompts": prompts_of(65)}, "prompts of 65 tokens: .*; pass shorter prompts"),
+        (
+            "gpt2",
+            {"prompts": prompts_of(20, vocab=99)},
+            "token ids from 0 to 98: .*'s own tokenizer",
+        ),
+        ("mamba", {"config": replace(CONFIG, engine="rows")}, "engine='rows' .*'plain' or 'auto'"),
+    ],
+    ids=["unsupported", "too long", "other tokens", "engine"],
+)
+def test_what_can_never_be_measured_is_told_once_and_ends(
+    name: str, changes: dict[str, Any], cause: str
+) -> None:
+    writer, model = MemoryWriter(), build(name).model
+    monitor = make_monitor(writers=[writer], **changes)
+    with told() as texts:
+        assert [monitor.step(model, step) for step in range(5)] == [None] * 5
+        monitor.close()
+    (text,) = texts
+    assert re.fullmatch(
+        rf"measuring at step 0 failed, it cannot work here: .*{cause}\. sr-monitor is off now; "
+        "training goes on",
+        text,
+    )
+    assert writer.scalars == {FAILURES: [(0, 1.0)]}
 
 
 def test_what_can_never_work_is_told_at_the_start_once() -> None:
@@ -776,6 +812,24 @@ def test_a_schedule_that_fails_is_a_failure_like_others(model: nn.Module) -> Non
     with told() as texts:
         assert monitor.step(model, 0) is None
     assert "measuring at step 0 failed: ZeroDivisionError" in texts[0]
+
+
+def test_a_slower_way_is_taken_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are in these tests."""
+    lines: list[str] = []
+    monkeypatch.setattr("sr_monitor.fuse._print", lines.append)
+    model = build("llama").model
+
+    def refuse(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("attention_mask") is not None:
+            raise NotImplementedError("masks of four dimensions are not supported")
+
+    model.register_forward_pre_hook(refuse, with_kwargs=True)
+    record = make_monitor(on_error="raise").step(model, 0)
+    assert record is not None
+    assert record.paths.engine == "rows"
+    assert len(lines) == 1
+    assert "a slower way that agrees is used instead" in lines[0]
 
 
 def test_weights_that_deepspeed_has_taken_apart_are_said_to_be_an_experiment(
