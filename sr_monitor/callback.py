@@ -21,7 +21,8 @@ from torch import nn
 
 from sr_monitor import keys
 from sr_monitor.archive import Archive
-from sr_monitor.dashboards import TensorBoardWriter
+from sr_monitor.arguments import check_folder_name, check_kind, whole
+from sr_monitor.dashboards import TensorBoardWriter, as_writers
 from sr_monitor.distributed import Team
 from sr_monitor.engine import EngineName
 from sr_monitor.errors import InputError
@@ -30,7 +31,7 @@ from sr_monitor.measurement import MonitorConfig
 from sr_monitor.monitor import Monitor, check_state, share_prompts
 from sr_monitor.prompts import PromptSet
 from sr_monitor.sampling import Sampling
-from sr_monitor.schedule import Schedule, every
+from sr_monitor.schedule import Schedule, check_schedule, every
 from sr_monitor.session import Precision
 from sr_monitor.stream import Output
 from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset, token_ids_of
@@ -42,6 +43,10 @@ _FEW_PAIRS = 32
 every_n_steps = every  # the callback's own `every` is a number
 
 Prompts: TypeAlias = PromptSet | str | os.PathLike[str]
+_PROMPTS_FIX = (
+    "pass a PromptSet, the file of a saved one, or nothing, to take them from the training data; "
+    "when to measure is said by every="
+)
 
 
 class CallbackCore:
@@ -118,17 +123,22 @@ class CallbackCore:
             layer_path=layer_path,
             max_tokens=max_tokens,
         )
-        self.schedule = every_n_steps(every) if schedule is None else schedule
+        every_so_many = every_n_steps(whole("every", every, least=1))
+        self.schedule = every_so_many if schedule is None else schedule
+        check_schedule(self.schedule)
+        check_kind("prompts", prompts, PromptSet | str | os.PathLike | None, _PROMPTS_FIX)
+        check_kind("log_dir", log_dir, str | os.PathLike | None, "pass the path of a folder")
+        check_folder_name("name", name)
         self.with_save = with_save
         self.with_eval = with_eval
         self.log_dir = log_dir
         self.name = name
-        self.seed = seed
-        self.num_tokens = num_tokens
+        self.seed = whole("seed", seed)
+        self.num_tokens = whole("num_tokens", num_tokens, least=2)
         self.monitor: Monitor | None = None
         """The monitor of the training that is going on, once it has begun."""
         self._prompts = prompts
-        self._writer = writer
+        self._writers = None if writer is None else as_writers("writer", writer)
         self._on_error: OnError = on_error
         self._fuse = Fuse(on_error)
         self._rows: list[list[int]] = []  # of batches that held too little
@@ -283,9 +293,8 @@ class CallbackCore:
         self, archive: Archive, step: int, find_writers: Callable[[], Sequence[Writer]]
     ) -> list[Writer]:
         """The user's writers, else the framework's, else one of our own, beside the records."""
-        if self._writer is not None:
-            given = self._writer if isinstance(self._writer, list | tuple) else [self._writer]
-            return [_as_writer(each) for each in given]
+        if self._writers is not None:
+            return list(self._writers)
         found = list(find_writers())
         if found or archive.folder is None:
             return found
@@ -312,15 +321,3 @@ def _saved_prompts(
     if step > 1 and beside is not None and beside.is_file():
         return PromptSet.load(beside)
     return None
-
-
-def _as_writer(given: Any) -> Writer:
-    if hasattr(given, "add_scalar"):
-        return TensorBoardWriter(given)
-    if not isinstance(given, Writer):
-        raise InputError(
-            f"writer={given!r}: a {type(given).__name__} is no writer; pass a TensorBoardWriter, "
-            "a SummaryWriter, a JSONLWriter, or anything with the methods of "
-            "sr_monitor.writers.Writer"
-        )
-    return given

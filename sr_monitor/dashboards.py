@@ -19,8 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sr_monitor import keys
+from sr_monitor.arguments import refused
 from sr_monitor.errors import InputError
-from sr_monitor.writers import RGB, Frames, encode_gif, finite
+from sr_monitor.writers import RGB, Frames, Writer, encode_gif, finite
 
 # Its margin chart takes the middle line first, then the lower, then the upper edge of the band.
 _MARGIN = [key.name for key in (keys.MAX_SLOPE_MEDIAN, keys.MAX_SLOPE_Q25, keys.MAX_SLOPE_Q75)]
@@ -188,6 +189,26 @@ class WandbWriter:
         if self._row.get(keys.STEP, step) != step:
             self.flush()
         self._row |= {name: value, keys.STEP: step}
+
+
+def as_writers(name: str, given: Any) -> list[Writer]:
+    """What was given as the argument `name`: a writer, a `SummaryWriter`, or several of them."""
+    several = given if isinstance(given, list | tuple) else [given]
+    return [_as_writer(name, each) for each in several]
+
+
+def _as_writer(name: str, given: Any) -> Writer:
+    is_class = isinstance(given, type)  # it has all the methods
+    if hasattr(given, "add_scalar") and not is_class:
+        return TensorBoardWriter(given)
+    if is_class or not isinstance(given, Writer):
+        raise refused(
+            name,
+            given,
+            f"a {type(given).__name__} is no writer; pass a TensorBoardWriter, a SummaryWriter, a "
+            "JSONLWriter, or anything with the methods of sr_monitor.writers.Writer",
+        )
+    return given
 
 
 def _import(module: str, missing: str) -> Any:

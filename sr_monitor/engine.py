@@ -16,13 +16,14 @@ plain way on a few points and timed; what was chosen is remembered for as long a
 
 import time
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sr_monitor.arguments import check_word
 from sr_monitor.distributed import ALONE, PeerError, Team
 from sr_monitor.errors import InputError
 from sr_monitor.fuse import warn
@@ -156,8 +157,7 @@ def choose_engine(
     Checked on the first two pairs, the first time a model is measured with this layer, output,
     prompt length, precision and attention.
     """
-    if wanted not in get_args(EngineName):
-        raise InputError(f"engine={wanted!r}: pass one of {', '.join(get_args(EngineName))}")
+    check_word("engine", wanted, EngineName)
     if wanted == "plain":
         return Engine(stream, "plain", budget)
     known = _chosen.setdefault(stream.anatomy.core, {})

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sr_monitor.anatomy import dissect
+from sr_monitor.arguments import check_kind, check_word, whole
 from sr_monitor.distributed import ALONE, Team
 from sr_monitor.engine import EngineName
 from sr_monitor.errors import InputError
@@ -33,6 +34,8 @@ from sr_monitor.stream import Output
 
 _NO_MATTER = {"engine", "max_tokens"}  # results do not depend on these
 _BESIDE_THE_CURVE = {"num_slices", "slice_resolution"}
+_LEAST = {"num_pairs": 1, "num_steps": 2, "num_slices": 0, "slice_resolution": 2, "layer": 0}
+_WORDS = {"sampling": Sampling, "output": Output, "precision": Precision, "engine": EngineName}
 
 Bar = Callable[[str], Callable[[int, int], None]]
 
@@ -68,6 +71,16 @@ class MonitorConfig:
     """The path of the list of decoder blocks, where it is not found by itself."""
     max_tokens: int | None = None
     """How many tokens one forward may take; by default chosen from the device."""
+
+    def __post_init__(self) -> None:
+        """Refuses what no model can be measured with; whole numbers of any kind become int."""
+        least = _LEAST if self.max_tokens is None else _LEAST | {"max_tokens": 1}
+        for name, number in least.items():
+            object.__setattr__(self, name, whole(name, getattr(self, name), least=number))
+        for name, words in _WORDS.items():
+            check_word(name, getattr(self, name), words)
+        fix = "pass the name of a list of modules in the model, such as 'model.layers'"
+        check_kind("layer_path", self.layer_path, str | None, fix)
 
     @property
     def num_prompts(self) -> int:

@@ -14,7 +14,7 @@ every one makes every call: they share the pairs, and the first of them writes.
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -25,6 +25,8 @@ from sr_monitor import keys
 from sr_monitor.album import Album
 from sr_monitor.anatomy import check_layer, dissect, is_partitioned, is_sharded
 from sr_monitor.archive import Archive
+from sr_monitor.arguments import check_folder_name, check_kind
+from sr_monitor.dashboards import as_writers
 from sr_monitor.distributed import Team
 from sr_monitor.errors import InputError
 from sr_monitor.fuse import Fuse, OnError
@@ -50,7 +52,7 @@ class Monitor:
         prompts: PromptSet,
         config: MonitorConfig | None = None,
         *,
-        writers: Sequence[Writer] = (),
+        writers: Any = (),
         schedule: Schedule | None = None,
         log_dir: str | os.PathLike[str] | Archive | None = None,
         name: str = keys.PREFIX.rstrip("/"),
@@ -61,23 +63,31 @@ class Monitor:
         Args:
             prompts: What is measured, the same at every step.
             config: How much, and where; by default `MonitorConfig()`.
-            writers: Where results are shown; used by the first process alone.
+            writers: Where results are shown: a writer, a `SummaryWriter`, or several of them; used
+                by the first process alone.
             schedule: When to measure; by default every 500 steps, from step 0 on.
             log_dir: Where records are kept, in its folder `name`, or an `Archive`; None keeps none.
             name: The folder of the records, and what every logged name begins with. If another
                 monitor is using it, a number is added.
             on_error: "warn" lets training go on whatever happens; "raise" does not.
         """
+        fix = "pass a PromptSet; PromptSet.from_texts and PromptSet.from_token_ids make one"
+        check_kind("prompts", prompts, PromptSet, fix)
+        check_kind("config", config, MonitorConfig | None, "pass a MonitorConfig")
+        check_kind(
+            "log_dir", log_dir, str | os.PathLike | Archive | None, "pass the path of a folder"
+        )
+        check_folder_name("name", name)
+        self.writers = as_writers("writers", writers)
         self.prompts = prompts
-        self.config = config or MonitorConfig()
-        schedule = schedule or every(500)
+        self.config = MonitorConfig() if config is None else config
+        schedule = every(500) if schedule is None else schedule
         self.schedule = schedule
         # An account of the time is kept in any case; one of 100% allows everything.
         self.account = schedule if isinstance(schedule, Budget) else budget(1.0, schedule=schedule)
         self.team = Team.present()
         self.fuse = Fuse(on_error, tells=self.team.leads)
         self.archive = log_dir if isinstance(log_dir, Archive) else _archive(log_dir, name)
-        self.writers = list(writers)
         self.last_step = -1
         self._album: Album | None = None
         self._latest: Record | None = None

@@ -12,16 +12,15 @@ where F_A(x) is the output of A's run with the activation at `layer`, last posit
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sr_monitor import sharpness
+from sr_monitor.arguments import check_word, whole
 from sr_monitor.distributed import ALONE, Team
 from sr_monitor.engine import Context, EngineName
-from sr_monitor.errors import InputError
 from sr_monitor.memory import in_chunks
 from sr_monitor.sampling import STRATEGIES, Sampling
 from sr_monitor.session import Precision, Session, SessionOptions, open_session
@@ -140,10 +139,8 @@ def measure_paths(
         InputError: Something asked for cannot be done; the message names the fix.
         PeerError: Another process of the team could not do its share.
     """
-    if num_steps < 2:
-        raise InputError(f"num_steps={num_steps}: a path needs at least its 2 ends")
-    if sampling not in get_args(Sampling):
-        raise InputError(f"sampling={sampling!r}: pass one of {', '.join(get_args(Sampling))}")
+    num_steps = whole("num_steps", num_steps, least=2)
+    check_word("sampling", sampling, Sampling)
     options = SessionOptions(
         layer=layer,
         output=output,

@@ -11,13 +11,13 @@ schedule = budget(0.01, schedule=every(500))   # of those steps, the ones there 
 """
 
 import math
-import operator
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
+from sr_monitor.arguments import refused, whole
 from sr_monitor.errors import InputError
 
 Schedule = Callable[[int], bool]
@@ -62,13 +62,14 @@ class _PerDecade:
 def every(n: SupportsIndex, *, start: SupportsIndex = 0) -> Schedule:
     """Every n-th step, counted from `start`, which is one of them."""
     call = f"every({n}, start={start})"
-    return _Every(_whole(call, "n", n, least=1), _whole(call, "start", start, least=0))
+    return _Every(whole("n", n, least=1, call=call), whole("start", start, least=0, call=call))
 
 
 def at(steps: Iterable[SupportsIndex]) -> Schedule:
     """These steps and no others; 0 is before the first update."""
     steps = list(steps)
-    return _At(frozenset(_whole(f"at({steps})", "a step", step, least=0) for step in steps))
+    call = f"at({steps})"
+    return _At(frozenset(whole("a step", step, least=0, call=call) for step in steps))
 
 
 def log_spaced(
@@ -94,15 +95,15 @@ def log_spaced(
             is first * 10**(k / per_decade), as far as that is no later than `last`.
     """
     call = f"log_spaced({first}, {last}, num={num}, per_decade={per_decade})"
-    first = _whole(call, "first", first, least=1)
+    first = whole("first", first, least=1, call=call)
     if last is not None:
-        last = _whole(call, "last", last, least=first)
+        last = whole("last", last, least=first, call=call)
     if num is None:
         num_in_ten = _PER_DECADE if per_decade is None else per_decade
-        return _PerDecade(first, last, _whole(call, "per_decade", num_in_ten, least=1))
+        return _PerDecade(first, last, whole("per_decade", num_in_ten, least=1, call=call))
     if last is None or per_decade is not None:
         raise InputError(f"{call}: `num` goes with `last` and without `per_decade`; pass one way")
-    num = _whole(call, "num", num, least=2)
+    num = whole("num", num, least=2, call=call)
     spaced = (round(first * (last / first) ** (k / (num - 1))) for k in range(num))
     return _At(frozenset([0, *spaced]))
 
@@ -126,7 +127,17 @@ def budget(
     """
     if not 0 < share <= 1:
         raise InputError(f"budget({share}): a share is above 0 and at most 1; for 1% pass 0.01")
-    return Budget(share, every(1) if schedule is None else schedule, clock)
+    if schedule is None:
+        schedule = every(1)
+    check_schedule(schedule)
+    return Budget(share, schedule, clock)
+
+
+def check_schedule(schedule: Any) -> None:
+    """Refuses what cannot be asked, as a number of steps."""
+    if not callable(schedule):
+        fix = "pass every(500), at([0, 100, 1000]), log_spaced() or any function of the step"
+        raise refused("schedule", schedule, fix)
 
 
 class Budget:
@@ -202,14 +213,3 @@ class Budget:
         if self._started is None:
             self._started = now
         return self._earlier + now - self._started
-
-
-def _whole(call: str, name: str, value: Any, *, least: int) -> int:
-    """The value as an int, refused if it is none or too small."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise InputError(f"{call}: {name} is {value!r}; pass a whole number") from None
-    if number < least:
-        raise InputError(f"{call}: {name} is {number}; pass {least} or more")
-    return number

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from sr_monitor.anatomy import Anatomy, dissect, is_sharded
+from sr_monitor.arguments import check_word
 from sr_monitor.distributed import ALONE, Team
 from sr_monitor.engine import Engine, EngineName, choose_engine
 from sr_monitor.errors import InputError
@@ -79,12 +80,8 @@ def open_session(
     model: nn.Module, prompts: Sequence[Int[Tensor, "item token"]], options: SessionOptions
 ) -> Iterator[Session]:
     """Guards `model`, checks everything that was asked for, and picks the way to measure."""
-    for name, value, known in (
-        ("output", options.output, Output),
-        ("precision", options.precision, Precision),
-    ):
-        if value not in get_args(known):
-            raise InputError(f"{name}={value!r}: pass one of {', '.join(get_args(known))}")
+    check_word("output", options.output, Output)
+    check_word("precision", options.precision, Precision)
     anatomy = dissect(model, options.layer_path)
     _check_prompts(prompts, anatomy)
     team, in_step = options.team, options.team.size > 1 and is_sharded(model)

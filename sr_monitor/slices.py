@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from sr_monitor.arguments import whole
 from sr_monitor.distributed import ALONE, Team
 from sr_monitor.engine import EngineName
 from sr_monitor.errors import InputError
@@ -97,8 +98,7 @@ def measure_slices(
     Raises:
         InputError: Something asked for cannot be done; the message names the fix.
     """
-    if resolution < 2:
-        raise InputError(f"resolution={resolution}: an axis needs at least its 2 ends")
+    resolution = whole("resolution", resolution, least=2)
     if not span[0] < span[1]:
         raise InputError(f"span={span}: pass the lowest coordinate, then a higher one")
     options = SessionOptions(

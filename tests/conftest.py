@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import jaxtyping
 import pytest
 import torch
 
@@ -26,3 +27,11 @@ def _no_warning_is_lost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("sr_monitor.fuse._print", lines.append)
     yield
     assert lines == []
+
+
+@pytest.fixture
+def _as_users_run_it() -> Iterator[None]:
+    """Without the type checks of the test run, which refuse bad input before the library can."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

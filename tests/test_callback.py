@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -125,13 +126,39 @@ def test_every_is_a_number_and_schedule_comes_before_it() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "n is 0; pass 1 or more"),
-        ({"every": -2}, "n is -2; pass 1 or more"),
+        ({"every": 0}, "every=0: pass 1 or more"),
+        ({"every": 0, "schedule": at([1])}, "every=0: pass 1 or more"),
+        ({"every": "5"}, "every='5': pass a whole number"),
+        ({"schedule": 500}, r"schedule=500: pass every\(500\), at\("),
+        ({"schedule": [0, 2]}, r"schedule=\[0, 2\]: pass every\(500\), at\("),
+        ({"prompts": 500}, r"prompts=500: pass a PromptSet, the file of .* said by every="),
+        ({"prompts": ["a b", "c d"]}, r"prompts=\['a b', 'c d'\]: pass a PromptSet"),
+        ({"num_tokens": 1}, "num_tokens=1: pass 2 or more"),
+        ({"seed": None}, "seed=None: pass a whole number"),
+        ({"name": None}, "name=None: pass the name of one folder"),
+        ({"name": "a/b"}, "name='a/b': pass the name of one folder"),
+        ({"name": ""}, "name='': pass the name of one folder"),
+        ({"log_dir": 5}, "log_dir=5: pass the path of a folder"),
+        ({"writer": "runs/1"}, "writer='runs/1': a str is no writer; pass a TensorBoardWriter"),
+        ({"writer": [MemoryWriter(), 5]}, "writer=5: a int is no writer"),
+        ({"writer": MemoryWriter}, "writer=<class .*: a type is no writer; pass"),
+        ({"num_pairs": 0}, "num_pairs=0: pass 1 or more"),
+        ({"engine": "x"}, "engine='x': pass one of auto"),
     ],
 )
+@pytest.mark.usefixtures("_as_users_run_it")
 def test_mistakes_are_told_before_the_training(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=f"^{message}") as caught:
         CallbackCore(**options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+def test_numbers_of_numpy_are_numbers() -> None:
+    three: Any = np.int64(3)
+    core = CallbackCore(every=three, num_pairs=three, num_tokens=three, seed=three)
+    assert [step for step in range(9) if core.schedule(step)] == [0, 3, 6]
+    assert {type(n) for n in (core.config.num_pairs, core.num_tokens, core.seed)} == {int}
 
 
 # ---- beginning and ending ------------------------------------------------------------------------
@@ -363,11 +390,6 @@ def test_one_writer_need_not_be_in_a_list(make: Callable[..., Framework]) -> Non
     framework.core.end()
     assert memory.closed
     assert keys.CURVES.name in memory.images
-
-
-def test_what_is_no_writer_is_refused(make: Callable[..., Framework]) -> None:
-    with pytest.raises(InputError, match="writer='runs/1': a str is no writer; pass a TensorBoard"):
-        make(writer="runs/1").begin()
 
 
 def test_the_frameworks_writers_are_used(

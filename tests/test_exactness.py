@@ -4,11 +4,10 @@ The oracle makes one plain forward pass per point; the zoo says by hand where ea
 are. Agreement is asked to 1e-5 of d(1), about ten times the float32 noise of these models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, Literal
 
-import jaxtyping
 import pytest
 import torch
 from jaxtyping import Float, Int
@@ -448,14 +447,6 @@ def test_a_wrong_name_for_the_blocks_is_refused(layer_path: str) -> None:
     specimen = zoo.build("nano_gpt")
     with pytest.raises(InputError, match=f"layer_path.*{layer_path}"):
         measure_paths(specimen.model, *_pairs(specimen), layer_path=layer_path)
-
-
-@pytest.fixture
-def _as_users_run_it() -> Iterator[None]:
-    """Without the shape checks of the test run, which refuse bad input before the library can."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_gemma_3n_is_refused_for_its_four_dimensional_stream() -> None:

@@ -3,9 +3,11 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +63,44 @@ def test_bars_are_told_how_far_it_is() -> None:
 def test_enough_prompts_are_asked_for() -> None:
     assert MonitorConfig(num_pairs=10, num_slices=2).num_prompts == 11
     assert MonitorConfig(num_pairs=1, num_slices=4).num_prompts == 6
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_pairs": 0}, "num_pairs=0: pass 1 or more"),
+        ({"num_pairs": "8"}, "num_pairs='8': pass a whole number"),
+        ({"num_pairs": None}, "num_pairs=None: pass a whole number"),
+        ({"num_steps": 1}, "num_steps=1: pass 2 or more"),
+        ({"num_slices": -1}, "num_slices=-1: pass 0 or more"),
+        ({"slice_resolution": 1}, "slice_resolution=1: pass 2 or more"),
+        ({"layer": -1}, "layer=-1: pass 0 or more"),
+        ({"layer": "1"}, "layer='1': pass a whole number"),
+        ({"max_tokens": 0}, "max_tokens=0: pass 1 or more"),
+        ({"sampling": "foo"}, "sampling='foo': pass one of grid, adaptive"),
+        ({"output": "x"}, "output='x': pass one of final_norm, resid_final, logits"),
+        ({"precision": "fp16"}, "precision='fp16': pass one of run, float32"),
+        ({"engine": "x"}, "engine='x': pass one of auto, shared, rows, plain"),
+        ({"layer_path": 3}, "layer_path=3: pass the name of a list of modules in the model, "),
+    ],
+)
+def test_what_no_model_can_be_measured_with_is_refused_at_once(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        MonitorConfig(**options)
+    assert str(caught.value).startswith(message)
+    with pytest.raises(InputError):
+        replace(MonitorConfig(), **options)
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+def test_numbers_of_numpy_are_numbers() -> None:
+    names = ("num_pairs", "num_steps", "num_slices", "slice_resolution", "layer", "max_tokens")
+    config = MonitorConfig(**{name: np.int64(3) for name in names})  # type: ignore[arg-type]
+    assert config == MonitorConfig(**dict.fromkeys(names, 3))  # type: ignore[arg-type]
+    assert json.loads(json.dumps(asdict(config)))["num_pairs"] == 3
 
 
 def test_a_pair_that_is_left_out_is_null(measurement: Measurement, tmp_path: Path) -> None:

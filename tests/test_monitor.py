@@ -16,7 +16,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
 
 from sr_monitor import keys
 from sr_monitor.errors import InputError
@@ -307,6 +309,40 @@ def test_two_monitors_on_one_folder_do_not_meet(model: nn.Module, tmp_path: Path
         for name in (NAME, f"{NAME}-2")
     ]
     assert layers == [1, 2]
+
+
+@pytest.mark.usefixtures("_as_users_run_it")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompts": torch.zeros(7, 5)}, r"prompts=tensor\(.*\.\.\.: pass a PromptSet; "),
+        ({"prompts": None}, "prompts=None: pass a PromptSet; PromptSet.from_texts and"),
+        ({"config": {"num_pairs": 3}}, r"config=\{'num_pairs': 3\}: pass a MonitorConfig$"),
+        ({"config": {}}, r"config=\{\}: pass a MonitorConfig$"),
+        ({"schedule": 500}, r"schedule=500: pass every\(500\), at\("),
+        ({"schedule": 0}, r"schedule=0: pass every\(500\), at\("),
+        ({"name": "a/b"}, "name='a/b': pass the name of one folder"),
+        ({"log_dir": 5}, "log_dir=5: pass the path of a folder"),
+        ({"writers": "runs/1"}, "writers='runs/1': a str is no writer; pass a TensorBoardWriter"),
+        ({"writers": ["runs/1"]}, "writers='runs/1': a str is no writer; pass a TensorBoardWriter"),
+    ],
+)
+def test_mistakes_are_told_before_the_training(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}") as caught:
+        make_monitor(**changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_writer_need_not_be_in_a_list_nor_of_ours(model: nn.Module, tmp_path: Path) -> None:
+    one = MemoryWriter()
+    with SummaryWriter(str(tmp_path)) as summary:
+        for given in (one, summary, (one, summary)):
+            monitor = make_monitor(writers=given)
+            assert monitor.step(model, 0) is not None
+            monitor.close()
+    assert steps_of(one.scalars[MEDIAN]) == [0, 0]
+    written = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in written.Scalars(MEDIAN)] == [0, 0]
 
 
 # Time --------------------------------------------------------------------------------------------

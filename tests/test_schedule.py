@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -75,6 +76,7 @@ def test_log_spaced_far_out() -> None:
         (lambda: every(0), r"every\(0, start=0\): n is 0; pass 1 or more"),
         (lambda: every(5, start=-1), r"every\(5, start=-1\): start is -1; pass 0 or more"),
         (lambda: at([3, -2]), r"at\(\[3, -2\]\): a step is -2; pass 0 or more"),
+        (lambda: budget(0.5, schedule=cast(Any, 100)), r"schedule=100: pass every\(500\), at\("),
         (lambda: log_spaced(0), r"log_spaced\(0, .*\): first is 0; pass 1 or more"),
         (lambda: log_spaced(10, 9), r"log_spaced\(10, 9, .*\): last is 9; pass 10 or more"),
         (lambda: log_spaced(per_decade=0), r"per_decade=0\): per_decade is 0; pass 1 or more"),
@@ -89,6 +91,7 @@ def test_log_spaced_far_out() -> None:
         (lambda: budget(math.nan), r"budget\(nan\): a share is above 0"),
     ],
 )
+@pytest.mark.usefixtures("_as_users_run_it")
 def test_what_cannot_be_done_is_refused(make: Callable[[], Schedule], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         make()
