@@ -13,7 +13,6 @@ every one makes every call: they share the pairs, and the first of them writes.
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -29,7 +28,7 @@ from sr_monitor.arguments import check_folder_name, check_kind
 from sr_monitor.dashboards import as_writers
 from sr_monitor.distributed import Team
 from sr_monitor.errors import InputError
-from sr_monitor.fuse import Fuse, OnError
+from sr_monitor.fuse import Fuse, OnError, warn
 from sr_monitor.measurement import Measurement, MonitorConfig, describe_curve, measure_model
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
@@ -208,7 +207,7 @@ class Monitor:
             if self.team.size > 1:
                 is_sharded(model)  # refuses what cannot be shared
             if is_partitioned(model) and self.team.leads:
-                warnings.warn(_EXPERIMENTAL, RuntimeWarning, stacklevel=4)
+                warn(_EXPERIMENTAL, stacklevel=4)
             self.prompts = share_prompts(self.team, self.prompts) or self.prompts
             album = Album(self.writers, prefix=f"{self.archive.name}/")
             new = [writer for writer in self.writers if getattr(writer, "is_new", False)]

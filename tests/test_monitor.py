@@ -877,3 +877,14 @@ def test_weights_that_deepspeed_has_taken_apart_are_said_to_be_an_experiment(
     with pytest.warns(RuntimeWarning, match="DeepSpeed ZeRO-3 is experimental"):
         assert monitor.step(model, 0) is not None
     assert monitor.step(model, 500) is not None  # said once
+
+
+def test_an_experiment_goes_on_where_warnings_are_errors(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("sr_monitor.fuse._print", lines.append)
+    monkeypatch.setattr(next(iter(model.parameters())), "ds_id", 0, raising=False)
+    assert make_monitor().step(model, 0) is not None
+    assert len(lines) == 1
+    assert "DeepSpeed ZeRO-3 is experimental" in lines[0]
