@@ -12,7 +12,6 @@ nothing is lost.
 """
 
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
+from sr_monitor.fuse import warn
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record, list_records, record_path
 
@@ -70,10 +70,9 @@ class Archive:
             else:
                 yield record
         if changed:
-            warnings.warn(
+            warn(
                 f"the run that is resumed was measured in another way: {'; '.join(changed)}. A new "
                 f"curve begins here; its records are in {str(self.folder / _SUPERSEDED)!r}",
-                RuntimeWarning,
                 stacklevel=2,
             )
 

@@ -310,11 +310,10 @@ class Monitor:
 def _archive(log_dir: str | os.PathLike[str] | None, name: str) -> Archive:
     archive = Archive(log_dir, name)
     if archive.name != name:
-        warnings.warn(
+        warn(
             f"Monitor(log_dir={str(log_dir)!r}): another one has the folder {name!r} there, and "
             f"this one takes {archive.name!r}; if the other has ended, call its close() first, and "
             "to tell two apart pass name=",
-            RuntimeWarning,
             stacklevel=3,
         )
     return archive
