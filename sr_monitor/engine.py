@@ -7,7 +7,8 @@ All three give the same distances d = || F(x) - F(x_0) ||, where x_0 is a contex
 - `shared`: many points in one row, on one copy, kept apart by a mask.
 
 The fast ways are not believed. The first time a model is measured they are compared with the
-plain way on a few points and timed; what was chosen is remembered for as long as the model lives.
+plain way on a few points and timed; what was chosen is remembered until the model is put together
+differently: a hook, another module, a `forward` of its own.
 
     engine = choose_engine(stream, prompts_a, prompts_b, wanted="auto", budget=budget)
     context = engine.open(prompts)
@@ -17,7 +18,7 @@ plain way on a few points and timed; what was chosen is remembered for as long a
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float, Int
@@ -38,7 +39,8 @@ _POINTS_PER_ROW = 64
 # it the last bits of a result, should not hang on a noisy clock.
 _CLEARLY_FASTER = 1.5
 
-_chosen: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], str]] = WeakKeyDictionary()
+_Choices = dict[tuple[Any, ...], str]
+_chosen: WeakKeyDictionary[nn.Module, tuple[list[Any], _Choices]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -155,14 +157,15 @@ def choose_engine(
     Processes of a `team` compare in step, and follow its leader in every decision.
 
     Checked on the first two pairs, the first time a model is measured with this layer, output,
-    prompt length, precision and attention.
+    prompt length, precision and attention, and again once it is put together differently.
     """
     check_word("engine", wanted, EngineName)
     if wanted == "plain":
         return Engine(stream, "plain", budget)
-    known = _chosen.setdefault(stream.anatomy.core, {})
+    known = _remembered(stream.anatomy.root)
     key = _circumstances(stream, prompts_a, wanted)
-    if key not in known:
+    # A hook may be on one process only, and all of them have to compare in step.
+    if not team.smallest(int(key in known)):
         found: list[tuple[str, bool]] = []
 
         def compare(_: slice) -> None:
@@ -175,6 +178,30 @@ def choose_engine(
             return Engine(stream, name, budget)
         known[key] = name
     return Engine(stream, known[key], budget)
+
+
+def _remembered(model: nn.Module) -> _Choices:
+    """What was chosen for a model as it is put together now."""
+    wiring = _wiring(model)
+    before, choices = _chosen.get(model, (None, {}))
+    if before != wiring:
+        choices = {}
+        _chosen[model] = wiring, choices
+    return choices
+
+
+def _wiring(model: nn.Module) -> list[Any]:
+    """Every module with its `forward` and its hooks: what can change how a model mixes tokens."""
+    # References, not ids, which come again once something is gone; weak, or the model would stay.
+    return [
+        (
+            ref(module),
+            ref(getattr(module.forward, "__func__", module.forward)),
+            *module._forward_pre_hooks,
+            *module._forward_hooks,
+        )
+        for module in model.modules()
+    ]
 
 
 def _circumstances(stream: Stream, prompts: Tensor, wanted: str) -> tuple[Any, ...]:

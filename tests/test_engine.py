@@ -4,14 +4,18 @@ What runs is counted from outside: by hooks on the specimen's parts, or by watch
 operation for one as wide as the vocabulary.
 """
 
+import gc
 import math
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import peft
 import pytest
 import torch
 import transformers as hf
@@ -46,7 +50,10 @@ def _assert_exact(distance: Tensor, truth: Tensor, tolerance: float = TOLERANCE)
 
 @contextmanager
 def _shapes(module: nn.Module) -> Iterator[list[tuple[int, int]]]:
-    """Yields the (rows, tokens) of every call of `module`."""
+    """Yields the (rows, tokens) of every call of `module`.
+
+    With a new hook a model is checked anew: one lasts for all measurements of a test.
+    """
     shapes: list[tuple[int, int]] = []
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -139,10 +146,11 @@ def test_a_right_model_is_checked_once_too(name: str) -> None:
     a, b = _pairs(specimen)
     assert len({tuple(prompt) for prompt in torch.cat([a, b]).tolist()}) == 4
     full: list[list[tuple[int, int]]] = []
-    for _ in range(3):
-        with _no_warning(), _shapes(specimen.stack[-1]) as shapes:
+    with _no_warning(), _shapes(specimen.stack[-1]) as shapes:
+        for _ in range(3):
+            shapes.clear()
             measure_paths(specimen.model, a, b, num_steps=NUM_STEPS)
-        full.append([shape for shape in shapes if shape[1] == LENGTH])
+            full.append([shape for shape in shapes if shape[1] == LENGTH])
     assert (6, LENGTH) in full[0]  # 3 points of 2 pairs
     assert full[1] == full[2] == [(2, LENGTH), (4, LENGTH)]  # a look at the model; the prompts
 
@@ -155,22 +163,130 @@ def test_what_was_not_checked_yet_is_checked() -> None:
     a, b = _pairs(specimen)
 
     def is_checked(prompts: tuple[Prompts, Prompts] = (a, b), **options: Any) -> bool:
-        with _shapes(specimen.stack[-1]) as shapes:
-            measure_paths(model, *prompts, num_steps=NUM_STEPS, **options)
+        shapes.clear()
+        measure_paths(model, *prompts, num_steps=NUM_STEPS, **options)
         return (6, prompts[0].shape[1]) in shapes
 
-    assert is_checked()
-    assert not is_checked()
-    assert is_checked(layer=2)
-    assert is_checked(output="resid_final")
-    assert is_checked(prompts=_pairs(specimen, 9))
-    with torch.autocast("cpu", torch.bfloat16):
+    with _shapes(specimen.stack[-1]) as shapes:
         assert is_checked()
-    model.set_attn_implementation("eager")
-    assert is_checked()
-    specimen.model.bfloat16()
-    assert is_checked()
-    assert not is_checked()
+        assert not is_checked()
+        assert is_checked(layer=2)
+        assert is_checked(output="resid_final")
+        assert is_checked(prompts=_pairs(specimen, 9))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert is_checked()
+        model.set_attn_implementation("eager")
+        assert is_checked()
+        specimen.model.bfloat16()
+        assert is_checked()
+        assert not is_checked()
+
+
+def _shift_last(output: Tensor, by: float = 3) -> Float[Tensor, "row token width"]:
+    """Harmless to whole prompts, and wrong for one token at a time or many in a row."""
+    return torch.cat([output[:, :-1], output[:, -1:] + by], dim=1)
+
+
+class _Shifted(nn.Module):
+    def __init__(self, inner: nn.Module, by: float) -> None:
+        super().__init__()
+        self.inner, self.by = inner, by
+
+    def forward(self, x: Tensor) -> Float[Tensor, "row token width"]:
+        return _shift_last(self.inner(x), self.by)
+
+
+Undo = Callable[[], None]
+
+
+def _hook(block: Any) -> Undo:
+    handle = block.register_forward_hook(lambda _, __, output: _shift_last(output))
+    undo: Undo = handle.remove
+    return undo
+
+
+def _pre_hook(block: Any) -> Undo:
+    handle = block.register_forward_pre_hook(lambda _, args: (_shift_last(args[0]), *args[1:]))
+    undo: Undo = handle.remove
+    return undo
+
+
+def _patched_forward(block: Any) -> Undo:
+    forward = block.forward
+    block.forward = lambda *args, **kwargs: _shift_last(forward(*args, **kwargs))
+    return lambda: delattr(block, "forward")
+
+
+def _patched_class(block: Any) -> Undo:
+    kind, forward = type(block), type(block).forward
+    kind.forward = lambda *args, **kwargs: _shift_last(forward(*args, **kwargs))
+    return lambda: setattr(kind, "forward", forward)
+
+
+def _other_module(block: Any) -> Undo:
+    before, block.mlp = block.mlp, _Shifted(block.mlp.inner, by=3)
+    return lambda: setattr(block, "mlp", before)
+
+
+CHANGES = [_hook, _pre_hook, _patched_forward, _patched_class, _other_module]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_was_changed_since_is_checked_anew(change: Callable[[Any], Undo]) -> None:
+    """What was chosen for it as it was can be wrong now, and may do again later."""
+    specimen = zoo.build("llama")
+    pairs = _pairs(specimen)
+    block: Any = specimen.stack[1]
+    block.mlp = _Shifted(block.mlp, by=0)
+    assert measure_paths(specimen.model, *pairs, num_steps=NUM_STEPS).engine != "plain"
+    for _ in range(2):  # what comes second can lie at the same address
+        undo = change(block)
+        try:
+            with pytest.warns(UserWarning, match="disagrees"):
+                paths = measure_paths(specimen.model, *pairs, num_steps=NUM_STEPS)
+            with _no_warning():
+                again = measure_paths(specimen.model, *pairs, num_steps=NUM_STEPS)
+            _assert_exact(paths.distance, _truth(specimen))
+        finally:
+            undo()
+        assert paths.engine == again.engine == "plain"
+        assert measure_paths(specimen.model, *pairs, num_steps=NUM_STEPS).engine != "plain"
+
+
+@pytest.mark.parametrize("engine", ["shared", "rows"])
+def test_a_forced_way_is_refused_once_a_change_makes_it_wrong(engine: Engine) -> None:
+    specimen = zoo.build("llama")
+    measure_paths(specimen.model, *_pairs(specimen), num_steps=NUM_STEPS, engine=engine)
+    _hook(specimen.stack[1])
+    with pytest.raises(InputError, match=f"{engine}.*plain"):
+        measure_paths(specimen.model, *_pairs(specimen), num_steps=NUM_STEPS, engine=engine)
+
+
+@pytest.mark.parametrize("kind", ["PrefixTuningConfig", "PromptTuningConfig"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_tokens_that_peft_puts_before_the_prompt_are_found_out(kind: str) -> None:
+    """A cache of the earlier tokens does not hold them, also where they are switched on later."""
+    specimen = zoo.build("llama")
+    pairs = _pairs(specimen)
+    model: Any = specimen.model
+    config = getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    adapted = peft.get_peft_model(model, config).eval()
+    with adapted.disable_adapter():
+        assert measure_paths(adapted, *pairs, num_steps=NUM_STEPS).engine != "plain"
+    with pytest.warns(UserWarning, match="plain|slower"):
+        paths = measure_paths(adapted, *pairs, num_steps=NUM_STEPS)
+    assert paths.engine == "plain"
+    assert measure_paths(model, *pairs, num_steps=NUM_STEPS).engine != "plain"
+
+
+def test_what_is_remembered_of_a_model_does_not_keep_it() -> None:
+    specimen = zoo.build("llama")
+    specimen.model.forward = partial(specimen.model.forward)
+    measure_paths(specimen.model, *_pairs(specimen), num_steps=NUM_STEPS)
+    gone = weakref.ref(specimen.model)
+    del specimen
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.parametrize("engine", ["shared", "rows"])
@@ -360,10 +476,12 @@ def test_only_the_blocks_that_a_point_goes_through_are_computed(name: str, engin
     """Below `layer`: for the prompts and the caches. Above it: not for the prompts either."""
     specimen = zoo.build(name)
     a, b = _pairs(specimen)
-    measure_paths(specimen.model, a, b, layer=2, num_steps=NUM_STEPS, engine=engine)
     below, above = (specimen.stack[index].get_submodule("mlp") for index in (1, 2))
     with _shapes(below) as of_below, _shapes(above) as of_above:
-        measure_paths(specimen.model, a, b, layer=2, num_steps=NUM_STEPS, engine=engine)
+        for _ in range(2):  # the first time with the check
+            of_below.clear()
+            of_above.clear()
+            measure_paths(specimen.model, a, b, layer=2, num_steps=NUM_STEPS, engine=engine)
     look, prompts, caches = (2, LENGTH), (4, LENGTH), (3, LENGTH - 1)
     assert of_below == [look, prompts, caches]
     points = [shape for shape in of_above if shape[1] < LENGTH - 1]
@@ -374,8 +492,9 @@ def test_only_the_blocks_that_a_point_goes_through_are_computed(name: str, engin
 def test_one_prompt_is_run_once_however_often_it_stands_in_a_pair() -> None:
     specimen = zoo.build("llama")
     a, b = _pairs(specimen)
-    measure_paths(specimen.model, a, b, num_steps=NUM_STEPS)
     with _shapes(specimen.stack[0]) as shapes:
+        measure_paths(specimen.model, a, b, num_steps=NUM_STEPS)
+        shapes.clear()
         measure_paths(
             specimen.model, a.repeat(5, 1), b.repeat(5, 1), num_steps=NUM_STEPS, engine="auto"
         )
