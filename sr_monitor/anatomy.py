@@ -71,7 +71,8 @@ class Anatomy:
         core: Any = self.core
         embedding = core.get_input_embeddings() if self.is_hugging_face else None
         weight: Tensor | None = getattr(embedding, "weight", None)
-        return (next(self.root.parameters()) if weight is None else weight).device
+        weight = next(self.root.parameters()) if weight is None else weight
+        return _execution_device(self.root) if weight.is_meta else weight.device
 
 
 def dissect(model: nn.Module, layer_path: str | None = None) -> Anatomy:
@@ -141,6 +142,13 @@ def _core(root: nn.Module) -> nn.Module:
         core = unwrap(core.module)
     inner: nn.Module = core.get_base_model() if hasattr(core, "get_base_model") else core
     return inner
+
+
+def _execution_device(root: nn.Module) -> torch.device:
+    """Where accelerate's hooks bring weights that are kept on disk or in another memory."""
+    hooks = (getattr(module, "_hf_hook", None) for module in root.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((device for device in devices if device is not None), "meta"))
 
 
 def _is_hugging_face(core: nn.Module) -> bool:

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -540,6 +541,23 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     assert paths.engine in ("shared", "rows")
     _assert_exact(paths.distance, _truth(zoo.build("llama")))
     assert model.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("way", ["cpu_offload", "disk_offload"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "nano_gpt"])
+def test_weights_that_are_fetched_when_needed_change_nothing(
+    name: str, way: str, tmp_path: Path
+) -> None:
+    """Between forwards they are on the meta device, which no prompt can go to."""
+    specimen = zoo.build(name)
+    expected = measure_paths(specimen.model, *_pairs(specimen), num_steps=NUM_STEPS)
+    if way == "cpu_offload":
+        accelerate.cpu_offload(specimen.model, execution_device=torch.device("cpu"))
+    else:
+        accelerate.disk_offload(specimen.model, str(tmp_path), execution_device=torch.device("cpu"))
+    paths = measure_paths(specimen.model, *_pairs(specimen), num_steps=NUM_STEPS)
+    _assert_exact(paths.distance, expected.distance)
+    assert all(weight.is_meta for weight in specimen.model.parameters())
 
 
 class _Adapted(nn.Module):
