@@ -11,7 +11,7 @@ which under causal attention no x can change.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -61,6 +61,7 @@ class Stream:
             )
         check_layer(anatomy, layer)
         self._unembedding = anatomy.unembedding
+        self._weight_types = _floating_types(anatomy.blocks)
         self._tuple_length = 0
         self._autocast: torch.dtype | None = None
         self.dtype = torch.float32
@@ -156,8 +157,8 @@ class Stream:
 
     @property
     def precision(self) -> torch.dtype:
-        """The coarsest type the stream goes through: its own, or autocast's."""
-        types = [self.dtype]
+        """The coarsest type the stream goes through: its own, the weights', or autocast's."""
+        types = [self.dtype, *self._weight_types]
         if self._autocast is not None:  # around the measurement, or inside the model's forward
             types.append(self._autocast)
         return max(types, key=lambda dtype: torch.finfo(dtype).eps)
@@ -335,6 +336,12 @@ class Stream:
 def tolerance(dtype: torch.dtype) -> float:
     """How far two ways to the same vector may differ, relative to its scale, in `dtype`."""
     return max(1e-4, 16 * torch.finfo(dtype).eps)
+
+
+def _floating_types(blocks: Sequence[nn.Module]) -> set[torch.dtype]:
+    """The types that blocks reckon in; weights of one byte are packed, and unpacked for it."""
+    weights = (weight for block in blocks for weight in block.parameters())
+    return {w.dtype for w in weights if w.is_floating_point() and w.itemsize > 1}
 
 
 def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:

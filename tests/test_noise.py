@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sr_monitor import measure_paths, measure_slices
+from sr_monitor import InputError, measure_paths, measure_slices
 from sr_monitor.paths import Paths
 from tests import zoo
 from tests.oracle import oracle_paths
@@ -227,7 +227,7 @@ def test_the_noise_floor_is_above_zero_and_grows_as_the_type_gets_coarser(name: 
     assert 0 < 10 * floors[0] < floors[1] < floors[2] < 1
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", [*KINDS, "mamba"])  # its stream stays float32
 @pytest.mark.parametrize("dtype", PRECISIONS, ids=str)
 def test_the_noise_floor_is_about_what_rounding_does_to_the_curves(
     name: str, dtype: torch.dtype
@@ -240,6 +240,22 @@ def test_the_noise_floor_is_about_what_rounding_does_to_the_curves(
     truth = oracle_paths(specimen, a, b, layer=1, num_steps=NUM_STEPS).float()
     deviation = ((paths.distance - truth).abs() / truth[:, -1:]).max().item()
     assert deviation / 10 < paths.noise_floor < deviation * 10
+
+
+def test_packed_weights_say_nothing_of_how_finely_a_block_reckons() -> None:
+    """Types of one byte are unpacked before they are used."""
+    specimen = zoo.build("llama")
+    expected = _paths(specimen.model, *_pairs(specimen))
+    packed = nn.Parameter(torch.ones(4).to(torch.float8_e4m3fn), requires_grad=False)
+    specimen.stack[0].register_parameter("packed", packed)
+    assert _paths(specimen.model, *_pairs(specimen)).noise_floor == expected.noise_floor
+
+
+@pytest.mark.parametrize("name", ["llama", "mamba"])
+def test_full_precision_is_refused_where_the_weights_are_coarser(name: str) -> None:
+    a, b = _pairs(zoo.build(name))
+    with pytest.raises(InputError, match=r"precision='float32'.*torch.bfloat16.*precision='run'"):
+        measure_paths(_in(name, torch.bfloat16), a, b, precision="float32")
 
 
 @pytest.mark.parametrize("name", KINDS)
