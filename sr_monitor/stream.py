@@ -67,6 +67,7 @@ class Stream:
         self.dtype = torch.float32
         self.width = 0
         self._examine(sample)
+        self._check_output()
 
     # ---- what is asked of it -------------------------------------------------------------------
 
@@ -278,6 +279,13 @@ class Stream:
         self._check_blocks(outputs)
         if self.anatomy.final is None:
             self._find_final(later)
+
+    def _check_output(self) -> None:
+        if self.output == "logits" and self.anatomy.is_hugging_face and self._unembedding is None:
+            raise InputError(
+                f"output='logits': {type(self.anatomy.core).__name__} has no unembedding; pass the "
+                "model with its head (AutoModelForCausalLM), or output='final_norm'"
+            )
 
     def _check_blocks(self, outputs: dict[int, Any]) -> None:
         name = type(self.anatomy.core).__name__

@@ -459,6 +459,17 @@ def test_gemma_3n_is_refused_for_its_four_dimensional_stream() -> None:
         measure_slices(specimen.model, a[:1], b[:1], b[1:2], resolution=3)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mamba"])
+def test_logits_of_a_model_without_a_head_are_refused(name: str) -> None:
+    specimen = zoo.build(name)
+    headless = getattr(specimen.model, specimen.blocks.split(".")[0])
+    expected = f"output='logits': {type(headless).__name__} .*AutoModelForCausalLM.*final_norm"
+    with pytest.raises(InputError, match=expected) as caught:
+        measure_paths(headless, *_pairs(specimen), output="logits")
+    assert "\n" not in str(caught.value)
+    measure_paths(headless, *_pairs(specimen), output="final_norm", num_steps=2)
+
+
 @pytest.mark.parametrize("name", ["t5", "bert"])
 def test_models_without_a_causal_decoder_are_refused(name: str) -> None:
     specimen = zoo.build(name)
