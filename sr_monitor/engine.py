@@ -15,6 +15,7 @@ differently: a hook, another module, a `forward` of its own.
     distance = engine.distances(context, points, reference=None)
 """
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -38,6 +39,8 @@ _POINTS_PER_ROW = 64
 # Sharing rows is never much slower, so one row a point has to win clearly: the choice, and with
 # it the last bits of a result, should not hang on a noisy clock.
 _CLEARLY_FASTER = 1.5
+
+_OUR_FRAMES = ("sr_monitor", "contextlib")
 
 _Choices = dict[tuple[Any, ...], str]
 _chosen: WeakKeyDictionary[nn.Module, tuple[list[Any], _Choices]] = WeakKeyDictionary()
@@ -247,7 +250,7 @@ def _compare(
             complaints.append(complaint)
     if complaints:
         text = f"{'; '.join(complaints)}; a slower way that agrees is used instead"
-        warn(text, category=UserWarning, stacklevel=2)
+        warn(text, category=UserWarning, stacklevel=_level_of_caller())
     if not agreeing:
         return "plain", True
     fastest = _fastest(agreeing, prompts_a, points)
@@ -315,17 +318,25 @@ def _complaint(
 def _disagreement(engine: Engine, expected: Tensor, measured: Tensor, scale: float) -> str | None:
     gap = (expected - measured).abs()
     # Pairs that hardly move are measured against the output's own length: rounding is no mistake.
-    relative = float(gap.max() / max(float(expected.max()), 0.05 * scale))
+    largest = max(float(expected.max()), 0.05 * scale)
     allowed = tolerance(engine.stream.precision)
-    if relative <= allowed:
+    if float(gap.max()) <= allowed * largest:
         return None
-    worst = int(gap.argmax())
+    worst, relative = int(gap.argmax()), float(gap.max() / largest)
     return (
         f"the {engine.name!r} way of measuring disagrees with the plain way on this model: a "
         f"distance of {float(measured.flatten()[worst]):.6g} against "
         f"{float(expected.flatten()[worst]):.6g}, {relative:.2g} of the largest where "
         f"{allowed:.2g} is allowed"
     )
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` of the line that asked for the measurement: the first that is not ours."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith(_OUR_FRAMES):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _fastest(engines: list[Engine], prompts: Tensor, points: Tensor) -> int:

@@ -7,6 +7,8 @@ operation for one as wide as the vocabulary.
 import gc
 import math
 import re
+import subprocess
+import sys
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -124,6 +126,42 @@ def test_the_warning_carries_both_distances() -> None:
     ]
     assert true
     assert any(abs(number / true[0][1] - 1) > 0.01 for number in numbers)
+
+
+_SCRIPT = """
+import torch, transformers as hf
+from sr_monitor import measure_paths, measure_slices
+model = hf.LlamaForCausalLM(hf.LlamaConfig(
+    vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
+)).eval()
+model.model.layers[1].register_forward_hook(lambda _, __, out: out + out.shape[1])
+ids = torch.arange(8).view(2, 4)
+measure_paths(model, ids, ids.flip(0))
+model.model.layers[1].register_forward_hook(lambda *_: None)
+measure_slices(model, ids, ids.flip(0), ids)
+"""
+
+
+def test_the_warning_points_to_the_line_that_asked(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(_SCRIPT)
+    said = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    where = [line.split(": UserWarning")[0] for line in said.stderr.split("\n") if "UserW" in line]
+    lines = _SCRIPT.split("\n")
+    assert where == [
+        f"{script}:{number}" for number, line in enumerate(lines, 1) if line.startswith("measure_")
+    ]
+
+
+def test_an_output_that_never_moves_is_no_disagreement() -> None:
+    specimen = zoo.build("llama")
+    with torch.no_grad():
+        for parameter in specimen.model.parameters():
+            parameter.zero_()
+    with _no_warning():
+        paths = measure_paths(specimen.model, *_pairs(specimen), num_steps=NUM_STEPS)
+    assert paths.engine != "plain"
+    assert paths.num_left_out == len(paths.distance)
 
 
 def test_neither_the_check_nor_the_warning_comes_again() -> None:
