@@ -8,9 +8,11 @@ Everything a caller can get wrong about the model or the prompts is refused here
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from threading import RLock
+from typing import Any, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -30,6 +32,8 @@ Precision = Literal["run", "float32"]
 
 # How a model is built shows on a few tokens.
 _SAMPLE_TOKENS = 8
+
+_turns: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +90,12 @@ def open_session(
     _check_prompts(prompts, anatomy)
     team, in_step = options.team, options.team.size > 1 and is_sharded(model)
     placed = tuple(item.to(anatomy.device, torch.long) for item in prompts)
-    with team.together(), undisturbed(model), _precision(anatomy, options.precision):
+    with (
+        _turn(anatomy),
+        team.together(),
+        undisturbed(model),
+        _precision(anatomy, options.precision),
+    ):
         stream = Stream(
             anatomy,
             layer=options.layer,
@@ -110,6 +119,12 @@ def open_session(
         mine = team.share(count).to(anatomy.device)
         share = placed if team.size == 1 else tuple(item[mine] for item in placed)
         yield Session(engine, share, count, team, in_step)
+
+
+def _turn(anatomy: Anatomy) -> AbstractContextManager[Any]:
+    """Held while a model is measured: hooks of two threads would see one another's forwards."""
+    # By its first block, which all wrappers of a model share.
+    return _turns.setdefault(anatomy.blocks[0], RLock())
 
 
 def _budget(stream: Stream, options: SessionOptions, in_step: bool) -> TokenBudget:

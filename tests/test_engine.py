@@ -9,9 +9,11 @@ import math
 import re
 import subprocess
 import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -134,10 +136,10 @@ from sr_monitor import measure_paths, measure_slices
 model = hf.LlamaForCausalLM(hf.LlamaConfig(
     vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
 )).eval()
-model.model.layers[1].register_forward_hook(lambda _, __, out: out + out.shape[1])
+model.model.layers[0].register_forward_hook(lambda _, __, out: out + out.shape[1])
 ids = torch.arange(8).view(2, 4)
 measure_paths(model, ids, ids.flip(0))
-model.model.layers[1].register_forward_hook(lambda *_: None)
+model.model.layers[0].register_forward_hook(lambda *_: None)
 measure_slices(model, ids, ids.flip(0), ids)
 """
 
@@ -428,6 +430,38 @@ def test_the_check_waits_for_weights_that_are_finite() -> None:
         paths = measure_paths(specimen.model, a, b, num_steps=NUM_STEPS)
     assert paths.engine in ("shared", "rows")
     _assert_exact(paths.distance, _truth(zoo.build("llama")))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: model.model])
+def test_threads_that_measure_one_model_take_turns(wrap: Callable[[Any], nn.Module]) -> None:
+    """Also where they hold different wrappers of it. One that measures again inside goes on."""
+    specimen = zoo.build("llama")
+    model, (a, b) = specimen.model, _pairs(specimen)
+    expected = [
+        measure_paths(model, a, b, num_steps=NUM_STEPS),
+        measure_paths(wrap(model), b, a, num_steps=NUM_STEPS),
+    ]
+    began, done = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def progress(*_: int) -> None:
+        inner = measure_paths(model, a, b, num_steps=NUM_STEPS)
+        _assert_exact(inner.distance, expected[0].distance)
+        began.set()
+        seen.append(done.wait(1))
+
+    def other() -> Float[Tensor, "pair step"]:
+        began.wait(60)
+        paths = measure_paths(wrap(model), b, a, num_steps=NUM_STEPS)
+        done.set()
+        return paths.distance
+
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(other)
+        first = measure_paths(model, a, b, num_steps=NUM_STEPS, progress=progress)
+    assert seen == [False]
+    _assert_exact(first.distance, expected[0].distance)
+    _assert_exact(second.result(), expected[1].distance)
 
 
 # Agreement in every precision ------------------------------------------------------------------
