@@ -129,17 +129,17 @@ def _possible_slope(relative: Float[Tensor, "pair step"]) -> Float[Tensor, "pair
     where, seen = _looked_at(looked)
     alphas = torch.linspace(0, 1, num_intervals + 1, dtype=torch.float64)
     rest = torch.where(seen, relative.gather(1, where) - alphas[where], 0.0)
-    kernel = _matern(alphas[:, None] - alphas)
+    points = alphas[where]
     # Points that only fill up a row know nothing: an identity row, and no part in any interval.
     both = seen[:, :, None] & seen[:, None, :]
-    known = torch.where(both, kernel[where[:, :, None], where[:, None, :]], 0.0)
+    known = torch.where(both, _matern(points[:, :, None] - points[:, None]), 0.0)
     known = known + torch.diag_embed(torch.where(seen, _RELATIVE_NOISE, 1.0))
-    across = torch.where(seen[..., None], kernel.diff(dim=1)[where], 0.0)
+    across = torch.where(seen[..., None], _matern(points[..., None] - alphas).diff(dim=-1), 0.0)
     solved = torch.linalg.solve(known, torch.cat([across, rest[..., None]], dim=-1))
     weights, fit = solved[..., :-1], solved[..., -1]
     mean = 1 / num_intervals + (across * fit[..., None]).sum(dim=1)
     scale = (rest * fit).sum(dim=1) / seen.sum(dim=1)
-    prior = 2 * (kernel[0, 0] - kernel[0, 1])
+    prior = 2 * (1 - _matern(alphas[1] - alphas[0]))
     variance = scale[:, None] * (prior - (across * weights).sum(dim=1))
     possible: Tensor = (mean + _DEVIATIONS * variance.clamp_min(0).sqrt()) * num_intervals
     settled = looked[:, 1:] & looked[:, :-1]

@@ -136,10 +136,10 @@ from sr_monitor import measure_paths, measure_slices
 model = hf.LlamaForCausalLM(hf.LlamaConfig(
     vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2,
 )).eval()
-model.model.layers[0].register_forward_hook(lambda _, __, out: out + out.shape[1])
+model.model.layers[1].register_forward_hook(lambda _, __, out: out + out.shape[1])
 ids = torch.arange(8).view(2, 4)
 measure_paths(model, ids, ids.flip(0))
-model.model.layers[0].register_forward_hook(lambda *_: None)
+model.model.layers[1].register_forward_hook(lambda *_: None)
 measure_slices(model, ids, ids.flip(0), ids)
 """
 

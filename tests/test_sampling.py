@@ -8,11 +8,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sr_monitor.sampling import Look, look_adaptively, look_everywhere
 
@@ -225,6 +227,29 @@ def test_short_paths_are_looked_at_everywhere(num_steps: int) -> None:
     looks = _look_at(_curves("noise", num_steps), look_adaptively)
     assert (looks.counts == 1).all()
     assert len(looks.calls) == 1
+
+
+class _Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the number of elements of the largest tensor that anything puts out."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor):
+            self.elements = max(self.elements, output.numel())
+        return output
+
+
+def test_what_it_reckons_grows_with_the_steps_and_not_with_their_square() -> None:
+    curves = _curves("logistic", 1001, count=2)
+    with _Largest() as largest:
+        _look_at(curves, look_adaptively)
+    assert largest.elements <= 2 * MOST_LOOKS * (1001 + 1)
 
 
 # What it finds ---------------------------------------------------------------------------------
