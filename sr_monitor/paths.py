@@ -121,8 +121,8 @@ def measure_paths(
         prompts_b: Token ids of the prompts whose activation the path leads to.
         layer: Where to cut: 0 is the embedding output, k the stream after the k-th block.
         num_steps: S, the number of alphas.
-        sampling: "grid" looks at every alpha; "adaptive" at about a fifth of them, where the
-            steepest rise can be.
+        sampling: "grid" looks at every alpha; "adaptive" only where the steepest rise can
+            be: a third of 51, a fifth of 101.
         output: What F is: "final_norm" is the vector the unembedding reads, "resid_final" the
             one before the final norm, "logits" what comes out of the unembedding.
         engine: "auto" takes the fastest way that agrees with the plain one; "shared", "rows"

@@ -1,8 +1,8 @@
 """Which alphas of a path are looked at: all of them, or those where the steepest rise can be.
 
-`look_adaptively` finds the maximum slope at the resolution of the whole grid from about a fifth
-of its points. It looks at 11 spread alphas, then reads every curve as a Gaussian process around
-the straight line,
+`look_adaptively` finds the maximum slope at the resolution of the whole grid from a third of 51
+points, or a fifth of 101. It looks at 11 spread alphas, then reads every curve as a Gaussian
+process around the straight line,
 
     r(alpha) ~ alpha + GP(0, s^2 k),    k the Matern-5/2 kernel,
 

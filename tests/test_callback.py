@@ -204,7 +204,8 @@ def test_without_prompts_at_the_last_chance_it_says_what_to_pass(
 
 
 def test_batches_are_waited_for_but_not_for_ever() -> None:
-    core = CallbackCore(**(SMALL | {"num_tokens": 6}))
+    options: dict[str, Any] = SMALL | {"num_tokens": 6}
+    core = CallbackCore(**options)
     assert core.sample(None, None, None) is None
     for number in range(99):
         assert not core.is_last_chance({"input_ids": torch.ones(1, 4).long()}), number
