@@ -868,11 +868,23 @@ def test_a_slower_way_is_taken_where_warnings_are_errors(monkeypatch: pytest.Mon
     assert "a slower way that agrees is used instead" in lines[0]
 
 
+def test_another_curve_begins_where_warnings_are_errors(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("sr_monitor.fuse._print", lines.append)
+    run(make_monitor(tmp_path), model, range(3))
+    monitor = make_monitor(tmp_path, config=replace(CONFIG, layer=2))
+    assert monitor.step(model, 2) is not None
+    assert len(lines) == 1
+    assert "was measured in another way: " in lines[0]
+
+
 def test_weights_that_deepspeed_has_taken_apart_are_said_to_be_an_experiment(
-    model: nn.Module,
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It marks them so; what is tried here is the warning, not DeepSpeed."""
-    next(iter(model.parameters())).ds_id = 0  # type: ignore[attr-defined]
+    monkeypatch.setattr(next(iter(model.parameters())), "ds_id", 0, raising=False)
     monitor = make_monitor()
     with pytest.warns(RuntimeWarning, match="DeepSpeed ZeRO-3 is experimental"):
         assert monitor.step(model, 0) is not None
