@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from sr_monitor.arguments import check_kind
 from sr_monitor.errors import InputError
 
 _BLOCK = 4000
@@ -48,6 +49,8 @@ class Tokenizer(Protocol):
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of `text`, without special tokens."""
+    fix = "pass the tokenizer itself, such as AutoTokenizer.from_pretrained(name)"
+    check_kind("tokenizer", tokenizer, Tokenizer, fix)
     options: dict[str, Any] = {"add_special_tokens": False}
     if "verbose" in inspect.signature(tokenizer.__call__).parameters:
         options["verbose"] = False  # a corpus may be longer than the model's context

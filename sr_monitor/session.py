@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from sr_monitor.anatomy import Anatomy, dissect, is_sharded
-from sr_monitor.arguments import check_word
+from sr_monitor.arguments import check_kind, check_word, whole
 from sr_monitor.distributed import ALONE, Team
 from sr_monitor.engine import Engine, EngineName, choose_engine
 from sr_monitor.errors import InputError
@@ -84,8 +84,10 @@ def open_session(
     model: nn.Module, prompts: Sequence[Int[Tensor, "item token"]], options: SessionOptions
 ) -> Iterator[Session]:
     """Guards `model`, checks everything that was asked for, and picks the way to measure."""
+    check_kind("model", model, nn.Module, "pass the model itself, not its name")
     check_word("output", options.output, Output)
     check_word("precision", options.precision, Precision)
+    layer = whole("layer", options.layer)
     anatomy = dissect(model, options.layer_path)
     _check_prompts(prompts, anatomy)
     team, in_step = options.team, options.team.size > 1 and is_sharded(model)
@@ -98,7 +100,7 @@ def open_session(
     ):
         stream = Stream(
             anatomy,
-            layer=options.layer,
+            layer=layer,
             output=options.output,
             sample=placed[0][:1, :_SAMPLE_TOKENS],
             before_call=team.roll_call if in_step else None,
@@ -164,6 +166,8 @@ def _check_precision(stream: Stream, wanted: Precision) -> None:
 
 
 def _check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
+    for item in prompts:
+        check_kind("prompts", item, Tensor, "pass token ids, a LongTensor (item, token)")
     shapes = ", ".join(str(tuple(item.shape)) for item in prompts)
     if any(item.ndim != 2 or item.shape != prompts[0].shape for item in prompts):
         raise InputError(

@@ -11,6 +11,7 @@ The distance map of corner k is || F_k(x(u, v)) - F_k(k's own activation) ||, in
     slices.rgb[0]                        # red where the output is A's, green B's, blue C's
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -99,7 +100,7 @@ def measure_slices(
         InputError: Something asked for cannot be done; the message names the fix.
     """
     resolution = whole("resolution", resolution, least=2)
-    if not span[0] < span[1]:
+    if len(span) != 2 or not -math.inf < span[0] < span[1] < math.inf:
         raise InputError(f"span={span}: pass the lowest coordinate, then a higher one")
     options = SessionOptions(
         layer=layer,

@@ -1,5 +1,7 @@
 """What is wrong with an argument, in one short line."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +11,8 @@ import torch
 
 from sr_monitor.arguments import check_folder_name, check_kind, check_word, whole
 from sr_monitor.errors import InputError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("value", [3, np.int64(3), np.uint8(3), torch.tensor(3)])
@@ -53,3 +57,37 @@ def test_a_name_is_that_of_one_folder() -> None:
     for wrong in ("", ".", "..", "a/b", "a/", "../a", "/tmp", None, 5, Path("a")):
         with pytest.raises(InputError, match=r"^name=.*: pass the name of one folder"):
             check_folder_name("name", wrong)
+
+
+def test_what_measuring_is_given_is_refused_in_words_without_the_type_checks() -> None:
+    code = (
+        "import torch\n"
+        "from sr_monitor import PromptSet, measure_paths, measure_slices\n"
+        "from tests.zoo import build\n"
+        "model, ids = build('gpt2').model, torch.arange(12).view(3, 4)\n"
+        "for call in (\n"
+        "    lambda: measure_paths('gpt2', ids, ids),\n"
+        "    lambda: measure_paths(model, ids.tolist(), ids),\n"
+        "    lambda: measure_paths(model, ids, ids, layer=1.0),\n"
+        "    lambda: measure_paths(model, ids, ids, num_steps=5.0),\n"
+        "    lambda: measure_slices(model, ids, ids, ids, span=(0,)),\n"
+        "    lambda: measure_slices(model, ids, ids, ids, span=(float('-inf'), 1)),\n"
+        "    lambda: PromptSet.from_texts('some text', 'gpt2'),\n"
+        "):\n"
+        "    try: call()\n"
+        "    except ValueError as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.splitlines() == [
+        "InputError model='gpt2': pass the model itself, not its name",
+        "InputError prompts=[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]: pass token ids, a "
+        "LongTensor (item, token)",
+        "InputError layer=1.0: pass a whole number",
+        "InputError num_steps=5.0: pass a whole number",
+        "InputError span=(0,): pass the lowest coordinate, then a higher one",
+        "InputError span=(-inf, 1): pass the lowest coordinate, then a higher one",
+        "InputError tokenizer='gpt2': pass the tokenizer itself, such as "
+        "AutoTokenizer.from_pretrained(name)",
+    ]
