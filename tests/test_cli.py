@@ -234,6 +234,8 @@ def test_interrupted_by_the_user(saved: Path, capsys: Capture) -> None:
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
+    # What runs in the background, as tests may, ignores an interrupt.
+    restore = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 0.5)
     try:
@@ -243,6 +245,7 @@ def test_interrupted_by_the_user(saved: Path, capsys: Capture) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, restore)
     assert "Traceback" not in capsys.readouterr().err
 
 

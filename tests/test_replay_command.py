@@ -374,6 +374,8 @@ def test_interrupted_by_the_user(tmp_path: Path, capsys: Capture) -> None:
     def interrupt(*_: object) -> None:
         signal.raise_signal(signal.SIGINT)
 
+    # What runs in the background, as tests may, ignores an interrupt.
+    restore = signal.signal(signal.SIGINT, signal.default_int_handler)
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, 1.5)
     try:
@@ -382,6 +384,7 @@ def test_interrupted_by_the_user(tmp_path: Path, capsys: Capture) -> None:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, restore)
     assert "Traceback" not in capsys.readouterr().err
 
 
