@@ -259,7 +259,7 @@ def replay(
     from sr_monitor.replay.names import parse_tokens
     from sr_monitor.replay.plan import make_plan
     from sr_monitor.replay.progress import replay_bars
-    from sr_monitor.replay.run import _check_base as check_base
+    from sr_monitor.replay.run import check_base
 
     if ray_address is not None and engine != "ray":
         raise InputError(

@@ -160,7 +160,7 @@ class Replay:
         self, stops: list[Stop], out: Path, job: Job, choice: PromptChoice, bar: Bar
     ) -> None:
         """Refuses what cannot be measured, or would not go together with what is in `out`."""
-        _check_base(stops, job.loading)
+        check_base(stops, job.loading)
         self.stops, self.job, self.bar = stops, job, bar
         self.report = Report()
         self._choice = choice
@@ -273,7 +273,7 @@ class Replay:
         self._folder.save(stop, record, prompts)
 
 
-def _check_base(stops: Sequence[Stop], loading: Loading) -> None:
+def check_base(stops: Sequence[Stop], loading: Loading) -> None:
     """Asks for a base at once where no checkpoint says of which architecture it is."""
     bare = [
         stop.checkpoint
