@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -76,8 +77,15 @@ def main(args: Sequence[str] | None = None) -> int:
             if error.errno != errno.ENOSPC:
                 raise
             complain("error", f"{error}; make room there, or write elsewhere")
+            _drop_output()
             return 2
     return status if isinstance(status, int) else 0
+
+
+def _drop_output() -> None:
+    """What could not be printed would be tried once more at the end of Python, with a traceback."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _folder(text: str) -> Path:
