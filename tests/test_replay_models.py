@@ -26,7 +26,7 @@ from sr_monitor.replay.models import (
 from tests.trained import save_folder, tiny_model, train_with_lightning
 from tests.zoo import ARCHITECTURES, build
 
-HUB_SPECIES = [name for name in ARCHITECTURES if name not in ("nano_gpt", "lit_gpt")]
+HUB_SPECIES = [name for name in ARCHITECTURES if name not in ("nano_gpt", "lecture_gpt", "lit_gpt")]
 SOME_SPECIES = ["gpt2", "gptj", "gpt_neox", "olmo", "olmo3_window", "mixtral", "mamba", "bloom"]
 
 
