@@ -34,7 +34,12 @@ from sr_monitor.sampling import Sampling
 from sr_monitor.schedule import Schedule, check_schedule, every
 from sr_monitor.session import Precision
 from sr_monitor.stream import Output
-from sr_monitor.training_data import prompts_from_batch, prompts_from_dataset, token_ids_of
+from sr_monitor.training_data import (
+    holds_ids,
+    prompts_from_batch,
+    prompts_from_dataset,
+    token_ids_of,
+)
 from sr_monitor.writers import JSONLWriter, Writer
 
 _MOST_BATCHES = 100  # to collect prompts from
@@ -221,7 +226,7 @@ class CallbackCore:
         """Whether further batches would not help: this one holds no ids, or there were many."""
         if batch is None:
             return False
-        return self._num_batches + 1 >= _MOST_BATCHES or not token_ids_of(batch)
+        return self._num_batches + 1 >= _MOST_BATCHES or not holds_ids(batch)
 
     def at_step(
         self,

@@ -122,7 +122,7 @@ class Measurement:
             paths=self.paths,
             slices=self.slices,
             metadata={
-                "config": _options(self.config),
+                "config": options_of(self.config),
                 "prompts": self.prompts.fingerprint,
                 "model": type(dissect(model, self.config.layer_path).core).__name__,
                 "dtype": str(weight.dtype).removeprefix("torch."),
@@ -205,14 +205,15 @@ class Measurement:
 
 def describe_curve(config: MonitorConfig, prompts: PromptSet) -> dict[str, Any]:
     """What measurements must have in common to be points of one curve, as plain values."""
-    options = _options(config)
+    options = options_of(config)
     return {
         "config": {name: options[name] for name in options.keys() - _BESIDE_THE_CURVE},
         "prompts": prompts.fingerprint,
     }
 
 
-def _options(config: MonitorConfig) -> dict[str, Any]:
+def options_of(config: MonitorConfig) -> dict[str, Any]:
+    """The options that make a difference to the results, as plain values."""
     return {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
 
 

@@ -101,6 +101,11 @@ def token_ids_of(item: Any) -> list[list[int]] | None:
     return None if rows is None else [row.tokens(0, len(row.ids)).tolist() for row in rows]
 
 
+def holds_ids(item: Any) -> bool:
+    """Whether `token_ids_of` would give any row, without converting them."""
+    return bool(_find(item))
+
+
 def count_tokens(item: Any) -> Tensor | None:
     """How many ids `token_ids_of` would give, without waiting for the device they are on."""
     rows = _find(item)

@@ -11,7 +11,7 @@ others are measured.
 import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -19,7 +19,7 @@ from threading import Event
 from typing import Any, Literal, get_args
 
 from sr_monitor.errors import InputError
-from sr_monitor.measurement import Bar, MonitorConfig, no_bar
+from sr_monitor.measurement import Bar, MonitorConfig, no_bar, options_of
 from sr_monitor.prompts import PromptSet
 from sr_monitor.records import Record
 from sr_monitor.replay.arguments import check_kinds, with_options
@@ -36,8 +36,6 @@ from sr_monitor.replay.stops import Stop, is_sweep, twins
 
 Engine = Literal["local", "ray"]
 Outcomes = Generator[tuple[Stop, Record | Failure], None, None]
-
-_NO_MATTER = {"engine", "max_tokens"}  # results do not depend on these
 
 
 @dataclass(kw_only=True, slots=True)
@@ -166,7 +164,7 @@ class Replay:
         self._choice = choice
         self._prompts = {} if job.sweep else choice.for_trainings(stops)
         self._twins = self._same_measurements(stops)
-        options = {k: v for k, v in asdict(job.config).items() if k not in _NO_MATTER}
+        options = options_of(job.config)
         options |= {"dtype": job.loading.dtype} | self._described_prompts()
         self._folder = Folder(out, options, {stop.run: stop.curve for stop in stops})
         self._journal = Journal(out / "downloads.json")
@@ -275,10 +273,6 @@ class Replay:
 
 def check_base(stops: Sequence[Stop], loading: Loading) -> None:
     """Asks for a base at once where no checkpoint says of which architecture it is."""
-    bare = [
-        stop.checkpoint
-        for stop in stops
-        if stop.checkpoint is not None and stop.checkpoint.config is None and not stop.problem
-    ]
+    bare = [stop.checkpoint for stop in stops if stop.checkpoint is not None and stop.needs_base]
     if bare and (loading.base is not None or len(bare) == len(stops)):
         config_of(bare[0], loading)
