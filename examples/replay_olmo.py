@@ -10,8 +10,8 @@ Stop it whenever you like, and start it again: it goes on where it was.
 import sys
 
 from sr_monitor import Record
-from sr_monitor.records import list_records
 from sr_monitor.replay import replay
+from sr_monitor.results.record import list_records
 
 out = sys.argv[1] if len(sys.argv) > 1 else "replays/olmo"
 

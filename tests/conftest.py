@@ -24,7 +24,7 @@ def _seeded() -> Iterator[None]:
 def _no_warning_is_lost(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Warnings are errors here, and the library prints its own then; so that is an error, too."""
     lines: list[str] = []
-    monkeypatch.setattr("sr_monitor.fuse._print", lines.append)
+    monkeypatch.setattr("sr_monitor.errors._print", lines.append)
     yield
     assert lines == []
 

@@ -23,7 +23,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader
 
 from sr_monitor import Record
-from sr_monitor.records import list_records
+from sr_monitor.results.record import list_records
 from tests.zoo import VOCAB, build
 
 SMALL: dict[str, Any] = {"num_pairs": 6, "num_steps": 9, "num_slices": 1, "slice_resolution": 5}

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from sr_monitor import MonitorConfig, Record
-from sr_monitor.prompts import PromptSet
+from sr_monitor.prompts.prompt_set import PromptSet
 from tests.hub_server import HubServer, Repos
 from tests.saved import save_tokenizer
 from tests.trained import save_folder, tiny_model

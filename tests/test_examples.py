@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sr_monitor import Record
-from sr_monitor.records import list_records
+from sr_monitor.results.record import list_records
 from tests.hub_server import hub_server
 from tests.replays import olmo_repo
 

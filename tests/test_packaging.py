@@ -73,8 +73,8 @@ def test_command_runs(environment: Path, tmp_path: Path) -> None:
 
 
 def test_wheel_holds_the_three_packages_and_the_licence_alone(wheel: Path) -> None:
-    with zipfile.ZipFile(wheel) as archive:
-        names = archive.namelist()
+    with zipfile.ZipFile(wheel) as store:
+        names = store.namelist()
     folders = {name.split("/")[0] for name in names}
     (metadata,) = folders - PACKAGES.keys()
     assert metadata.endswith(".dist-info")

@@ -28,7 +28,7 @@ from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sr_monitor import Record
-from sr_monitor.records import list_records
+from sr_monitor.results.record import list_records
 from tests.zoo import VOCAB, build
 
 Row = dict[str, Tensor]

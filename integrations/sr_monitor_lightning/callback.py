@@ -1,4 +1,4 @@
-"""The callback for Lightning: its events, handed to `sr_monitor.callback`.
+"""The callback for Lightning: its events, handed to `sr_monitor.watch.watcher`.
 
 Measured are the step that training begins at, each step of the schedule right after the update of
 the optimizer, and the last step, all in the precision of the run. The state is part of Lightning's
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from sr_monitor import InputError, PromptSet
-from sr_monitor.anatomy import class_names
-from sr_monitor.callback import CallbackCore, Prompts
-from sr_monitor.dashboards import TensorBoardWriter, WandbWriter
-from sr_monitor.distributed import Team
-from sr_monitor.fuse import Fuse
-from sr_monitor.training_data import count_tokens
-from sr_monitor.writers import Writer
+from sr_monitor.display.writers.base import Writer
+from sr_monitor.display.writers.tensorboard import TensorBoardWriter
+from sr_monitor.display.writers.wandb import WandbWriter
+from sr_monitor.model.anatomy import class_names
+from sr_monitor.model.ranks import RankGroup
+from sr_monitor.prompts.training_data import count_tokens
+from sr_monitor.watch.guard import ErrorGuard
+from sr_monitor.watch.watcher import CallbackCore, Prompts
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,7 +40,7 @@ class StableRegionCallback(CallbackCore, Callback):
 
         L.Trainer(callbacks=[StableRegionCallback()]).fit(module)
 
-    All arguments but `model` are those of `sr_monitor.callback.CallbackCore`. The step is
+    All arguments but `model` are those of `sr_monitor.watch.watcher.CallbackCore`. The step is
     `trainer.global_step`, the number of updates.
     """
 
@@ -131,7 +132,7 @@ class StableRegionCallback(CallbackCore, Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Begins here where only a batch shows what the model is trained on."""
-        waiting = self.monitor is None and not self._fuse.blown
+        waiting = self.monitor is None and not self._guard.is_off
         if self._wanted or (waiting and self._begin(trainer, pl_module, batch)):
             self._measure(trainer, pl_module)
 
@@ -207,9 +208,9 @@ class StableRegionCallback(CallbackCore, Callback):
         return None if self._tokens is None else int(self._tokens)
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> bool:
-        self._fuse = Fuse(self._fuse.on_error, tells=trainer.is_global_zero)
-        with self._fuse.guarding("starting sr-monitor", final=True):
-            with Team.present().together():
+        self._guard = ErrorGuard(self._guard.on_error, tells=trainer.is_global_zero)
+        with self._guard.catching("starting sr-monitor", final=True):
+            with RankGroup.present().failing_together():
                 found = find_language_model(
                     pl_module, self._model, layer_path=self.config.layer_path
                 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from sr_monitor import PromptSet, at
-from sr_monitor.demo import DemoPlan
+from sr_monitor.cli.demo import DemoPlan
 from sr_monitor_lightning.callback import StableRegionCallback
 
 

@@ -18,8 +18,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from sr_monitor import InputError
-from sr_monitor.anatomy import class_names, dissect, unwrap
-from sr_monitor.hooks import forward_replaced
+from sr_monitor.model.anatomy import class_names, dissect, unwrap
+from sr_monitor.model.hooks import forward_replaced
 
 Wanted: TypeAlias = str | nn.Module | Callable[[LightningModule], nn.Module]
 

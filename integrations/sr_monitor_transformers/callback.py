@@ -1,4 +1,4 @@
-"""The callback for the Hugging Face Trainer: its events, handed to `sr_monitor.callback`.
+"""The callback for the Hugging Face Trainer: its events, handed to `sr_monitor.watch.watcher`.
 
 Measured are the step that training begins at, each step of the schedule right after the update of
 the optimizer, and the last step, before the best weights may take its place. What a resumed run
@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 from sr_monitor import InputError
-from sr_monitor.anatomy import class_names
-from sr_monitor.callback import CallbackCore
-from sr_monitor.dashboards import TensorBoardWriter, WandbWriter
+from sr_monitor.display.writers.base import Writer
+from sr_monitor.display.writers.tensorboard import TensorBoardWriter
+from sr_monitor.display.writers.wandb import WandbWriter
 from sr_monitor.files import write_whole
-from sr_monitor.writers import Writer
+from sr_monitor.model.anatomy import class_names
+from sr_monitor.watch.watcher import CallbackCore
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -40,7 +41,7 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
 
         Trainer(model, args, train_dataset=dataset, callbacks=[StableRegionCallback()])
 
-    All arguments are those of `sr_monitor.callback.CallbackCore`. Tokens are logged where the
+    All arguments are those of `sr_monitor.watch.watcher.CallbackCore`. Tokens are logged where the
     Trainer counts them (`include_num_input_tokens_seen`).
     """
 
@@ -117,10 +118,10 @@ class StableRegionCallback(CallbackCore, TrainerCallback):
         if self.with_save:
             self.at_step(kwargs["model"], state.global_step, tokens=_tokens(state), also=True)
         if self.monitor is not None and state.is_world_process_zero:
-            with self.monitor.fuse.guarding("saving the state of sr-monitor"):
+            with self.monitor.guard.catching("saving the state of sr-monitor"):
                 folder = _saved_now(args, state)
                 if folder.is_dir():
-                    path = folder / f"{self.monitor.archive.name}.json"
+                    path = folder / f"{self.monitor.store.name}.json"
                     write_whole(path, json.dumps(self.monitor.state_dict()).encode())
 
     def on_log(

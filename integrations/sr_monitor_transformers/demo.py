@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sr_monitor import PromptSet, at
-from sr_monitor.demo import DemoPlan
+from sr_monitor.cli.demo import DemoPlan
 from sr_monitor_transformers.callback import StableRegionCallback
 
 

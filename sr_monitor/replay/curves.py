@@ -12,11 +12,11 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-from sr_monitor.album import Album
-from sr_monitor.dashboards import TensorBoardWriter
+from sr_monitor.display.album import Album
+from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.errors import InputError
-from sr_monitor.prompts import PromptSet
-from sr_monitor.records import Record, list_records, record_path
+from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.results.record import Record, list_records, record_path
 
 _SHARED = "prompts.json"
 

@@ -15,14 +15,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sr_monitor import keys
+from sr_monitor.display.writers.base import WriterError
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
-from sr_monitor.prompts import PromptSet
-from sr_monitor.records import Record, list_records
+from sr_monitor.probes import keys
+from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.curves import Curve
 from sr_monitor.replay.stops import SIZES, Stop
-from sr_monitor.writers import WriterError
+from sr_monitor.results.record import Record, list_records
 
 _SCHEMA = 1
 _FILE = "replay.json"

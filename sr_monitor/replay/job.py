@@ -10,16 +10,15 @@ from threading import Event
 
 from torch import nn
 
-from sr_monitor.errors import InputError
-from sr_monitor.fuse import describe
-from sr_monitor.measurement import Bar, MonitorConfig, measure_model, no_bar
-from sr_monitor.prompts import PromptSet
-from sr_monitor.records import Record
+from sr_monitor.errors import InputError, describe
+from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.cache import Journal
 from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
 from sr_monitor.replay.downloads import Fetched, discard, fetch, fetch_again
 from sr_monitor.replay.models import Loading, ModelKeeper
 from sr_monitor.replay.stops import Stop
+from sr_monitor.results.record import Record
+from sr_monitor.watch.measurement import Bar, MonitorConfig, measure_model, no_bar
 
 _TRIES = 4  # each other replay takes a checkpoint away at most once
 

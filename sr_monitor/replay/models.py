@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sr_monitor.devices import find_device, torch_dtype
 from sr_monitor.errors import InputError
-from sr_monitor.loading import load_config, quiet, require_transformers
+from sr_monitor.model.devices import find_device, torch_dtype
+from sr_monitor.model.loading import load_config, quiet, require_transformers
 from sr_monitor.replay.checkpoints import Checkpoint
 from sr_monitor.replay.weights import put_weights, read_weights
 

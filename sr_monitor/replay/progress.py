@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from sr_monitor.measurement import Bar
+from sr_monitor.watch.measurement import Bar
 
 _WHOLE = "checkpoints"
 _BYTES = "download"

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_monitor import keys
-from sr_monitor.corpora import encode
-from sr_monitor.demo import python_prompts
+from sr_monitor.cli.demo import python_prompts
 from sr_monitor.errors import InputError
-from sr_monitor.loading import TokenizerOnDemand, check_hub
-from sr_monitor.prompts import PromptSet
+from sr_monitor.model.loading import TokenizerOnDemand, check_hub
+from sr_monitor.probes import keys
+from sr_monitor.prompts.corpora import encode
+from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.models import Loading
 from sr_monitor.replay.stops import Stop
 

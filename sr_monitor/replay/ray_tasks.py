@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from sr_monitor.errors import InputError
-from sr_monitor.prompts import PromptSet
-from sr_monitor.records import Record
+from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.cache import Journal, repo_folder
 from sr_monitor.replay.job import Failure, Here, Job, bring
 from sr_monitor.replay.models import ModelKeeper
 from sr_monitor.replay.stops import Stop
+from sr_monitor.results.record import Record
 
 _RETRIES = 3
 _PARTING_SECONDS = 10

@@ -19,9 +19,7 @@ from threading import Event
 from typing import Any, Literal, get_args
 
 from sr_monitor.errors import InputError
-from sr_monitor.measurement import Bar, MonitorConfig, no_bar, options_of
-from sr_monitor.prompts import PromptSet
-from sr_monitor.records import Record
+from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.arguments import check_kinds, with_options
 from sr_monitor.replay.cache import Journal, take_out_leftovers
 from sr_monitor.replay.curves import check_tensorboard
@@ -33,6 +31,8 @@ from sr_monitor.replay.prefetch import prefetched
 from sr_monitor.replay.prompts import PromptChoice
 from sr_monitor.replay.ray_tasks import import_ray, on_ray
 from sr_monitor.replay.stops import Stop, is_sweep, twins
+from sr_monitor.results.record import Record
+from sr_monitor.watch.measurement import Bar, MonitorConfig, no_bar, options_of
 
 Engine = Literal["local", "ray"]
 Outcomes = Generator[tuple[Stop, Record | Failure], None, None]

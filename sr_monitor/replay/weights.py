@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.loading import quiet, require_transformers
+from sr_monitor.model.loading import quiet, require_transformers
 from sr_monitor.replay.checkpoints import FSDP_FOLDER, WEIGHT_FILES, Checkpoint
 from sr_monitor.replay.reading import read_index, read_safetensors, read_sharded, read_torch
 

@@ -1,0 +1,4 @@
+"""Where results are shown, and when: pictures over a run, and writers for dashboards.
+
+Album([TensorBoardWriter("runs/1")]).show(record, prompts=prompts)
+"""

@@ -1,0 +1,123 @@
+"""Append every value to a file of JSON lines that any tool can read.
+
+with closing(JSONLWriter("runs/1/stable_regions.jsonl")) as writer:
+writer.scalar(keys.WIDTH.name, 0.21, step)
+"""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sr_monitor.display.writers.base import (
+    RGB,
+    Frames,
+    encode_gif,
+    encode_png,
+    finite,
+)
+from sr_monitor.errors import InputError
+from sr_monitor.files import write_whole
+
+_LINE_STARTS = b'{"step": '
+_ENTRIES = {"step", "name", "kind", "value"}
+
+
+class JSONLWriter:
+    """Appends a line of JSON for every value; pictures are files in a folder beside it.
+
+        {"step": 500, "name": "stable_regions/width", "kind": "scalar", "value": 0.21}
+
+    Of a picture the value is its file, in `<stem>-images/`; of a number that is not finite, null.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, purge_step: int | None = None) -> None:
+        """Opens a file to go on with, or a new one.
+
+        Args:
+            path: The file; a last line that a killed process left half-written is dropped.
+            purge_step: Drop what was written of this and later steps: a run that is resumed here
+                comes to them again.
+        """
+        self.path = Path(path)
+        self.images = self.path.with_name(f"{self.path.stem}-images")
+        if self.path.exists():
+            _keep_earlier(self.path, purge_step)
+
+    def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
+        self._append(name, "scalar", value if math.isfinite(value) else None, step)
+
+    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:  # noqa: D102
+        if len(values := finite(values)):
+            self._append(name, "histogram", values.tolist(), step)
+
+    def image(self, name: str, rgb: RGB, step: int) -> None:  # noqa: D102
+        self._append(name, "image", self._file(name, step, "png", encode_png(rgb)), step)
+
+    def animation(self, name: str, frames: Frames, step: int) -> None:  # noqa: D102
+        self._append(name, "animation", self._file(name, step, "gif", encode_gif(frames)), step)
+
+    def text(self, name: str, markdown: str, step: int) -> None:  # noqa: D102
+        self._append(name, "text", markdown, step)
+
+    def flush(self) -> None:  # noqa: D102
+        pass  # every line is written at once
+
+    def close(self) -> None:  # noqa: D102
+        pass  # nothing stays open, so a folder that was moved away is no trouble
+
+    def _append(self, name: str, kind: str, value: Any, step: int) -> None:
+        line = json.dumps({"step": step, "name": name, "kind": kind, "value": value}) + "\n"
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            rest = line.encode()
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:  # a full disk: the next line is not to go on in the middle of this one
+                file.truncate(end)
+                raise
+
+    def _file(self, name: str, step: int, suffix: str, content: bytes) -> str:
+        """Write a picture; its path as seen from the folder of the lines."""
+        self.images.mkdir(parents=True, exist_ok=True)
+        slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
+        file = self.images / f"{slug}-{step:09d}.{suffix}"
+        write_whole(file, content)
+        return f"{self.images.name}/{file.name}"
+
+
+def _keep_earlier(path: Path, purge_step: int | None) -> None:
+    """Leave the whole lines of earlier steps, in one go; refuse a file that holds anything else."""
+    content = path.read_bytes()
+    *lines, torn = content.split(b"\n")
+    end = math.inf if purge_step is None else purge_step
+    kept = b"".join(line + b"\n" for line in lines if _step_of(line, path) < end)
+    if not torn.startswith(_LINE_STARTS[: len(torn)]):
+        raise _foreign(path, torn)
+    if kept != content:
+        write_whole(path, kept)
+
+
+def _step_of(line: bytes, path: Path) -> int:
+    try:
+        entry = json.loads(line)
+        if entry.keys() == _ENTRIES:
+            return int(entry["step"])
+    except (AttributeError, ValueError, TypeError):
+        pass
+    raise _foreign(path, line)
+
+
+def _foreign(path: Path, line: bytes) -> InputError:
+    start = line[:40].decode(errors="replace")
+    return InputError(
+        f"JSONLWriter({str(path)!r}): the file holds {start!r}, which JSONLWriter does not write; "
+        "name another file"
+    )

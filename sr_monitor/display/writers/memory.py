@@ -1,0 +1,56 @@
+"""Keep everything in memory, for tests and notebooks.
+
+writer = MemoryWriter()
+Monitor(prompts, writers=writer)
+writer.scalars["stable_regions/max_slope/median"]
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from sr_monitor.display.writers.base import (
+    RGB,
+    Frames,
+    finite,
+)
+
+
+class MemoryWriter:
+    """Keeps everything, by name, as pairs of a step and a value."""
+
+    def __init__(self) -> None:
+        """Starts with nothing."""
+        self.scalars: dict[str, list[tuple[int, float]]] = {}
+        self.histograms: dict[str, list[tuple[int, Tensor]]] = {}
+        self.images: dict[str, list[tuple[int, RGB]]] = {}
+        self.animations: dict[str, list[tuple[int, Frames]]] = {}
+        self.texts: dict[str, list[tuple[int, str]]] = {}
+        self.num_flushes = 0
+        self.closed = False
+
+    @property
+    def names(self) -> set[str]:
+        """Everything something was written under."""
+        return {*self.scalars, *self.histograms, *self.images, *self.animations, *self.texts}
+
+    def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
+        self.scalars.setdefault(name, []).append((step, value))
+
+    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:  # noqa: D102
+        if len(values := finite(values)):
+            self.histograms.setdefault(name, []).append((step, values))
+
+    def image(self, name: str, rgb: RGB, step: int) -> None:  # noqa: D102
+        self.images.setdefault(name, []).append((step, rgb.copy()))
+
+    def animation(self, name: str, frames: Frames, step: int) -> None:  # noqa: D102
+        self.animations.setdefault(name, []).append((step, frames.copy()))
+
+    def text(self, name: str, markdown: str, step: int) -> None:  # noqa: D102
+        self.texts.setdefault(name, []).append((step, markdown))
+
+    def flush(self) -> None:  # noqa: D102
+        self.num_flushes += 1
+
+    def close(self) -> None:  # noqa: D102
+        self.closed = True

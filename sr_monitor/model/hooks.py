@@ -1,0 +1,151 @@
+"""Ways into a running model, there only while a forward runs: edit, capture, stand aside.
+
+Each is a context manager that leaves the module as it was, also after an exception.
+
+    with editing(block, replace_last, before=True), capturing(norm, first_tensor) as seen:
+        model(prompts)
+    seen[-1]
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from sr_monitor.errors import InputError
+from sr_monitor.model.anatomy import first_tensor
+
+
+@contextmanager
+def editing(
+    module: nn.Module, edit: Callable[[Tensor], Tensor | None], *, before: bool
+) -> Iterator[None]:
+    """Passes the first input of `module`, or its output, through `edit`; None leaves it.
+
+    Raises:
+        InputError: The hook was never called, so nothing was edited.
+    """
+    fired = False
+
+    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal fired
+        fired = True
+        name = None if args else _first_tensor_name(kwargs)
+        new = edit(args[0] if name is None else kwargs[name])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+    def on_output(_: nn.Module, __: Any, output: Any) -> Any:
+        nonlocal fired
+        fired = True
+        new = edit(first_tensor(output))
+        return new if new is None or isinstance(output, Tensor) else (new, *output[1:])
+
+    if before:
+        handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+    else:
+        handle = module.register_forward_hook(on_output)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not fired:
+        raise InputError(
+            f"a hook on a {type(module).__name__} did not fire, so nothing was replaced: the model "
+            "runs compiled or exported code that ignores hooks; pass the module it was made from"
+        )
+
+
+@contextmanager
+def capturing(
+    module: nn.Module, pick: Callable[[Any], Tensor], *, before: bool = False
+) -> Iterator[list[Tensor]]:
+    """Collects what `pick` takes from each output of `module`, or its input."""
+    seen: list[Tensor] = []
+
+    def note(_: nn.Module, args: Any, output: Any) -> None:
+        seen.append(pick(args if before else output))
+
+    handle = module.register_forward_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+    if not seen:
+        raise InputError(
+            f"a hook on a {type(module).__name__} did not fire, so its output was not seen: the "
+            "model calls it past its hooks; call the module itself, not its forward"
+        )
+
+
+@contextmanager
+def standing_aside(modules: Sequence[nn.Module], tuple_length: int = 0) -> Iterator[None]:
+    """Lets modules hand their first input through, at no cost.
+
+    `tuple_length` is the length of the tuple they put out, 0 for a bare tensor.
+    """
+    hand_on = _hand_on(tuple_length)
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(forward_replaced(module, hand_on))
+        yield
+
+
+def _hand_on(tuple_length: int) -> Callable[..., Any]:
+    def hand_on(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs[_first_tensor_name(kwargs)]
+        return (hidden, *[None] * (tuple_length - 1)) if tuple_length else hidden
+
+    return hand_on
+
+
+@contextmanager
+def failing_last(modules: Sequence[nn.Module], tuple_length: int = 0) -> Iterator[None]:
+    """Puts off the error of a module until the forward is over; those after it stand aside.
+
+    Processes that share weights exchange them in every module: were the rest of a forward left
+    out here, the others would wait in the middle of theirs.
+    """
+    hand_on = _hand_on(tuple_length)
+    errors: list[Exception] = []
+
+    def tried(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return hand_on(*args, **kwargs) if errors else forward(*args, **kwargs)
+            except Exception as error:
+                errors.append(error)
+                return hand_on(*args, **kwargs)
+
+        return run
+
+    try:
+        with ExitStack() as stack:
+            for module in modules:
+                stack.enter_context(forward_replaced(module, tried(module.forward)))
+            yield
+    except Exception:
+        if not errors:
+            raise
+    if errors:
+        raise errors[0]
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Has `forward` run when the module is called; its hooks stay."""
+    # An instance may have a `forward` of its own already, from offloading or mixed precision.
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if before is not None:
+            module.__dict__["forward"] = before
+
+
+def _first_tensor_name(kwargs: dict[str, Any]) -> str:
+    return next(name for name, value in kwargs.items() if isinstance(value, Tensor))

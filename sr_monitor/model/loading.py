@@ -1,0 +1,245 @@
+"""A model and its tokenizer, from a folder or by a hub name, for the command line.
+
+Safe on files from strangers: safetensors first, torch files with `weights_only=True`, and code
+that comes with a model is run only when asked for. A checkpoint that lacks weights is refused:
+transformers would fill them with random numbers, and those would be measured.
+
+    model = load_model("runs/demo/model", dtype="auto", device="auto")
+    tokenizer = load_tokenizer("runs/demo/model")
+"""
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any, Literal
+
+from torch import nn
+
+from sr_monitor.errors import InputError
+from sr_monitor.model.devices import find_device, torch_dtype
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_SECONDS = 10.0
+_PLACES = {"model": "folder", "dataset": "file"}
+
+
+def load_model(
+    source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> nn.Module:
+    """The causal language model in a folder or on the hub, ready to be measured.
+
+    Args:
+        source: a folder that `save_pretrained` wrote, or the hub's name of a model.
+        dtype: "auto" is as stored, and float32 on a CPU; or "float32", "bfloat16", "float16".
+        device: "auto" is the accelerator if there is one, or any name that torch knows.
+        trust_remote_code: run the code that comes with the model.
+    """
+    place = find_device(device)
+    load_config(source, trust_remote_code=trust_remote_code)  # refused before weights are read
+    # NOTE: otherwise a model without safetensors is sent to a converter on the hub.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    transformers = require_transformers("loading a model")
+    with quiet(transformers):
+        model, report = _load(
+            transformers.AutoModelForCausalLM,
+            source,
+            trust_remote_code=trust_remote_code,
+            dtype=torch_dtype(dtype, place),
+            output_loading_info=True,
+            weights_only=True,
+        )
+    _check_complete(model, report["missing_keys"], source)
+    return model.eval().to(place)  # type: ignore[no-any-return]
+
+
+def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a causal language model, which has no weights yet."""
+    transformers = require_transformers("loading a model")
+    _check_source(source)
+    with quiet(transformers):
+        config = _load(transformers.AutoConfig, source, trust_remote_code=trust_remote_code)
+    _check_config(config, source)
+    return config
+
+
+def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer that lies beside a model."""
+    transformers = require_transformers("loading a model")
+    with quiet(transformers):
+        try:
+            return _load(transformers.AutoTokenizer, source, trust_remote_code=trust_remote_code)
+        except InputError as error:
+            raise InputError(
+                f"{error}. Its tokenizer is needed to cut prompts from text: put it there "
+                "(tokenizer.save_pretrained), or name a saved prompts.json, which holds token ids"
+            ) from error
+
+
+@dataclass(frozen=True)
+class TokenizerOnDemand:
+    """A tokenizer that is loaded when first used: a saved set of prompts needs none."""
+
+    source: str
+    """The folder or hub name of its model."""
+    trust_remote_code: bool = False
+    """Run the code that comes with it."""
+
+    @cached_property
+    def _loaded(self) -> Any:
+        return load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
+
+    def __call__(self, text: str, /, *, add_special_tokens: bool, verbose: bool = False) -> Any:
+        """The tokens of a text."""
+        return self._loaded(text, add_special_tokens=add_special_tokens, verbose=verbose)
+
+    def decode(self, ids: list[int], /) -> Any:
+        """The text of tokens."""
+        return self._loaded.decode(ids)
+
+
+def check_hub(name: str, kind: Literal["model", "dataset"]) -> None:
+    """Refuses at once what the hub does not have, or has and does not give out."""
+    # NOTE: its own libraries would retry for half a minute, and then not say which it was.
+    hub = import_module("huggingface_hub")
+    try:
+        hub.HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS)
+    except hub.errors.HfHubHTTPError as error:
+        reason = f"the hub does not give it out ({_first_line(error)}); check the name"
+    except Exception as error:  # its HTTP library's errors have no common base across versions
+        reason = f"the hub cannot be reached ({_first_line(error)}); check both"
+    else:
+        return
+    raise InputError(f"there is no {_PLACES[kind]} {name!r} here, and {reason}")
+
+
+def require_transformers(call: str) -> ModuleType:
+    """The library, or how to install it."""
+    try:
+        return import_module("transformers")
+    except ImportError as error:
+        raise InputError(
+            f"{call} needs the transformers library: pip install 'sr-monitor[transformers]'"
+        ) from error
+
+
+def _check_source(source: str) -> None:
+    """Refuses what is neither a folder with a model nor a name the hub knows."""
+    path = Path(source)
+    if path.is_dir():
+        _check_folder(path)
+    elif path.exists():
+        raise InputError(f"{source!r} is a file; name the folder it lies in, with its config.json")
+    elif not _HUB_NAME.fullmatch(source) or source.startswith("."):
+        raise InputError(f"there is no folder {source!r}; name a folder that holds a model")
+    elif not _is_cached(source):
+        check_hub(source, "model")
+
+
+def _check_folder(path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    inside = sorted(str(config.parent) for config in path.glob("*/config.json"))
+    hint = (
+        f"there is one in {inside[0]!r}"
+        if len(inside) == 1
+        else f"there are some in it, {', '.join(map(repr, inside[:3]))}"
+        if inside
+        else "name a folder that save_pretrained wrote"
+    )
+    raise InputError(f"the folder {str(path)!r} holds no model (no config.json); {hint}")
+
+
+def _is_cached(name: str) -> bool:
+    hub = import_module("huggingface_hub")
+    return isinstance(hub.try_to_load_from_cache(name, "config.json"), str)
+
+
+def _load(loader: Any, source: str, **options: Any) -> Any:
+    """Calls `from_pretrained`; whatever it refuses is about what it was given."""
+    from safetensors import SafetensorError
+
+    refusals = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
+    try:
+        return loader.from_pretrained(source, **options)
+    except refusals as error:
+        raise InputError(f"{source!r} cannot be loaded: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why transformers refused; in words that name the fix where the cause is a known one."""
+    text, first = str(error), _first_line(error)
+    if "trust_remote_code" in text:
+        return "it comes with code of its own, which is run only with --trust-remote-code"
+    if "instantiate the backend tokenizer" in text:
+        return "there are none of a tokenizer's files (tokenizer.json and others)"
+    if "does not recognize this architecture" in text:
+        return f"{first}; try a newer one, pip install --upgrade transformers"
+    if "ignore_mismatched_sizes" in text:
+        return "its weights do not have the shapes that its config.json says"
+    if isinstance(error, UnpicklingError):
+        return "its torch file holds more than weights, and is not run; save it as safetensors"
+    if type(error).__name__ == "SafetensorError":
+        return f"its safetensors file is damaged ({first}); copy or download it again"
+    return first
+
+
+def _check_config(config: Any, source: str) -> None:
+    """Refuses what has no decoder before its weights are read."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.is_encoder_decoder or not (known or own_code):
+        kind = (config.architectures or [config.model_type])[0]
+        raise InputError(
+            f"{source!r} holds a {kind}, which is no decoder-only language model; name a causal "
+            "one, such as a GPT, Llama or OLMo"
+        )
+
+
+def _check_complete(model: Any, missing: Any, source: str) -> None:
+    """Refuses a checkpoint that lacks weights of the model, the unembedding aside."""
+    unembedding = model.get_output_embeddings()
+    aside = set() if unembedding is None else {id(weight) for weight in unembedding.parameters()}
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    absent = sorted(name for name in missing if id(weights.get(name)) not in aside)
+    if absent:
+        raise InputError(
+            f"{source!r} lacks {len(absent)} of the weights of a {type(model).__name__} "
+            f"({absent[0]}, ...); random numbers would be measured, so save the whole model"
+        )
+
+
+@contextmanager
+def quiet(transformers: ModuleType) -> Iterator[None]:
+    """Keeps the noise of loading off the terminal, and puts everybody's settings back."""
+    log = transformers.utils.logging
+    hub_log = logging.getLogger("huggingface_hub")
+    verbosity, bars, hub_level = log.get_verbosity(), log.is_progress_bar_enabled(), hub_log.level
+    log.set_verbosity(logging.CRITICAL)
+    hub_log.setLevel(logging.CRITICAL)
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import_module("huggingface_hub").utils.enable_progress_bars()  # downloads show theirs
+            yield
+    finally:
+        log.set_verbosity(verbosity)
+        hub_log.setLevel(hub_level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

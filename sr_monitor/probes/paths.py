@@ -1,0 +1,272 @@
+"""The 1-D measurement: from prompt A's activation to prompt B's, in A's context.
+
+    x(alpha) = (1 - alpha) a + alpha b,    alpha = 0, 1/(S-1), ..., 1
+    d(alpha) = || F_A(x(alpha)) - F_A(a) ||
+
+where F_A(x) is the output of A's run with the activation at `layer`, last position, replaced by x.
+
+    paths = measure_paths(model, prompts_a, prompts_b, layer=1, num_steps=51)
+    paths.max_slope[paths.kept].median()
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from sr_monitor.errors import check_word, whole
+from sr_monitor.model.engine import Context, EngineName
+from sr_monitor.model.memory import in_chunks
+from sr_monitor.model.ranks import ALONE, RankGroup
+from sr_monitor.model.session import Precision, Session, SessionOptions, open_session
+from sr_monitor.model.stream import Output
+from sr_monitor.probes import sharpness
+from sr_monitor.probes.sampling import STRATEGIES, Sampling
+
+# The ends of a path are in every sample, so these can be repeated whatever the sampling.
+_NUM_REPEATED_PAIRS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """What `measure_paths` found; all tensors are on the CPU."""
+
+    alphas: Float[Tensor, " step"]
+    """The interpolation coefficients, evenly spaced, 0 and 1 included."""
+    distance: Float[Tensor, "pair step"]
+    """d(alpha); NaN where adaptive sampling did not look, Inf where the output was not finite."""
+    input_distance: Float[Tensor, " pair"]
+    """||a - b||, how far apart the two activations are."""
+    noise_distance: float
+    """The largest distance among repeated points that should be equal."""
+    noise_floor: float
+    """The same relative to d(1) of the pair it was found on; NaN when no pair could tell."""
+    num_points: int
+    """How many points were run, all pairs together, repeats for the noise not counted."""
+    engine: str
+    """The way the points were run: "shared", "rows" or "plain"."""
+    noise: Float[Tensor, " pair"] | None = None
+    """Each pair's own share of the noise, by the length of its output; None: the same for all."""
+
+    @property
+    def relative(self) -> Float[Tensor, "pair step"]:
+        """d(alpha) / d(1), the relative output distance."""
+        return sharpness.relative_distance(self.distance)
+
+    @property
+    def end_distance(self) -> Float[Tensor, " pair"]:
+        """d(1)."""
+        return self.distance[:, -1]
+
+    @property
+    def kept(self) -> Bool[Tensor, " pair"]:
+        """The pairs that count: d(1) above the noise, every output finite."""
+        finite = ~self.distance.isinf().any(dim=1)
+        noise = self.noise_distance if self.noise is None else self.noise
+        return finite & (self.end_distance > noise)
+
+    @property
+    def num_left_out(self) -> int:
+        """How many pairs do not count."""
+        return int((~self.kept).sum())
+
+    @property
+    def max_slope(self) -> Float[Tensor, " pair"]:
+        """The steepest rise between neighbouring alphas: how sharp the boundary is."""
+        return self._of_kept(sharpness.max_slope(self.alphas, self.relative))
+
+    @property
+    def location(self) -> Float[Tensor, " pair"]:
+        """The alpha of the steepest rise: where the boundary is."""
+        return self._of_kept(sharpness.slope_location(self.alphas, self.relative))
+
+    @property
+    def width(self) -> Float[Tensor, " pair"]:
+        """The alpha from a quarter to three quarters of the way: how wide the boundary is."""
+        return self._of_kept(sharpness.boundary_width(self.alphas, self.relative))
+
+    def _of_kept(self, values: Float[Tensor, " pair"]) -> Float[Tensor, " pair"]:
+        return torch.where(self.kept, values, torch.nan)
+
+
+def measure_paths(
+    model: nn.Module,
+    prompts_a: Int[Tensor, "pair token"],
+    prompts_b: Int[Tensor, "pair token"],
+    *,
+    layer: int = 1,
+    num_steps: int = 51,
+    sampling: Sampling = "grid",
+    output: Output = "final_norm",
+    engine: EngineName = "auto",
+    layer_path: str | None = None,
+    max_tokens: int | None = None,
+    precision: Precision = "run",
+    progress: Callable[[int, int], None] | None = None,
+    ranks: RankGroup = ALONE,
+) -> Paths:
+    """Measures d(alpha) for every pair of prompts.
+
+        paths = measure_paths(model, token_ids[:-1], token_ids[1:])
+        paths.max_slope            # near 1: no regions; S - 1: a step
+
+    The model comes back exactly as it was, in whatever state it is handed over.
+
+    Args:
+        model: A causal language model, of Hugging Face or any other make.
+        prompts_a: Token ids of the prompts whose context is used, all of one length.
+        prompts_b: Token ids of the prompts whose activation the path leads to.
+        layer: Where to cut: 0 is the embedding output, k the stream after the k-th block.
+        num_steps: S, the number of alphas.
+        sampling: "grid" looks at every alpha; "adaptive" only where the steepest rise can
+            be: a third of 51, a fifth of 101.
+        output: What F is: "final_norm" is the vector the unembedding reads, "resid_final" the
+            one before the final norm, "logits" what comes out of the unembedding.
+        engine: "auto" takes the fastest way that agrees with the plain one; "shared", "rows"
+            and "plain" force one.
+        layer_path: The path of the list of decoder blocks, where it is not found by itself.
+        max_tokens: How many tokens one forward may take; by default chosen from the device.
+        precision: "run" measures in the precision in force; "float32" in full precision, without
+            autocast and TF32, where the weights are float32.
+        progress: Called with the number of pairs done and the number of pairs in all.
+        ranks: The processes that share the pairs; every one of them makes this call, and gets all
+            results.
+
+    Raises:
+        InputError: Something asked for cannot be done; the message names the fix.
+        PeerError: Another process of the ranks could not do its share.
+    """
+    num_steps = whole("num_steps", num_steps, least=2)
+    check_word("sampling", sampling, Sampling)
+    options = SessionOptions(
+        layer=layer,
+        output=output,
+        engine=engine,
+        layer_path=layer_path,
+        max_tokens=max_tokens,
+        precision=precision,
+        ranks=ranks,
+    )
+    with open_session(model, (prompts_a, prompts_b), options) as session:
+        return _Measurement(session, num_steps, sampling).run(progress)
+
+
+class _Measurement:
+    """This process's pairs of one session on their way to `Paths`."""
+
+    def __init__(self, session: Session, num_steps: int, sampling: Sampling) -> None:
+        self.session = session
+        self.engine = session.engine
+        self.prompts = session.prompts[0]
+        self.a, self.b = session.activations()
+        self.alphas = torch.linspace(0, 1, num_steps, dtype=torch.float64).float()
+        # What adaptive sampling looks at hangs on the pairs: processes would not stay in step.
+        self.sample = STRATEGIES["grid" if session.in_step else sampling]
+        count, place = len(self.prompts), self.a  # float32, whatever torch's default type is
+        self.distance = place.new_full((count, num_steps), torch.nan)
+        self.noise = place.new_full((count,), torch.nan)
+        self.num_points = torch.zeros(count, dtype=torch.long)
+        self.lengths = place.new_zeros(count)
+        self.repeated = self._repeated_pairs()
+
+    def _repeated_pairs(self) -> list[int]:
+        """This process's part of those pairs, spread over all, that the noise is measured on."""
+        session = self.session
+        num_repeated = min(session.count, _NUM_REPEATED_PAIRS)
+        spread = torch.linspace(0, session.count - 1, num_repeated, dtype=torch.float32)
+        first = session.ranks.rank * len(self.prompts)
+        return [n - first for n in spread.round().long().tolist() if n >= first]
+
+    def run(self, progress: Callable[[int, int], None] | None) -> Paths:
+        """Measures all pairs, some at a time."""
+        count, num_tokens = self.prompts.shape
+
+        def measure(pairs: slice) -> None:
+            self._measure(pairs)
+            if progress is not None:
+                progress(pairs.stop, count)
+
+        # A pair's points are made at once; a point takes about an eighth of a token's memory.
+        each = num_tokens + len(self.alphas) // 8
+        in_chunks(count, tokens_each=each, budget=self.engine.budget, work=measure)
+        return self._gathered()
+
+    def _gathered(self) -> Paths:
+        """What all processes found."""
+        gather = self.session.gather
+        distance, noise, lengths = map(gather, (self.distance, self.noise, self.lengths))
+        # A pair that is not finite, or that its own noise drowns, says nothing about the others.
+        ends = distance[:, -1]
+        share = (noise / lengths)[noise.isfinite() & (lengths > 0)]
+        telling = (noise / ends)[noise.isfinite() & (ends > noise)]
+        return Paths(
+            alphas=self.alphas,
+            distance=distance,
+            input_distance=gather((self.a - self.b).norm(dim=-1)),
+            noise_distance=float(noise.where(noise.isfinite(), 0).max()),
+            noise=lengths * (share.max() if len(share) else math.nan),
+            noise_floor=float(telling.max()) if len(telling) else math.nan,
+            num_points=int(gather(self.num_points).sum()),
+            engine=self.engine.name,
+        )
+
+    def _measure(self, pairs: slice) -> None:
+        """Looks along the paths of some pairs, whose contexts are opened once, and at the noise."""
+        context = self.engine.open(self.prompts[pairs])
+        reference: Tensor | None = None
+        self.distance[pairs] = torch.nan  # what a piece that ran out of memory has left
+        self.num_points[pairs] = 0
+
+        def look(chosen: Tensor, steps: Tensor) -> Tensor:
+            nonlocal reference
+            numbers = chosen + pairs.start
+            points = self._points(numbers, self.alphas[steps])
+            given = None if reference is None else reference[chosen]
+            distance, first = self.engine.distances(context.some(chosen), points, given)
+            if reference is None:
+                reference = first
+            self.distance[numbers[:, None], steps] = distance.nan_to_num(
+                nan=torch.inf, posinf=torch.inf
+            )
+            self.num_points[numbers.cpu()] += steps.shape[1]
+            return distance
+
+        self.sample(look, len(context.prompts), len(self.alphas))
+        assert reference is not None
+        # The rounding of a distance goes with the longer of the two outputs it lies between.
+        ends = self.distance[pairs, -1]
+        lengths = reference.float().norm(dim=-1).to(ends.device)
+        self.lengths[pairs] = torch.where(ends.isfinite(), torch.maximum(lengths, ends), lengths)
+        self._repeat(context, pairs, reference)
+
+    def _repeat(
+        self, context: Context, pairs: slice, reference: Float[Tensor, "pair d_output"]
+    ) -> None:
+        """How far the ends of some paths land from where they landed before.
+
+        The same two points again, one rounding step of the run's precision away and in a batch of
+        another shape. Bit-equal points would take bit-equal ways through most kernels, and show
+        nothing of what rounding does to the different points of a path.
+        """
+        mine = [n for n in self.repeated if pairs.start <= n < pairs.stop]
+        if not mine and not self.session.in_step:
+            return
+        numbers = torch.tensor(mine or [pairs.start])
+        chosen = numbers - pairs.start
+        sign = 1 - 2 * (torch.arange(self.a.shape[1], device=self.a.device) % 2)
+        nudge = 1 + sign * torch.finfo(self.engine.stream.precision).eps
+        ends = self.alphas[[0, -1]].expand(len(numbers), -1)
+        points = self._points(numbers, ends)
+        again, _ = self.engine.distances(context.some(chosen), points * nudge, reference[chosen])
+        before = self.distance[numbers][:, [0, -1]]
+        if mine:
+            self.noise[numbers] = (again - before).abs().amax(dim=1)
+
+    def _points(
+        self, pairs: Int[Tensor, " pair"], alphas: Float[Tensor, "pair point"]
+    ) -> Float[Tensor, "pair point d_model"]:
+        alphas = alphas.to(self.a.device)[..., None]
+        return (1 - alphas) * self.a[pairs, None] + alphas * self.b[pairs, None]

@@ -1,0 +1,170 @@
+"""The 2-D measurement: the plane through three prompts' activations, seen from each of them.
+
+A lies at (0, 0), B at (1, 0) and C at (t, 1), with orthogonal axes:
+
+    t = <c - a, b - a> / <b - a, b - a>
+    x(u, v) = a + u (b - a) + v (c - a - t (b - a))
+
+The distance map of corner k is || F_k(x(u, v)) - F_k(k's own activation) ||, in k's own context.
+
+    slices = measure_slices(model, prompts_a, prompts_b, prompts_c, resolution=41)
+    slices.rgb[0]                        # red where the output is A's, green B's, blue C's
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sr_monitor.errors import InputError, whole
+from sr_monitor.model.engine import EngineName
+from sr_monitor.model.memory import in_chunks
+from sr_monitor.model.ranks import ALONE, RankGroup
+from sr_monitor.model.session import Precision, Session, SessionOptions, open_session
+from sr_monitor.model.stream import Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slices:
+    """What `measure_slices` found; all tensors are on the CPU."""
+
+    coordinates: Float[Tensor, " row"]
+    """Both axes' coordinates, lowest first; the axes are sampled alike."""
+    distance: Float[Tensor, "triple corner row row"]
+    """Distance to corner A, B, C's own output in its own context; row 0 has the lowest second
+    coordinate, column 0 the lowest first; Inf where an output was not finite."""
+    foot: Float[Tensor, " triple"]
+    """t, the first coordinate of C."""
+    num_points: int
+    """How many points were run."""
+    engine: str
+    """The way the points were run: "shared", "rows" or "plain"."""
+
+    @property
+    def rgb(self) -> Float[Tensor, "triple row row 3"]:
+        """Red, green and blue: 1 minus A's, B's and C's map, each divided by its own maximum.
+
+        A map that is 0 everywhere is full colour; a point that is not finite is black.
+        """
+        finite = torch.where(self.distance.isfinite(), self.distance, 0.0)
+        top = finite.amax(dim=(2, 3), keepdim=True)
+        shade = torch.where(top > 0, self.distance / top, 0.0)
+        return (1 - shade.nan_to_num(1.0).clamp(0, 1)).permute(0, 2, 3, 1)
+
+
+def measure_slices(
+    model: nn.Module,
+    prompts_a: Int[Tensor, "triple token"],
+    prompts_b: Int[Tensor, "triple token"],
+    prompts_c: Int[Tensor, "triple token"],
+    *,
+    layer: int = 1,
+    resolution: int = 41,
+    span: tuple[float, float] = (-0.25, 1.25),
+    output: Output = "final_norm",
+    engine: EngineName = "auto",
+    layer_path: str | None = None,
+    max_tokens: int | None = None,
+    precision: Precision = "run",
+    progress: Callable[[int, int], None] | None = None,
+    ranks: RankGroup = ALONE,
+) -> Slices:
+    """Measures the plane through every triple of prompts.
+
+        slices = measure_slices(model, token_ids[:-2], token_ids[1:-1], token_ids[2:])
+        slices.rgb[0]
+
+    The model comes back exactly as it was, in whatever state it is handed over.
+
+    Args:
+        model: A causal language model, of Hugging Face or any other make.
+        prompts_a: Token ids of the prompts at (0, 0), all of one length.
+        prompts_b: Token ids of the prompts at (1, 0).
+        prompts_c: Token ids of the prompts at (t, 1).
+        layer: Where to cut: 0 is the embedding output, k the stream after the k-th block.
+        resolution: R, the number of points along each axis.
+        span: The lowest and the highest coordinate of both axes.
+        output: What F is; see `measure_paths`.
+        engine: The way to run the points; see `measure_paths`.
+        layer_path: The path of the list of decoder blocks, where it is not found by itself.
+        max_tokens: How many tokens one forward may take; by default chosen from the device.
+        precision: The run's, or full precision; see `measure_paths`.
+        progress: Called with the number of triples done and the number of triples in all.
+        ranks: The processes that share the triples; see `measure_paths`.
+
+    Raises:
+        InputError: Something asked for cannot be done; the message names the fix.
+    """
+    resolution = whole("resolution", resolution, least=2)
+    if len(span) != 2 or not -math.inf < span[0] < span[1] < math.inf:
+        raise InputError(f"span={span}: pass the lowest coordinate, then a higher one")
+    options = SessionOptions(
+        layer=layer,
+        output=output,
+        engine=engine,
+        layer_path=layer_path,
+        max_tokens=max_tokens,
+        precision=precision,
+        ranks=ranks,
+    )
+    with open_session(model, (prompts_a, prompts_b, prompts_c), options) as session:
+        return _measure(session, torch.linspace(*span, resolution, dtype=torch.float64), progress)
+
+
+def _measure(
+    session: Session,
+    coordinates: Float[Tensor, " row"],
+    progress: Callable[[int, int], None] | None,
+) -> Slices:
+    engine = session.engine
+    corners = torch.stack(session.activations(), dim=1)
+    prompts = torch.stack(session.prompts, dim=1)
+    resolution = len(coordinates)
+    maps = corners.new_empty(len(corners), 3, resolution, resolution)
+    feet = _foot(corners)
+    weights = _weights(coordinates.to(corners), feet)
+
+    for triple, weight in enumerate(weights):
+        # No matrix product: autocast and TF32 would round the points.
+        of_a, of_b, of_c = weight[..., None].unbind(dim=1)
+        plane = of_a * corners[triple, 0] + of_b * corners[triple, 1] + of_c * corners[triple, 2]
+        # Each corner's own activation comes first: its output is what distances are taken to.
+        points = torch.cat([corners[triple][:, None], plane.expand(3, -1, -1)], dim=1)
+
+        def measure(chosen: slice, triple: int = triple, points: Tensor = points) -> None:
+            context = engine.open(prompts[triple, chosen])
+            distance, _ = engine.distances(context, points[chosen])
+            maps[triple, chosen] = distance[:, 1:].reshape(-1, resolution, resolution)
+
+        in_chunks(3, tokens_each=prompts.shape[2], budget=engine.budget, work=measure)
+        if progress is not None:
+            progress(triple + 1, len(corners))
+    distance = session.gather(maps.nan_to_num(nan=torch.inf, posinf=torch.inf))
+    return Slices(
+        coordinates=coordinates.float(),
+        distance=distance,
+        foot=session.gather(feet),
+        num_points=distance.numel() + 3 * len(distance),
+        engine=engine.name,
+    )
+
+
+def _foot(corners: Float[Tensor, "triple 3 d_model"]) -> Float[Tensor, " triple"]:
+    """t; 0 where A and B coincide and every t gives the same plane."""
+    a, b, c = corners.unbind(dim=1)
+    along = b - a
+    return ((c - a) * along).sum(-1) / (along * along).sum(-1).clamp_min(1e-30)
+
+
+def _weights(
+    coordinates: Float[Tensor, " row"], foot: Float[Tensor, " triple"]
+) -> Float[Tensor, "triple point 3"]:
+    """Each point of the plane as a weighted sum of a, b and c, row by row."""
+    v, u = torch.meshgrid(coordinates, coordinates, indexing="ij")
+    u, v = u.flatten(), v.flatten()
+    weight_b = u - v * foot[:, None]
+    weight_c = v.expand_as(weight_b)
+    return torch.stack([1 - weight_b - weight_c, weight_b, weight_c], dim=-1)

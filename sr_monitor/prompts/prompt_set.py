@@ -1,0 +1,383 @@
+"""Which prompts are measured, and how pairs and triples are formed from them.
+
+A `PromptSet` is fixed: the same prompts at every step, in every run and in every replay. Its
+fingerprint says so, and its file can be read by people.
+
+There are two ways to form pairs. In a "chain" the prompts are unrelated and pair i is
+(prompt i, prompt i + 1), triple i is (i, i + 1, i + 2). In an "explicit" set pair i is
+(prompt 2i, prompt 2i + 1), and triple i is pair i with the first prompt of the next pair.
+
+    prompts = PromptSet.from_texts(texts, tokenizer, num_tokens=10, num_prompts=257, seed=0)
+    prompts_a, prompts_b = prompts.pairs()  # 256 pairs, each "pair token"
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from sr_monitor.errors import InputError
+from sr_monitor.files import write_whole
+from sr_monitor.prompts import corpora
+from sr_monitor.prompts.corpora import Tokenizer, WindowRequest
+
+_SCHEMA = 1
+_FORMAT = "sr-monitor prompts"
+_SAVED = re.compile(rf'\s*{{\s*"format"\s*:\s*"{_FORMAT}"')
+_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8}
+_INTEGERS |= {torch.uint32, torch.uint16, torch.uint8}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PromptSet:
+    """Prompts of equal length, in a fixed order.
+
+    Example::
+
+        prompts = PromptSet.from_texts(texts, tokenizer)
+        prompts.save("prompts.json")
+        prompts_a, prompts_b = PromptSet.load("prompts.json").pairs(64)
+    """
+
+    token_ids: Int64[Tensor, "prompt token"] = field(repr=False)
+    """The prompts, on the CPU."""
+    texts: tuple[str, ...] | None = field(default=None, repr=False)
+    """The text of each prompt, for people; None where there was no tokenizer."""
+    source: str = "token ids"
+    """Where the prompts come from."""
+    seed: int | None = None
+    """The seed they were drawn with; None where nothing was drawn."""
+    labels: tuple[str, ...] | None = field(default=None, repr=False)
+    """A word for each pair of an explicit set."""
+    pairing: str = "chain"
+    """How pairs are formed: "chain" or "explicit"."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be measured."""
+        num_prompts, num_tokens = self.token_ids.shape
+        if num_prompts < 2 or num_tokens < 2:
+            raise InputError(
+                f"PromptSet: got {num_prompts} prompts of {num_tokens} tokens; at least 2 prompts "
+                "make a pair, and a prompt needs at least 2 tokens, a last one and a context"
+            )
+        if self.token_ids.min() < 0:
+            raise InputError(f"PromptSet: token id {int(self.token_ids.min())} is below 0")
+        if self.pairing not in ("chain", "explicit"):
+            raise InputError(f'PromptSet: pairing is "chain" or "explicit", not {self.pairing!r}')
+        if self.pairing == "explicit" and num_prompts % 2:
+            raise InputError(f"PromptSet: {num_prompts} prompts cannot form explicit pairs")
+        for name, values, expected in (
+            ("texts", self.texts, num_prompts),
+            ("labels", self.labels, self.num_pairs),
+        ):
+            if values is not None and len(values) != expected:
+                raise InputError(f"PromptSet: got {len(values)} {name}, expected {expected}")
+
+    @property
+    def num_tokens(self) -> int:
+        """The length of every prompt."""
+        return self.token_ids.shape[1]
+
+    @property
+    def num_pairs(self) -> int:
+        """How many pairs there are."""
+        num_prompts = self.token_ids.shape[0]
+        return num_prompts - 1 if self.pairing == "chain" else num_prompts // 2
+
+    @property
+    def num_triples(self) -> int:
+        """How many triples there are."""
+        return self.num_pairs - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that stand for the token ids and the pairing."""
+        content = hashlib.sha256(f"{self.pairing} {tuple(self.token_ids.shape)} ".encode())
+        content.update(self.token_ids.numpy().astype("<i8").tobytes())
+        return content.hexdigest()[:16]
+
+    def pairs(
+        self, num_pairs: int | None = None
+    ) -> tuple[Int64[Tensor, "pair token"], Int64[Tensor, "pair token"]]:
+        """Return both sides of the first `num_pairs` pairs, or of all."""
+        a, b = self._members(2, num_pairs, self.num_pairs, "pairs")
+        return a, b
+
+    def triples(
+        self, num: int | None = None
+    ) -> tuple[
+        Int64[Tensor, "triple token"], Int64[Tensor, "triple token"], Int64[Tensor, "triple token"]
+    ]:
+        """Return the corners of the first `num` triples, or of all."""
+        a, b, c = self._members(3, num, self.num_triples, "triples")
+        return a, b, c
+
+    def texts_of_triple(self, index: int) -> tuple[str, ...] | None:
+        """The texts of the corners of a triple; None where there are no texts."""
+        if not 0 <= index < self.num_triples:
+            raise InputError(
+                f"PromptSet.texts_of_triple({index}): the set has {self.num_triples} triples; "
+                f"ask for 0 to {self.num_triples - 1}"
+            )
+        first = index * (1 if self.pairing == "chain" else 2)
+        return self.texts and self.texts[first : first + 3]
+
+    def _members(self, size: int, num: int | None, available: int, what: str) -> list[Tensor]:
+        if num is None:
+            num = available
+        if not 0 <= num <= available:
+            raise InputError(
+                f"PromptSet.{what}({num}): the set has {available} {what}; ask for 0 to "
+                f"{available}, or make a larger set"
+            )
+        step = 1 if self.pairing == "chain" else 2
+        return [self.token_ids[k::step][:num].clone() for k in range(size)]
+
+    def save(self, path: str | Path) -> None:
+        """Write the set as JSON, one line per prompt; the file appears whole or not at all."""
+        path = Path(path)
+        if path.is_dir():
+            raise InputError(f"PromptSet.save({str(path)!r}): this is a folder; name a file in it")
+        # A text may hold half a surrogate pair; written as \udXXX it is valid JSON again.
+        write_whole(path, self.to_json().encode("utf-8", errors="backslashreplace"))
+
+    def to_json(self) -> str:
+        """The set as text that people can read; `from_json` reads it again."""
+        header = {
+            "format": _FORMAT,
+            "schema": _SCHEMA,
+            "fingerprint": self.fingerprint,
+            "source": self.source,
+            "seed": self.seed,
+            "pairing": self.pairing,
+            "labels": self.labels,
+        }
+        texts = self.texts or [None] * len(self.token_ids)
+        prompts = [
+            {"tokens": tokens, "text": text}
+            for tokens, text in zip(self.token_ids.tolist(), texts, strict=True)
+        ]
+        lines = [f"  {_json(key)}: {_json(value)}," for key, value in header.items()]
+        rows = ",\n".join(f"    {_json(prompt)}" for prompt in prompts)
+        return "\n".join(["{", *lines, '  "prompts": [', rows, "  ]", "}", ""])
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PromptSet":
+        """Read a saved set; one that was changed or comes from a later version is refused."""
+        call = f"PromptSet.load({str(path)!r})"
+        return cls.from_json(corpora.read_text(Path(path), call), call=call)
+
+    @classmethod
+    def from_json(cls, text: str, *, call: str = "PromptSet.from_json") -> "PromptSet":
+        """Read what `to_json` wrote; error messages begin with `call`."""
+        content = corpora.parse_json(text)
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise InputError(f"{call}: this is no file that PromptSet.save wrote")
+        if content.get("schema") != _SCHEMA:
+            raise InputError(
+                f"{call}: the file has schema {content.get('schema')}, this sr-monitor reads "
+                f"schema {_SCHEMA}; run: pip install --upgrade sr-monitor, or make a new set"
+            )
+        try:
+            prompts, fingerprint = cls._from_json(content, call), content["fingerprint"]
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{call}: the file is damaged ({error!r}); save it again") from error
+        if prompts.fingerprint != fingerprint:
+            raise InputError(
+                f"{call}: the file says fingerprint {fingerprint}, but its prompts have "
+                f"{prompts.fingerprint}: it was changed after saving; make a new set"
+            )
+        return prompts
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any], call: str) -> "PromptSet":
+        texts = [prompt["text"] for prompt in content["prompts"]]
+        labels = content["labels"]
+        return cls(
+            token_ids=_token_matrix([prompt["tokens"] for prompt in content["prompts"]], call),
+            texts=None if None in texts else tuple(texts),
+            source=content["source"],
+            seed=content["seed"],
+            labels=None if labels is None else tuple(labels),
+            pairing=content["pairing"],
+        )
+
+    @classmethod
+    def from_token_ids(
+        cls, ids: Tensor | Iterable[Any], *, source: str = "token ids"
+    ) -> "PromptSet":
+        """Take prompts as they are: a tensor or nested sequences, "prompt token"."""
+        return cls(token_ids=_token_matrix(ids, "PromptSet.from_token_ids"), source=source)
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: str | Iterable[str],
+        tokenizer: Tokenizer,
+        *,
+        num_tokens: int = 10,
+        num_prompts: int = 257,
+        seed: int = 0,
+        source: str = "texts",
+    ) -> "PromptSet":
+        """Draw windows of `num_tokens` tokens from the corpus that `texts` form; no BOS enters.
+
+        See `sr_monitor.prompts.corpora` for how they are drawn, also from a very large corpus.
+        """
+        call = f"PromptSet.from_texts({source}, {num_tokens=}, {num_prompts=})"
+        request = WindowRequest(
+            call=call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed
+        )
+        windows = request.from_texts([texts] if isinstance(texts, str) else texts, tokenizer)
+        return cls._drawn(windows, tokenizer, source, seed)
+
+    @classmethod
+    def from_last_token_swaps(
+        cls,
+        texts: str | Iterable[str],
+        tokenizer: Tokenizer,
+        *,
+        num_tokens: int = 10,
+        num_pairs: int = 256,
+        seed: int = 0,
+        source: str = "texts",
+    ) -> "PromptSet":
+        """Draw explicit pairs with the same earlier tokens and different last tokens.
+
+        The first of a pair is a window as in `from_texts`; the second ends with the last token of
+        another window of the sample.
+        """
+        call = f"PromptSet.from_last_token_swaps({source}, {num_tokens=}, {num_pairs=})"
+        request = WindowRequest(call=call, num_tokens=num_tokens, num_prompts=num_pairs, seed=seed)
+        windows = request.from_texts([texts] if isinstance(texts, str) else texts, tokenizer)
+        prompts = corpora.swap_last_tokens(windows, call, request.generator("swaps"))
+        return cls._drawn(prompts, tokenizer, f"last-token swaps in {source}", seed, "explicit")
+
+    @classmethod
+    def from_dataset(
+        cls,
+        dataset: Any,
+        tokenizer: Tokenizer | None = None,
+        *,
+        column: str = "text",
+        split: str = "train",
+        config: str | None = None,
+        num_tokens: int = 10,
+        num_prompts: int = 257,
+        seed: int = 0,
+    ) -> "PromptSet":
+        """Draw windows from a data set: anything that iterates over rows, or its hub name.
+
+        The rows are those of a `datasets.Dataset`, an `IterableDataset` or a list of dicts. Texts
+        are read from `column`; without a tokenizer or without that column, ids are read from
+        `input_ids`. Only the first rows are read, as many as it takes, so a stream and a data set
+        at hand give the same prompts. `split` and `config` choose a part of a named data set.
+        """
+        source = f"data set ({type(dataset).__name__})"
+        if isinstance(dataset, str):
+            source = " ".join(filter(None, ["data set", dataset, config, split]))
+        call = f"PromptSet.from_dataset({source}, {num_tokens=}, {num_prompts=})"
+        request = WindowRequest(
+            call=call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed
+        )
+        if isinstance(dataset, str):
+            dataset = corpora.open_dataset(dataset, config, split, call)
+        windows = request.from_stream(corpora.dataset_ids(dataset, tokenizer, column, call))
+        return cls._drawn(windows, tokenizer, source, seed)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        tokenizer: Tokenizer | None = None,
+        *,
+        num_tokens: int = 10,
+        num_prompts: int = 257,
+        seed: int = 0,
+    ) -> "PromptSet":
+        """Read a saved set, a text, JSON lines of texts, or JSON lines of pairs.
+
+        A saved set needs no tokenizer. JSON lines are all {"text": ...}, a corpus, or all
+        {"a": ..., "b": ..., "label": ...}, explicit pairs. A file is read whole.
+        """
+        path, call = Path(path), f"PromptSet.from_file({str(path)!r})"
+        content = corpora.read_text(path, call)
+        if _SAVED.match(content):
+            return cls.load(path)
+        if tokenizer is None:
+            raise InputError(f"{call}: this is no saved PromptSet, so a tokenizer is needed")
+        entries = corpora.parse_entries(content, path, call)
+        if corpora.is_pair(entries[0]):
+            return cls.from_pairs(entries, tokenizer, source=str(path))
+        return cls.from_texts(
+            [entry["text"] for entry in entries],
+            tokenizer,
+            num_tokens=num_tokens,
+            num_prompts=num_prompts,
+            seed=seed,
+            source=str(path),
+        )
+
+    @classmethod
+    def from_pairs(
+        cls, pairs: Iterable[Any], tokenizer: Tokenizer, *, source: str = "pairs"
+    ) -> "PromptSet":
+        """Take explicit pairs of texts, {"a": ..., "b": ..., "label": ...}; the label is optional.
+
+        All texts must have the same number of tokens.
+        """
+        pairs, call = list(pairs), f"PromptSet.from_pairs({source})"
+        rows = corpora.encode_pairs(pairs, tokenizer, call)
+        labels = tuple(str(pair.get("label", "")) for pair in pairs)
+        return cls(
+            token_ids=_token_matrix(rows, call),
+            texts=tuple(pair[side] for pair in pairs for side in ("a", "b")),
+            source=source,
+            labels=labels if any(labels) else None,
+            pairing="explicit",
+        )
+
+    @classmethod
+    def _drawn(
+        cls,
+        token_ids: Int64[Tensor, "prompt token"],
+        tokenizer: Tokenizer | None,
+        source: str,
+        seed: int,
+        pairing: str = "chain",
+    ) -> "PromptSet":
+        texts = None
+        if tokenizer is not None:
+            texts = tuple(str(tokenizer.decode(ids)) for ids in token_ids.tolist())
+        return cls(token_ids=token_ids, texts=texts, source=source, seed=seed, pairing=pairing)
+
+
+def _token_matrix(ids: Tensor | Iterable[Any], call: str) -> Int64[Tensor, "prompt token"]:
+    """Copy `ids` to one int64 tensor; all but whole numbers of one length is refused."""
+    try:
+        rows = [corpora.to_tensor(row) for row in ids]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{call}: these are no token ids: {error}") from error
+    for index, row in enumerate(rows):
+        if row.ndim != 1 or (row.numel() and row.dtype not in _INTEGERS):
+            raise InputError(
+                f"{call}: prompt {index} is a {row.ndim}-dimensional {row.dtype} tensor; "
+                "every prompt must be one sequence of int token ids"
+            )
+        if len(row) != len(rows[0]):
+            raise InputError(
+                f"{call}: prompt {index} has {len(row)} tokens, but prompt 0 has {len(rows[0])}; "
+                "all prompts must have the same number of tokens"
+            )
+    return torch.stack([row.long() for row in rows]) if rows else torch.empty(0, 0).long()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,4 @@
+"""What is kept of a measurement: a record, and the folder of a run's records.
+
+Record.load(list_records("runs/1")[-1])
+"""

@@ -1,0 +1,214 @@
+"""When to measure: any function of the training step that says yes or no.
+
+every(n, start=s)        s, s + n, s + 2n, ...
+at(steps)                these steps
+log_spaced(first)        0, and first * 10**(k / per_decade) for k = 0, 1, ..., rounded
+budget(share)            whenever the measurements stay within their share of the wall time
+
+schedule = every(500)
+schedule(1000)                                 # True
+schedule = budget(0.01, schedule=every(500))   # of those steps, the ones there is time for
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, SupportsIndex
+
+from sr_monitor.errors import InputError, refused, whole
+
+Schedule = Callable[[int], bool]
+
+_PER_DECADE = 5
+_NUM_RECENT = 5  # costs looked back on: enough to see the dearer measurements, that draw pictures
+
+
+@dataclass(frozen=True, slots=True)
+class _Every:
+    num_steps: int
+    start: int
+
+    def __call__(self, step: int) -> bool:
+        return step >= self.start and (step - self.start) % self.num_steps == 0
+
+
+@dataclass(frozen=True, slots=True)
+class _At:
+    steps: frozenset[int]
+
+    def __call__(self, step: int) -> bool:
+        return step in self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class _PerDecade:
+    first: int
+    last: int | None
+    per_decade: int
+
+    def __call__(self, step: int) -> bool:
+        if step < self.first or (self.last is not None and step > self.last):
+            return step == 0
+        nearest = round(self.per_decade * math.log10(step / self.first))
+        return step in {self._step(k) for k in (nearest - 1, nearest, nearest + 1)}
+
+    def _step(self, k: int) -> int:
+        return round(self.first * 10 ** (k / self.per_decade))
+
+
+def every(n: SupportsIndex, *, start: SupportsIndex = 0) -> Schedule:
+    """Every n-th step, counted from `start`, which is one of them."""
+    call = f"every({n}, start={start})"
+    return _Every(whole("n", n, least=1, call=call), whole("start", start, least=0, call=call))
+
+
+def at(steps: Iterable[SupportsIndex]) -> Schedule:
+    """These steps and no others; 0 is before the first update."""
+    steps = list(steps)
+    call = f"at({steps})"
+    return _At(frozenset(whole("a step", step, least=0, call=call) for step in steps))
+
+
+def log_spaced(
+    first: int = 1,
+    last: int | None = None,
+    *,
+    num: int | None = None,
+    per_decade: int | None = None,
+) -> Schedule:
+    """Step 0, then ever sparser steps, evenly spaced in the logarithm and rounded.
+
+        log_spaced()                      # 0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100, ...
+        log_spaced(10, 10_000, num=4)     # 0, 10, 100, 1000, 10000
+
+    Early steps that round to the same one count once.
+
+    Args:
+        first: The first step after 0.
+        last: No step after this one; without it there is no end.
+        num: How many steps from `first` to `last`, both included: step k of them is
+            first * (last / first)**(k / (num - 1)).
+        per_decade: How many steps until a step is ten times as far, 5 if nothing is said: step k
+            is first * 10**(k / per_decade), as far as that is no later than `last`.
+    """
+    call = f"log_spaced({first}, {last}, num={num}, per_decade={per_decade})"
+    first = whole("first", first, least=1, call=call)
+    if last is not None:
+        last = whole("last", last, least=first, call=call)
+    if num is None:
+        num_in_ten = _PER_DECADE if per_decade is None else per_decade
+        return _PerDecade(first, last, whole("per_decade", num_in_ten, least=1, call=call))
+    if last is None or per_decade is not None:
+        raise InputError(f"{call}: `num` goes with `last` and without `per_decade`; pass one way")
+    num = whole("num", num, least=2, call=call)
+    spaced = (round(first * (last / first) ** (k / (num - 1))) for k in range(num))
+    return _At(frozenset([0, *spaced]))
+
+
+def budget(
+    share: float,
+    *,
+    schedule: Schedule | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> "Budget":
+    """Measure as often as `schedule` says, as long as measurements keep to their share of the time.
+
+        within = budget(0.01, schedule=every(100))    # at most 1% of the wall time
+        if within(step):
+            within.spend(seconds_of(measurement))
+
+    Args:
+        share: The largest share of the run's wall time, above 0, at most 1.
+        schedule: When to measure if time were no matter; without it, at every step.
+        clock: Gives the time in seconds.
+    """
+    if not 0 < share <= 1:
+        raise InputError(f"budget({share}): a share is above 0 and at most 1; for 1% pass 0.01")
+    if schedule is None:
+        schedule = every(1)
+    check_schedule(schedule)
+    return Budget(share, schedule, clock)
+
+
+def check_schedule(schedule: Any) -> None:
+    """Refuses what cannot be asked, as a number of steps."""
+    if not callable(schedule):
+        fix = "pass every(500), at([0, 100, 1000]), log_spaced() or any function of the step"
+        raise refused("schedule", schedule, fix)
+
+
+class Budget:
+    """A schedule that keeps an account of time; made by `budget`.
+
+    A measurement fits if afterwards all of them would have taken no more than their share of the
+    wall time, their own time included. It is expected to cost as much as the dearest of the last
+    five. Nothing is known before the first, so the first is always allowed, and then paid back; so
+    is whatever a later one costs above expectation. The clock starts at the first question.
+
+    Clocks of several processes differ: ask one, and let the others follow its answer.
+    """
+
+    def __init__(self, share: float, schedule: Schedule, clock: Callable[[], float]) -> None:
+        """Opens an account with nothing in it."""
+        self.share = share
+        self.schedule = schedule
+        self._clock = clock
+        self._started: float | None = None
+        self._earlier = 0.0  # seconds of the run before it was resumed
+        self._spent = 0.0
+        self._recent: deque[float] = deque(maxlen=_NUM_RECENT)
+
+    def __call__(self, step: int) -> bool:
+        """Whether to measure at this step: the schedule says so, and there is time for it."""
+        affordable = self.affordable()
+        return affordable and self.schedule(step)
+
+    def affordable(self) -> bool:
+        """Whether there is time for a measurement now, whatever the schedule says."""
+        return self.seconds_to_wait() <= 0
+
+    def seconds_to_wait(self) -> float:
+        """How much longer the run has to go on until there is time for a measurement."""
+        wall, cost = self._wall(), max(self._recent, default=0.0)
+        return (self._spent + cost) / self.share - cost - wall
+
+    @property
+    def wall_seconds(self) -> float:
+        """How long the run has gone on, as far as the account knows."""
+        return self._wall()
+
+    def spend(self, seconds: float) -> None:
+        """Enters what a measurement that has just ended took, also if it failed."""
+        if self._started is None:
+            self._started = self._clock() - seconds
+        self._spent += seconds
+        self._recent.append(seconds)
+
+    @property
+    def spent_share(self) -> float:
+        """The share of the wall time that measurements took so far; 0 before the clock starts."""
+        wall = self._wall()
+        return self._spent / wall if wall > 0 else 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The account, as plain values."""
+        return {"spent": self._spent, "elapsed": self._wall(), "recent": list(self._recent)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on with an account that was saved; what is missing counts as nothing.
+
+        The time between saving and loading is not part of the run.
+        """
+        self._spent = float(state.get("spent", 0.0))
+        self._earlier = float(state.get("elapsed", self._spent))
+        self._recent = deque(map(float, state.get("recent", ())), maxlen=_NUM_RECENT)
+        self._started = None
+
+    def _wall(self) -> float:
+        """Seconds of the run up to now."""
+        now = self._clock()
+        if self._started is None:
+            self._started = now
+        return self._earlier + now - self._started

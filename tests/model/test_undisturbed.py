@@ -1,0 +1,666 @@
+"""Whatever a measurement touches is put back, bit for bit, also after an exception.
+
+`_state` reads everything that can be read about a model and the process; a training run with
+measurements in it is compared with one without.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sr_monitor import InputError, measure_paths, measure_slices
+from sr_monitor.model.undisturbed import _copies, undisturbed
+from tests import zoo
+from tests.oracle import oracle_paths
+
+LENGTH = 7
+NUM_STEPS = 25
+Prompts = Int[Tensor, "prompt token"]
+
+
+def _paths(model: nn.Module, prompts: Prompts, **options: Any) -> Any:
+    return measure_paths(model, prompts[:-1], prompts[1:], num_steps=NUM_STEPS, **options)
+
+
+def _slices(model: nn.Module, prompts: Prompts, **options: Any) -> Any:
+    corners = prompts[:-2], prompts[1:-1], prompts[2:]
+    return measure_slices(model, *corners, resolution=3, **options)
+
+
+MEASUREMENTS: dict[str, Callable[[nn.Module, Prompts], Any]] = {
+    "shared": lambda model, prompts: _paths(model, prompts, engine="shared"),
+    "rows": lambda model, prompts: _paths(model, prompts, engine="rows", layer=2),
+    "plain": lambda model, prompts: _paths(model, prompts, engine="plain", output="resid_final"),
+    "adaptive": lambda model, prompts: _paths(model, prompts, sampling="adaptive", layer=0),
+    "logits": lambda model, prompts: _paths(model, prompts, output="logits", layer=3),
+    "slices": _slices,
+}
+
+
+# Everything that can be read -------------------------------------------------------------------
+
+
+def _bits(tensor: Tensor | None) -> bytes | None:
+    """NaN included, and -0.0 told from 0.0."""
+    if tensor is None:
+        return None
+    return tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _hook_counts(module: nn.Module) -> dict[str, int]:
+    return {
+        name: len(value)
+        for name, value in vars(module).items()
+        if "hook" in name and hasattr(value, "__len__")
+    }
+
+
+def _process_state() -> dict[str, Any]:
+    return {
+        "random state": _bits(torch.get_rng_state()),
+        "gradients on": torch.is_grad_enabled(),
+        "inference mode": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "autocast type": torch.get_autocast_dtype("cpu"),
+        "autocast cache": torch.is_autocast_cache_enabled(),
+        "default type": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    state = _process_state()
+    for path, module in model.named_modules():
+        own = vars(module)
+        state |= {
+            f"{path} training": module.training,
+            f"{path} attributes": set(own),
+            f"{path} forward": id(own.get("forward")),
+            f"{path} compiled": id(own.get("_compiled_call_impl")),
+            f"{path} hooks": _hook_counts(module),
+            f"{path} class": type(module),
+        }
+    for name, parameter in model.named_parameters():
+        state[f"{name} value"] = _bits(parameter)
+        state[f"{name} gradient"] = _bits(parameter.grad)
+        state[f"{name} wanted"] = parameter.requires_grad
+        state[f"{name} version"] = parameter._version
+    for name, buffer in model.named_buffers():
+        state[f"{name} value"] = _bits(buffer)
+        state[f"{name} version"] = buffer._version
+    if isinstance(model, hf.PreTrainedModel):
+        state["config"] = model.config.to_dict()
+        state["generation config"] = model.generation_config and model.generation_config.to_dict()
+        state["attention"] = model.config._attn_implementation
+    return state
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    return sorted(key for key in {**before, **after} if before.get(key) != after.get(key))
+
+
+class _Patched:
+    """An instance's own `forward`, as accelerate leaves it behind."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.original = module.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.original(*args, **kwargs)
+
+
+def _worn(name: str) -> zoo.Specimen:
+    """A model in the middle of a life: modes mixed, hooks, patches, gradients, frozen weights."""
+    specimen = zoo.build(name)
+    model = specimen.model
+    model.train()
+    specimen.stack[1].eval()
+    next(iter(specimen.stack[2].children())).eval()
+    for module in (model, specimen.stack[0], specimen.stack[2]):
+        module.forward = _Patched(module)
+    specimen.stack[1].register_forward_hook(lambda *_: None)
+    specimen.stack[2].register_forward_pre_hook(lambda *_: None)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.requires_grad_(number % 3 > 0)
+        if number % 3 == 1:
+            parameter.grad = torch.randn(parameter.shape)
+    if isinstance(model, hf.PreTrainedModel):
+        model.config.use_cache = False
+    return specimen
+
+
+CASES = [
+    *(("gpt2", measurement) for measurement in MEASUREMENTS),
+    ("llama", "shared"),
+    ("mistral_window", "rows"),
+    ("mistral_window", "adaptive"),
+    ("nano_gpt", "logits"),
+    ("mamba", "plain"),
+]
+
+
+@pytest.mark.parametrize(("name", "measurement"), CASES)
+def test_nothing_is_changed(name: str, measurement: str) -> None:
+    specimen = _worn(name)
+    prompts = specimen.prompts(4, LENGTH)
+    before = _state(specimen.model)
+    for _ in range(2):
+        MEASUREMENTS[measurement](specimen.model, prompts)
+        assert _changed(before, _state(specimen.model)) == []
+
+
+class _Interruption(BaseException):
+    """As a KeyboardInterrupt: no `except Exception` may stop it."""
+
+
+@pytest.mark.parametrize("name", ["gpt2", "nano_gpt"])
+def test_nothing_is_changed_when_the_very_first_measurement_is_interrupted(name: str) -> None:
+    """At every call of the last block: in the look at the model, its check, its timing."""
+    prompts = zoo.build(name).prompts(3, LENGTH)
+    fatal = 0
+    interrupted = True
+    while interrupted:
+        fatal += 1
+        specimen = zoo.build(name)
+        calls = iter(range(fatal))
+        specimen.stack[-1].register_forward_pre_hook(lambda *_, calls=calls: _count_down(calls))
+        before = _state(specimen.model)
+        try:
+            measure_paths(specimen.model, prompts[:1], prompts[1:2], num_steps=3)
+            interrupted = False
+        except _Interruption:
+            assert _changed(before, _state(specimen.model)) == [], fatal
+    assert fatal > 5
+
+
+def _count_down(calls: Iterator[int]) -> None:
+    if next(calls, None) is None:
+        raise _Interruption
+
+
+@pytest.mark.parametrize("error", [RuntimeError, _Interruption])
+@pytest.mark.parametrize(("name", "measurement"), CASES)
+def test_nothing_is_changed_when_it_fails_anywhere(
+    name: str, measurement: str, error: type[BaseException]
+) -> None:
+    """At the first, the last, and some calls of the last block in between."""
+    specimen = _worn(name)
+    prompts = specimen.prompts(4, LENGTH)
+    model = specimen.model
+    calls, fatal = 0, -1
+
+    def fail(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fatal:
+            raise error("here")
+
+    specimen.stack[-1].register_forward_pre_hook(fail)
+    # The first time, more is run: the fast way is tried out. Later ones are alike.
+    totals = []
+    for _ in range(2):
+        calls = 0
+        MEASUREMENTS[measurement](model, prompts)
+        totals.append(calls)
+    before = _state(model)
+    for fatal in {2, totals[1] // 2, totals[1]}:
+        calls = 0
+        with pytest.raises(error, match="here"):
+            MEASUREMENTS[measurement](model, prompts)
+        assert calls == fatal
+        assert _changed(before, _state(model)) == [], fatal
+
+
+@pytest.mark.parametrize("measurement", MEASUREMENTS)
+def test_the_callers_modes_are_kept_and_do_not_matter(measurement: str) -> None:
+    specimen = zoo.build("llama")
+    prompts = specimen.prompts(4, LENGTH)
+    expected = MEASUREMENTS[measurement](specimen.model, prompts).distance
+    for mode in (torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
+        with mode:
+            before = _process_state()
+            result = MEASUREMENTS[measurement](specimen.model, prompts)
+            assert _changed(before, _process_state()) == []
+        assert torch.equal(result.distance.isnan(), expected.isnan())
+        torch.testing.assert_close(result.distance, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
+        assert not result.distance.requires_grad
+
+
+def test_inside_there_is_no_dropout_no_gradient_and_outside_everything_is_back() -> None:
+    specimen = _worn("gpt2")
+    before = _state(specimen.model)
+
+    def work() -> None:
+        with undisturbed(specimen.model):
+            assert not any(module.training for module in specimen.model.modules())
+            assert not torch.is_grad_enabled()
+            torch.rand(3)
+            raise _Interruption
+
+    with pytest.raises(_Interruption):
+        work()
+    assert _changed(before, _state(specimen.model)) == []
+
+
+class _Drawing(nn.Module):
+    """A block that draws random numbers even in eval mode, as some that drop whole layers do."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Float[Tensor, "row token width"]:
+        drawn = torch.rand(1) + random.random() + np.random.rand()  # noqa: NPY002
+        out: Tensor = self.block(x) + 1e-8 * drawn
+        return out
+
+
+def test_random_numbers_drawn_inside_are_given_back() -> None:
+    """Python's own are drawn by the type checker of these tests too, but not within the guard."""
+    specimen = zoo.build("nano_gpt")
+    specimen.stack[1] = _Drawing(specimen.stack[1])
+    prompts = specimen.prompts(4, LENGTH)
+    before = _random_states()
+    _paths(specimen.model, prompts)
+    assert _changed(before, _random_states()) in ([], ["Python"])
+    before = _random_states()
+    with undisturbed(specimen.model):
+        specimen.model(prompts)
+        assert _changed(before, _random_states()) == ["Python", "numpy", "torch"]
+    assert _changed(before, _random_states()) == []
+
+
+def _random_states() -> dict[str, Any]:
+    numpy: Any = np.random.get_state(legacy=False)  # noqa: NPY002
+    return {
+        "torch": _bits(torch.get_rng_state()),
+        "Python": random.getstate(),
+        "numpy": (numpy["state"]["key"].tolist(), numpy["state"]["pos"]),
+    }
+
+
+def test_buffers_that_follow_the_length_of_the_input_are_given_back() -> None:
+    """Dynamic rotary embeddings rescale their frequencies for the longest input so far."""
+    config = hf.LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+    )
+    model = hf.LlamaForCausalLM(config)
+    prompts = torch.randint(61, (4, LENGTH))
+    with torch.no_grad():
+        model(torch.randint(61, (2, 3 * LENGTH)))
+    before = _state(model)
+    _paths(model, prompts)
+    assert _changed(before, _state(model)) == []
+
+
+class _Counting(nn.Module):
+    """A module that counts what it is given, even in eval mode, as some mixtures of experts do.
+
+    What the last forwards counted goes into the next one of a training.
+    """
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.register_buffer("bias", torch.zeros(zoo.WIDTH))
+        self.register_buffer("tokens", torch.zeros(zoo.WIDTH))
+
+    def forward(self, x: Tensor) -> Float[Tensor, "row token width"]:
+        bias, tokens = self.get_buffer("bias"), self.get_buffer("tokens")
+        with torch.no_grad():
+            if self.training:
+                bias.add_(1e-3 * tokens)
+                tokens.zero_()
+            tokens.add_((x > 0).sum((0, 1)))
+        out: Tensor = self.inner(x) + bias
+        return out
+
+
+def _counting(name: str) -> zoo.Specimen:
+    specimen = zoo.build(name)
+    specimen.stack[1].mlp = _Counting(specimen.stack[1].get_submodule("mlp"))
+    return specimen
+
+
+@pytest.mark.parametrize("error", [None, _Interruption])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_buffers_that_a_forward_writes_to_are_given_back(
+    mode: Callable[[], Any], error: type[BaseException] | None
+) -> None:
+    specimen = _counting("gpt2")
+    prompts = specimen.prompts(4, LENGTH)
+    specimen.model(prompts)
+    tokens = specimen.model.get_buffer("transformer.h.1.mlp.tokens")
+    before = _bits(tokens)
+    assert tokens.any()
+    if error is not None:
+        specimen.stack[2].register_forward_hook(_raise)
+    with mode(), nullcontext() if error is None else pytest.raises(error):
+        _paths(specimen.model, prompts)
+    assert tokens._version > 2
+    assert _bits(tokens) == before
+
+
+class _Buffers(nn.Module):
+    """Buffers in every relation to one another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Module()
+        written = torch.arange(4.0)
+        self.register_buffer("written", written)
+        self.inner.register_buffer("shared", written)
+        self.inner.register_buffer("part", written[1:])
+        self.register_buffer("exchanged", torch.ones(2, dtype=torch.bfloat16))
+        self.register_buffer("nothing", None)
+        self.register_buffer("elsewhere", torch.ones(2, device="meta"))
+        self.register_buffer("left", torch.full((1,), torch.nan).expand(3))
+        with torch.inference_mode():
+            self.register_buffer("inference", torch.ones(2))
+
+    def forward(self) -> None:
+        self.get_buffer("written").add_(1)
+        self.inner.get_buffer("part").mul_(3)
+        self.get_buffer("exchanged").add_(1)
+        self.exchanged = torch.zeros(1)
+
+
+def test_buffers_are_given_back_whatever_they_are() -> None:
+    """Shared by two modules, a part of another one, written to and then exchanged, and the like."""
+    model = _Buffers()
+    own = dict(model.named_buffers(remove_duplicate=False))
+    values = {name: _bits(buffer) for name, buffer in own.items() if not buffer.is_meta}
+    with undisturbed(model):
+        model()
+        assert own["written"].tolist() == [1, 6, 9, 12]
+    after = dict(model.named_buffers(remove_duplicate=False))
+    assert all(after[name] is buffer for name, buffer in own.items())
+    assert after.keys() == own.keys()
+    assert {name: _bits(own[name]) for name in values} == values
+
+
+def test_large_buffers_are_not_held_twice() -> None:
+    """Packed weights are buffers, too, and there may be no room for two of them."""
+    module = nn.Module()
+    module.register_buffer("packed", torch.zeros(2**20 + 1, dtype=torch.int8))
+    module.register_buffer("counter", torch.zeros(2**20, dtype=torch.int8))
+    copied = [buffer.numel() for buffer, *_ in _copies(module)]
+    assert copied == [2**20]
+
+
+def test_buffers_that_a_backward_waits_for_are_left_alone() -> None:
+    """Autograd takes no value again that was written to, even if it was to the same value."""
+    specimen = _counting("gpt2")
+    counting = specimen.model.get_submodule("transformer.h.1.mlp")
+    counting.register_buffer("factor", torch.full((zoo.WIDTH,), 2.0))
+    weight = torch.ones(zoo.WIDTH, requires_grad=True)
+    waiting = (weight * counting.get_buffer("factor")).sum()
+    _paths(specimen.model, specimen.prompts(4, LENGTH))
+    (gradient,) = torch.autograd.grad(waiting, weight)
+    assert torch.equal(gradient, counting.get_buffer("factor"))
+
+
+# Training goes on as if nothing had been ------------------------------------------------------
+
+
+Setup = Literal["plain", "counting", "checkpointed", "autocast", "compiled in place", "compiled"]
+
+
+def _train(measure: Callable[[nn.Module], Any] | None, setup: Setup) -> dict[str, Any]:
+    """6 steps of a tiny GPT-2 with dropout; every 2 steps `measure`, if anything."""
+    torch.manual_seed(1)
+    specimen = _counting("gpt2") if setup == "counting" else zoo.build("gpt2")
+    model: Any = specimen.model.train()
+    if setup == "checkpointed":
+        model.activation_checkpointing_enable()
+    if setup == "compiled in place":
+        model.compile(backend="eager")
+    run: Any = torch.compile(model, backend="eager") if setup == "compiled" else model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(6):
+        batch = torch.randint(specimen.vocab, (4, 12))
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=setup == "autocast")
+        with autocast:
+            if measure is not None and step % 2 == 0:
+                measure(run)
+            logits = run(input_ids=batch, use_cache=False).logits
+            loss = nn.functional.cross_entropy(
+                logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten()
+            )
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if measure is not None and step % 2 == 1:
+            measure(run)
+        optimizer.step()
+        losses.append(loss.item())
+    state = optimizer.state_dict()["state"]
+    return {
+        "losses": losses,
+        "weights": [_bits(weight) for weight in model.state_dict().values()],
+        "optimizer": [[_bits(value) for value in entry.values()] for entry in state.values()],
+        "random state": _bits(torch.get_rng_state()),
+    }
+
+
+@pytest.mark.parametrize("setup", get_args(Setup))
+def test_a_measured_training_run_is_bit_for_bit_the_unmeasured_one(setup: Setup) -> None:
+    prompts = zoo.build("gpt2").prompts(4, LENGTH)
+    engines = []
+
+    def measure(model: nn.Module) -> None:
+        engines.append(_paths(model, prompts, sampling="adaptive").engine)
+        _slices(model, prompts)
+
+    alone = _train(None, setup)
+    assert alone["losses"][-1] != alone["losses"][0]
+    assert _changed(alone, _train(measure, setup)) == []
+    assert len(engines) == 6
+    assert "plain" not in engines
+
+
+# Compiled models -------------------------------------------------------------------------------
+
+
+class _Compiler:
+    """A `torch.compile` backend that counts graphs compiled and graphs run."""
+
+    def __init__(self) -> None:
+        self.compiled, self.runs = 0, 0
+
+    def __call__(
+        self, graph: torch.fx.GraphModule, _: list[Tensor], **__: Any
+    ) -> Callable[..., Any]:
+        self.compiled += 1
+
+        def run(*args: Any) -> Any:
+            self.runs += 1
+            return graph(*args)
+
+        return run
+
+
+def _compile_wrapped(specimen: zoo.Specimen, backend: _Compiler) -> Any:
+    return torch.compile(specimen.model, backend=backend)
+
+
+def _compile_in_place(specimen: zoo.Specimen, backend: _Compiler) -> Any:
+    specimen.model.compile(backend=backend)
+    return specimen.model
+
+
+def _compile_blocks(specimen: zoo.Specimen, backend: _Compiler) -> Any:
+    for block in specimen.stack:
+        block.compile(backend=backend)
+    return specimen.model
+
+
+def _compile_wrapped_blocks(specimen: zoo.Specimen, backend: _Compiler) -> Any:
+    for index, block in enumerate(specimen.stack):
+        specimen.stack[index] = torch.compile(block, backend=backend)  # type: ignore[assignment]
+    return specimen.model
+
+
+@pytest.fixture
+def _fresh_compiler() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+@pytest.mark.parametrize("name", ["llama", "nano_gpt"])
+@pytest.mark.parametrize(
+    "compile_it",
+    [_compile_wrapped, _compile_in_place, _compile_blocks, _compile_wrapped_blocks],
+)
+def test_a_compiled_model_is_measured_and_stays_compiled(
+    name: str, compile_it: Callable[[zoo.Specimen, _Compiler], Any]
+) -> None:
+    specimen = zoo.build(name)
+    prompts = specimen.prompts(4, LENGTH)
+    truth = oracle_paths(zoo.build(name), prompts[:-1], prompts[1:], layer=1, num_steps=NUM_STEPS)
+    backend = _Compiler()
+    model = compile_it(specimen, backend)
+    with torch.no_grad():
+        expected = model(prompts, **specimen.call)
+        model(prompts, **specimen.call)
+    compiled, runs = backend.compiled, backend.runs
+    assert compiled > 0
+    before = _state(model)
+    paths = _paths(model, prompts)
+    assert ((paths.distance - truth).abs() / truth[:, -1:]).max() <= 1e-5
+    assert (backend.compiled, backend.runs) == (compiled, runs)
+    assert _changed(before, _state(model)) == []
+    with torch.no_grad(), torch.compiler.set_stance("fail_on_recompile"):
+        again = model(prompts, **specimen.call)
+    assert torch.equal(again[0], expected[0])
+    assert backend.compiled == compiled
+    assert backend.runs > runs
+
+
+@pytest.mark.usefixtures("_fresh_compiler")
+def test_the_callers_compile_stance_is_kept_also_after_an_error() -> None:
+    specimen = zoo.build("nano_gpt")
+    prompts = specimen.prompts(4, LENGTH)
+    backend = _Compiler()
+    model: Any = torch.compile(specimen.model, backend=backend)
+    with torch.compiler.set_stance("force_eager"):
+        _paths(model, prompts)
+        model(prompts)
+    assert backend.compiled == 0
+    handle = specimen.stack[1].register_forward_hook(_raise)
+    with pytest.raises(_Interruption):
+        _paths(model, prompts)
+    handle.remove()
+    model(prompts)
+    assert backend.compiled > 0
+
+
+def _raise(*_: Any) -> None:
+    raise _Interruption
+
+
+# Hooks that do not fire ------------------------------------------------------------------------
+
+
+class _Deaf(zoo.NanoGPT):
+    """From its n-th forward on, it calls its blocks past their hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Tensor] = []
+        self.deaf_from = 10**9
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None
+    ) -> tuple[Float[Tensor, "batch token vocab"], Tensor | None]:
+        self.calls.append(idx)
+        with _past_the_hooks(self) if len(self.calls) > self.deaf_from else nullcontext():
+            return super().forward(idx, targets)
+
+
+@contextmanager
+def _past_the_hooks(model: zoo.NanoGPT) -> Iterator[None]:
+    blocks = model.transformer["h"]
+    assert isinstance(blocks, nn.ModuleList)
+    hooks = [(block._forward_hooks, block._forward_pre_hooks) for block in blocks]
+    for block in blocks:
+        block._forward_hooks, block._forward_pre_hooks = type(hooks[0][0])(), type(hooks[0][1])()
+    try:
+        yield
+    finally:
+        for block, (after, before) in zip(blocks, hooks, strict=True):
+            block._forward_hooks, block._forward_pre_hooks = after, before
+
+
+@pytest.mark.parametrize("output", ["final_norm", "resid_final", "logits"])
+@pytest.mark.parametrize("layer", [0, 1, 3])
+def test_a_hook_that_does_not_fire_is_an_error_whenever_it_happens(
+    layer: int, output: Literal["final_norm", "resid_final", "logits"]
+) -> None:
+    """A clean run taken for a patched one would give distance 0 and look like a flat region."""
+    model = _Deaf().eval()
+    prompts = torch.randint(zoo.VOCAB, (4, LENGTH))
+    for _ in range(2):
+        model.calls.clear()
+        _paths(model, prompts, layer=layer, output=output)
+    assert len(model.calls) >= 4
+    for model.deaf_from in range(len(model.calls)):  # noqa: B020
+        model.calls.clear()
+        with pytest.raises((InputError, RuntimeError), match=r"(?i)hook|block|ran"):
+            _paths(model, prompts, layer=layer, output=output)
+
+
+class _Quiet(nn.Module):
+    """A Hugging Face model of which some part is called as a function, past its hooks."""
+
+    def __init__(self, model: Any, part: str) -> None:
+        super().__init__()
+        self.model = model
+        self.config, self.get_decoder = model.config, model.get_decoder
+        self.get_input_embeddings = model.get_input_embeddings
+        self.get_output_embeddings = model.get_output_embeddings
+        self.part = part
+
+    def forward(
+        self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool | None = None
+    ) -> Any:
+        decoder = self.model.model
+        call = decoder.forward if self.part == "decoder" else decoder
+        hidden = call(input_ids=input_ids, past_key_values=past_key_values, use_cache=use_cache)
+        return (self.model.lm_head(hidden[0]),)
+
+
+def test_a_decoder_whose_output_is_not_seen_is_an_error_that_says_so() -> None:
+    llama = zoo.build("llama")
+    prompts = llama.prompts(4, LENGTH)
+    heard, unheard = (_Quiet(llama.model, part) for part in ("", "decoder"))
+    _paths(heard, prompts)
+    with pytest.raises((InputError, RuntimeError), match=r"(?i)hook|final|decoder"):
+        _paths(unheard, prompts)
+
+
+def test_traced_and_exported_models_are_refused() -> None:
+    specimen = zoo.build("nano_gpt")
+    prompts = specimen.prompts(4, LENGTH)
+    with torch.no_grad():
+        exported = torch.export.export(specimen.model, (prompts,)).module()
+    for options in ({}, {"layer_path": "transformer.h"}):
+        with pytest.raises((InputError, RuntimeError), match=r"layer_path|hook|compiled"):
+            _paths(exported, prompts, **options)

@@ -1,0 +1,322 @@
+"""Schedules against their rules written out, and budgets in a simulated clock."""
+
+import json
+import math
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from sr_monitor.errors import InputError
+from sr_monitor.watch.schedule import Budget, Schedule, at, budget, every, log_spaced
+
+
+def chosen(schedule: Schedule, end: int, start: int = 0) -> list[int]:
+    return [step for step in range(start, end) if schedule(step)]
+
+
+def test_every() -> None:
+    assert chosen(every(3), 10, start=-9) == [0, 3, 6, 9]
+    assert chosen(every(3, start=4), 14) == [4, 7, 10, 13]
+    assert chosen(every(1), 4) == [0, 1, 2, 3]
+
+
+def test_at() -> None:
+    assert chosen(at([5, 0, 2, 5]), 10) == [0, 2, 5]
+    assert chosen(at(iter([7])), 10) == [7]
+    assert chosen(at([]), 10) == []
+
+
+def test_log_spaced_by_default() -> None:
+    early = [0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100, 158, 251, 398, 631, 1000]
+    assert chosen(log_spaced(), 1200, start=-5) == early
+
+
+def test_log_spaced_from_the_first_to_the_last() -> None:
+    assert chosen(log_spaced(10, 10_000, num=4), 11_000) == [0, 10, 100, 1000, 10_000]
+    assert chosen(log_spaced(10, 10_000, per_decade=1), 11_000) == [0, 10, 100, 1000, 10_000]
+    assert chosen(log_spaced(10, 9_999, per_decade=1), 11_000) == [0, 10, 100, 1000]
+    assert chosen(log_spaced(7, 7, num=2), 100) == [0, 7]
+
+
+@pytest.mark.parametrize(("first", "per_decade"), [(1, 1), (1, 7), (1, 50), (3, 4), (250, 9)])
+def test_log_spaced_is_its_rule_written_out(first: int, per_decade: int) -> None:
+    rule = {round(first * 10 ** (k / per_decade)) for k in range(6 * per_decade)}
+    end = 10_000
+    expected = sorted({0, *(step for step in rule if step < end)})
+    assert chosen(log_spaced(first, per_decade=per_decade), end) == expected
+
+
+@pytest.mark.parametrize(("first", "last", "num"), [(1, 1000, 30), (5, 9_000, 11), (2, 3, 9)])
+def test_log_spaced_by_number_is_its_rule_written_out(first: int, last: int, num: int) -> None:
+    logarithms = [
+        math.log(first) + (math.log(last) - math.log(first)) * k / (num - 1) for k in range(num)
+    ]
+    expected = sorted({0, *(round(math.exp(value)) for value in logarithms)})
+    found = chosen(log_spaced(first, last, num=num), last + 100)
+    assert found == expected
+    assert {0, first, last} <= set(found)
+
+
+def test_log_spaced_far_out() -> None:
+    schedule = log_spaced(per_decade=3)
+    for k in (30, 31, 44):
+        step = round(10 ** (k / 3))
+        assert (schedule(step - 1), schedule(step), schedule(step + 1)) == (False, True, False)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: every(0), r"every\(0, start=0\): n is 0; pass 1 or more"),
+        (lambda: every(5, start=-1), r"every\(5, start=-1\): start is -1; pass 0 or more"),
+        (lambda: at([3, -2]), r"at\(\[3, -2\]\): a step is -2; pass 0 or more"),
+        (lambda: budget(0.5, schedule=cast(Any, 100)), r"schedule=100: pass every\(500\), at\("),
+        (lambda: log_spaced(0), r"log_spaced\(0, .*\): first is 0; pass 1 or more"),
+        (lambda: log_spaced(10, 9), r"log_spaced\(10, 9, .*\): last is 9; pass 10 or more"),
+        (lambda: log_spaced(per_decade=0), r"per_decade=0\): per_decade is 0; pass 1 or more"),
+        (lambda: log_spaced(1, 10, num=1), r"num=1, .*\): num is 1; pass 2 or more"),
+        (lambda: log_spaced(num=5), r"num=5, .*\): `num` goes with `last` and without"),
+        (lambda: log_spaced(1, 10, num=5, per_decade=2), r"`num` goes with `last` and without"),
+        (
+            lambda: budget(0.0),
+            r"budget\(0\.0\): a share is above 0 and at most 1; for 1% pass 0\.01",
+        ),
+        (lambda: budget(1.01), r"budget\(1\.01\): a share is above 0"),
+        (lambda: budget(math.nan), r"budget\(nan\): a share is above 0"),
+    ],
+)
+@pytest.mark.usefixtures("_as_users_run_it")
+def test_what_cannot_be_done_is_refused(make: Callable[[], Schedule], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_half_steps_are_refused(tmp_path: Path) -> None:
+    """Without the type checks that these tests run under."""
+    code = (
+        "from sr_monitor.watch.schedule import at, every\n"
+        "for make in (lambda: every(0.5), lambda: at([1, 2.5])):\n"
+        "    try: make()\n"
+        "    except ValueError as error: print(type(error).__name__, error)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        "InputError every(0.5, start=0): n is 0.5; pass a whole number",
+        "InputError at([1, 2.5]): a step is 2.5; pass a whole number",
+    ]
+
+
+@pytest.mark.parametrize("schedule", [every(7, start=2), at([3]), log_spaced(), budget(0.5)])
+def test_schedules_travel_to_other_processes(schedule: Schedule) -> None:
+    again = pickle.loads(pickle.dumps(schedule))
+    assert chosen(again, 100) == chosen(schedule, 100)
+
+
+class Run:
+    """A training whose clock is ours, and an account of its own, event by event."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = self.began = now
+        self.events: list[tuple[int, float, float]] = []  # step, seconds, wall time afterwards
+
+    @property
+    def share(self) -> float:
+        return sum(cost for _, cost, _ in self.events) / (self.now - self.began)
+
+    def train(
+        self, within: Budget, step_seconds: Sequence[float], costs: Callable[[int], float]
+    ) -> None:
+        for step, seconds in enumerate(step_seconds):
+            if within(step):
+                cost = costs(step)
+                self.now += cost
+                within.spend(cost)
+                self.events.append((step, cost, self.now - self.began))
+            self.now += seconds
+
+    def share_after_each(self) -> list[float]:
+        """The share of the time that was spent, at the end of each measurement."""
+        total, shares = 0.0, []
+        for _, cost, wall in self.events:
+            total += cost
+            shares.append(total / wall)
+        return shares
+
+
+def account(run: Run, share: float = 0.01, schedule: Schedule | None = None) -> Budget:
+    return budget(share, schedule=schedule, clock=lambda: run.now)
+
+
+def test_a_steady_run_spends_its_share_and_no_more() -> None:
+    run = Run()
+    within = account(run)
+    run.train(within, [4.0] * 20_000, lambda step: 5.0)
+    shares = run.share_after_each()
+    assert run.events[0][0] == 0
+    assert shares[0] == 1.0
+    assert max(shares[1:]) <= 0.01
+    assert 0.0099 < run.share < 0.01
+    assert within.spent_share == pytest.approx(run.share, rel=1e-9)
+    assert len(run.events) == pytest.approx(0.01 * (run.now - run.began) / 5.0, abs=1)
+
+
+def test_a_run_in_which_everything_varies_keeps_its_share() -> None:
+    """Costs the budget has seen before never go over; one it could not foresee is paid back."""
+    chance = random.Random(0)
+    run = Run()
+    steps = [chance.choice([0.5, 2.0, 30.0]) * chance.random() for _ in range(30_000)]
+    costs = {step: chance.uniform(0.5, 2.0) for step in range(len(steps))}
+    run.train(account(run), steps, costs.__getitem__)
+    assert len(run.events) > 200
+    assert 0.0095 < run.share < 0.01
+    for number, share in enumerate(run.share_after_each()[1:], start=1):
+        _, cost, wall = run.events[number]
+        expected = max(cost for _, cost, _ in run.events[max(0, number - 5) : number])
+        assert share * wall <= 0.01 * wall + max(0.0, cost - expected) + 1e-9
+
+
+def test_nothing_is_measured_while_the_expected_cost_would_go_over() -> None:
+    run = Run()
+    within = account(run, share=0.1)
+    assert within(0)
+    run.now += 9.0
+    within.spend(9.0)
+    run.now += 81.0  # 90 s of wall time: 9 more would make 18 of 99
+    assert not within(1)
+    run.now += 80.99  # 18 of 179.99
+    assert not within(2)
+    run.now += 0.02  # 18 of 180.01
+    assert within(3)
+
+
+def test_the_dearest_of_the_last_five_is_expected() -> None:
+    run = Run()
+    within = account(run, share=0.5)
+    within(0)
+    for cost in (4.0, 1.0, 1.0, 1.0, 1.0):
+        run.now += cost
+        within.spend(cost)
+    run.now += 11.9 - 8.0  # 8 spent; with 4 more, 12 of 24 fits at a wall time of 20
+    assert not within(1)
+    run.now += 20.0 - 11.9
+    assert within(1)
+    run.now += 1.0
+    within.spend(1.0)  # the 4 is forgotten; at once, 9 + 1 of 21 + 1 fits
+    assert within(2)
+
+
+def test_a_slow_measurement_is_paid_back_before_the_next() -> None:
+    run = Run()
+    run.train(account(run), [10.0] * 40_000, lambda step: 300.0 if step > 20_000 else 1.0)
+    slow = [number for number, (_, cost, _) in enumerate(run.events) if cost == 300.0]
+    shares = run.share_after_each()
+    assert len(slow) >= 3
+    assert shares[slow[0]] > 0.01  # nobody could know
+    assert all(share <= 0.01 for number, share in enumerate(shares[1:], 1) if number != slow[0])
+
+
+def test_a_budget_takes_only_steps_of_its_schedule() -> None:
+    run = Run()
+    within = account(run, schedule=every(500))
+    run.train(within, [2.0] * 25_000, lambda step: 10.0)
+    steps = [step for step, _, _ in run.events]
+    assert len(steps) > 20
+    assert all(step % 500 == 0 for step in steps)
+    assert len(steps) < 50  # there were 50, and not enough time
+    assert run.share < 0.01
+
+
+def test_a_cheap_measurement_is_taken_whenever_the_schedule_says() -> None:
+    run = Run()
+    run.train(account(run, schedule=every(500)), [0.5] * 10_000, lambda step: 0.1)
+    assert [step for step, _, _ in run.events] == list(range(0, 10_000, 500))
+
+
+def test_the_clock_starts_at_the_first_question() -> None:
+    run = Run()
+    within = account(run, share=0.5, schedule=at([3]))
+    run.now += 1e6  # imports, data, the model: not the run's time
+    for step in range(3):
+        assert not within(step)
+        run.now += 10.0
+    assert within(3)
+    run.now += 10.0
+    within.spend(10.0)
+    assert within.spent_share == 10 / 40
+
+
+def test_a_measurement_without_a_question_counts() -> None:
+    run = Run()
+    within = account(run)
+    assert within.spent_share == 0.0
+    within = account(run)
+    run.now += 2.0
+    within.spend(2.0)
+    assert within.spent_share == 1.0
+    run.now += 6.0
+    assert within.spent_share == 0.25
+
+
+def test_a_share_of_one_allows_everything() -> None:
+    run = Run()
+    run.train(account(run, share=1.0), [0.001] * 50, lambda step: 100.0 * (step + 1))
+    assert len(run.events) == 50
+
+
+def test_a_resumed_run_goes_on_with_its_account() -> None:
+    """Interrupted every 777 steps, for a day each time, it measures when it would have anyhow."""
+    whole, parts = Run(), Run()
+    steps = [0.5] * 10_000
+    costs = [0.5 + step % 3 for step in range(len(steps))]
+    uninterrupted = account(whole, schedule=every(10))
+    whole.train(uninterrupted, steps, costs.__getitem__)
+    found: list[int] = []
+    state = "{}"
+    for start in range(0, len(steps), 777):
+        within = account(parts, schedule=every(10, start=-start % 10))
+        within.load_state_dict(json.loads(state))
+        parts.events.clear()
+        parts.train(within, steps[start : start + 777], costs[start:].__getitem__)
+        found += [start + step for step, _, _ in parts.events]
+        assert within.spent_share < 1
+        state = json.dumps(within.state_dict())
+        parts.now += 86_400.0
+    assert found == [step for step, _, _ in whole.events]
+    assert len(found) > 20
+    final = account(parts)
+    final.load_state_dict(json.loads(state))
+    assert final.spent_share == pytest.approx(whole.share, rel=1e-9)
+
+
+def test_what_a_saved_account_lacks_counts_as_nothing() -> None:
+    run = Run()
+    within = account(run)
+    within.spend(5.0)
+    within.load_state_dict({})
+    assert within.spent_share == 0.0
+    assert within(0)
+    within.load_state_dict({"spent": 5.0, "unknown": None})
+    assert within.spent_share == 1.0
+    assert not within(0)
+    assert within.state_dict() == {"spent": 5.0, "elapsed": 5.0, "recent": []}
+    within.load_state_dict({"spent": 5.0, "elapsed": 50.0, "recent": [5.0]})
+    assert within.spent_share == 0.1
+    assert not within(0)
+
+
+def test_the_real_clock_is_the_default() -> None:
+    within = budget(0.5)
+    assert within(0)
+    within.spend(1e-9)
+    assert 0 < within.spent_share < 0.5
+    assert within(1)
+    within.spend(1e6)
+    assert not within(2)
