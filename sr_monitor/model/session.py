@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from sr_monitor.errors import InputError, check_kind, check_word, whole
+from sr_monitor.errors import InputError, check_kind
 from sr_monitor.model.anatomy import Anatomy, dissect, is_sharded
 from sr_monitor.model.engine import Engine, EngineName, choose_engine
 from sr_monitor.model.hooks import forward_replaced
@@ -26,6 +26,7 @@ from sr_monitor.model.memory import TokenBudget, in_chunks
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.stream import Output, Stream
 from sr_monitor.model.undisturbed import undisturbed
+from sr_monitor.options import Options, option
 
 Precision = Literal["run", "float32"]
 
@@ -36,16 +37,43 @@ _turns: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDicti
 
 
 @dataclass(frozen=True, kw_only=True)
-class SessionOptions:
-    """What paths and slices have in common to ask for; see `measure_paths`."""
+class SessionOptions(Options):
+    """How a model is cut and run, whatever is measured in it."""
 
-    layer: int
-    output: Output
-    engine: EngineName
-    layer_path: str | None
-    max_tokens: int | None
-    precision: Precision
-    ranks: RankGroup
+    layer: int = option(
+        1, "Where the stream is cut: 0 is the embedding output, k after the k-th block.", least=0
+    )
+    output: Output = option(
+        "final_norm",
+        "What F is: final_norm is the vector the unembedding reads, resid_final the one before "
+        "the final norm, logits what comes out of the unembedding.",
+    )
+    precision: Precision = option(
+        "run",
+        "run is the precision in force; float32 is full precision, without autocast and TF32, "
+        "where the weights are float32.",
+    )
+    engine: EngineName = option(
+        "auto",
+        "How points are run: auto takes the fastest way that agrees with the plain one; shared, "
+        "rows and plain force one.",
+        effect="nothing",
+    )
+    layer_path: str | None = option(
+        None, "The path of the list of decoder blocks, where it is not found by itself."
+    )
+    max_tokens: int | None = option(
+        None,
+        "How many tokens one forward may take; by default chosen from the device.",
+        least=1,
+        effect="nothing",
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse what no model can be measured with."""
+        super().__post_init__()
+        fix = "pass the name of a list of modules in the model, such as 'model.layers'"
+        check_kind("layer_path", self.layer_path, str | None, fix)
 
 
 @dataclass(frozen=True)
@@ -80,16 +108,16 @@ class Session:
 
 @contextmanager
 def open_session(
-    model: nn.Module, prompts: Sequence[Int[Tensor, "item token"]], options: SessionOptions
+    model: nn.Module,
+    prompts: Sequence[Int[Tensor, "item token"]],
+    options: SessionOptions,
+    ranks: RankGroup = ALONE,
 ) -> Iterator[Session]:
     """Guards `model`, checks everything that was asked for, and picks the way to measure."""
     check_kind("model", model, nn.Module, "pass the model itself, not its name")
-    check_word("output", options.output, Output)
-    check_word("precision", options.precision, Precision)
-    layer = whole("layer", options.layer)
     anatomy = dissect(model, options.layer_path)
     _check_prompts(prompts, anatomy)
-    ranks, in_step = options.ranks, options.ranks.size > 1 and is_sharded(model)
+    in_step = ranks.size > 1 and is_sharded(model)
     placed = tuple(item.to(anatomy.device, torch.long) for item in prompts)
     with (
         _turn(anatomy),
@@ -99,13 +127,13 @@ def open_session(
     ):
         stream = Stream(
             anatomy,
-            layer=layer,
+            layer=options.layer,
             output=options.output,
             sample=placed[0][:1, :_SAMPLE_TOKENS],
             before_call=ranks.sync_errors if in_step else None,
         )
         _check_precision(stream, options.precision)
-        budget = _budget(stream, options, in_step)
+        budget = _budget(stream, options.max_tokens, ranks, in_step)
         engine = choose_engine(
             stream,
             placed[0],
@@ -128,15 +156,15 @@ def _turn(anatomy: Anatomy) -> AbstractContextManager[Any]:
     return _turns.setdefault(anatomy.blocks[0], RLock())
 
 
-def _budget(stream: Stream, options: SessionOptions, in_step: bool) -> TokenBudget:
+def _budget(stream: Stream, max_tokens: int | None, ranks: RankGroup, in_step: bool) -> TokenBudget:
     """The same on every process, so that all cut their shares into as many chunks."""
     device = stream.anatomy.device
     budget = (
         TokenBudget.for_device(device, bytes_per_token=stream.bytes_per_token)
-        if options.max_tokens is None
-        else TokenBudget.of(options.max_tokens)
+        if max_tokens is None
+        else TokenBudget.of(max_tokens)
     )
-    return TokenBudget(options.ranks.minimum(budget.tokens), fixed=in_step)
+    return TokenBudget(ranks.minimum(budget.tokens), fixed=in_step)
 
 
 @contextmanager

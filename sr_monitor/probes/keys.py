@@ -8,7 +8,7 @@ that count; see `sr_monitor.probes.paths` for the words.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sr_monitor.errors import InputError
@@ -29,6 +29,30 @@ class Key:
     """What is logged under it."""
     meaning: str
     """One sentence for the docs."""
+
+    @classmethod
+    def scalar(cls, name: str, meaning: str) -> "Key":
+        """Declare a number, by its name without the prefix."""
+        return cls(name=PREFIX + name, kind="scalar", meaning=meaning)
+
+    @classmethod
+    def histogram(cls, name: str, meaning: str) -> "Key":
+        """Declare a distribution, by its name without the prefix."""
+        return cls(name=PREFIX + name, kind="histogram", meaning=meaning)
+
+    @classmethod
+    def image(cls, name: str, meaning: str) -> "Key":
+        """Declare a picture, by its name without the prefix."""
+        return cls(name=PREFIX + name, kind="image", meaning=meaning)
+
+    @property
+    def label(self) -> str:
+        """The name as a table shows it."""
+        return self.name.removeprefix(PREFIX).replace("_", " ")
+
+    def numbered(self, index: int) -> "Key":
+        """Return the key of the slice with this number."""
+        return replace(self, name=self.of(index))
 
     def of(self, index: int) -> str:
         """The name for the slice with this number."""

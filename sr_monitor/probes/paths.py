@@ -23,7 +23,9 @@ from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.session import Precision, Session, SessionOptions, open_session
 from sr_monitor.model.stream import Output
+from sr_monitor.options import Options, option
 from sr_monitor.probes import sharpness
+from sr_monitor.probes.base import Probe
 from sr_monitor.probes.sampling import STRATEGIES, Sampling
 
 # The ends of a path are in every sample, so these can be repeated whatever the sampling.
@@ -92,6 +94,28 @@ class Paths:
         return torch.where(self.kept, values, torch.nan)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PathsOptions(Options):
+    """How many paths are taken, and how closely they are looked at."""
+
+    num_pairs: int = option(
+        256, "Pairs of prompts; a saved set that holds fewer is taken whole.", least=1
+    )
+    num_steps: int = option(51, "Alphas on a path, both ends included.", least=2)
+    sampling: Sampling = option(
+        "grid",
+        "grid looks at every alpha; adaptive only where the steepest rise can be, for the same "
+        "slopes from fewer points.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathsProbe(PathsOptions, Probe):
+    """The 1-D measurement as a probe."""
+
+    name = "paths"
+
+
 def measure_paths(
     model: nn.Module,
     prompts_a: Int[Tensor, "pair token"],
@@ -148,9 +172,8 @@ def measure_paths(
         layer_path=layer_path,
         max_tokens=max_tokens,
         precision=precision,
-        ranks=ranks,
     )
-    with open_session(model, (prompts_a, prompts_b), options) as session:
+    with open_session(model, (prompts_a, prompts_b), options, ranks) as session:
         return _Measurement(session, num_steps, sampling).run(progress)
 
 

@@ -25,6 +25,8 @@ from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.session import Precision, Session, SessionOptions, open_session
 from sr_monitor.model.stream import Output
+from sr_monitor.options import Options, option
+from sr_monitor.probes.base import Probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,21 @@ class Slices:
         top = finite.amax(dim=(2, 3), keepdim=True)
         shade = torch.where(top > 0, self.distance / top, 0.0)
         return (1 - shade.nan_to_num(1.0).clamp(0, 1)).permute(0, 2, 3, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicesOptions(Options):
+    """How many slices are taken, and how finely."""
+
+    num_slices: int = option(4, "Slices to take; 0 for none.", least=0, effect="record")
+    slice_resolution: int = option(41, "Points along a side of a slice.", least=2, effect="record")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicesProbe(SlicesOptions, Probe):
+    """The 2-D measurement as a probe."""
+
+    name = "slices"
 
 
 def measure_slices(
@@ -108,9 +125,8 @@ def measure_slices(
         layer_path=layer_path,
         max_tokens=max_tokens,
         precision=precision,
-        ranks=ranks,
     )
-    with open_session(model, (prompts_a, prompts_b, prompts_c), options) as session:
+    with open_session(model, (prompts_a, prompts_b, prompts_c), options, ranks) as session:
         return _measure(session, torch.linspace(*span, resolution, dtype=torch.float64), progress)
 
 

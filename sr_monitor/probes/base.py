@@ -1,0 +1,264 @@
+"""What a probe is: a quantity that is measured, logged, drawn and kept, all said in one place.
+
+A probe is a frozen dataclass. Its fields are its options; its methods say how its *part* of a
+measurement comes about, and what the part says. A part is a dataclass or a mapping of CPU tensors
+and plain values. There are three ways to come by one, and a probe overrides exactly one of them:
+
+- `measure` runs points of its own through the session (`paths`, `slices`);
+- `reader` looks at the points that another probe runs, named by `rides`, in the same pass;
+- `derive` computes it from other parts, so that old records gain it, too.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Steepness(Probe):
+        name = "steepness"
+        keys = (MEDIAN := Key.scalar("steepness/median", "The median of the steepest rises."),)
+
+        def derive(self, parts):
+            return {"steepness": parts["paths"].relative.diff(dim=1).amax(dim=1)}
+
+        def scalars(self, part):
+            return {self.MEDIAN: float(part["steepness"].nanmedian())}
+
+    StableRegionCallback(probes=[Steepness()])
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from inspect import isabstract
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped, UInt8
+from torch import Tensor
+
+from sr_monitor.errors import InputError, refused
+from sr_monitor.options import Options
+from sr_monitor.probes.keys import Key
+
+if TYPE_CHECKING:
+    from sr_monitor.model.session import Session
+    from sr_monitor.prompts.prompt_set import PromptSet
+
+ENTRY_POINTS = "sr_monitor.probes"
+
+Part: TypeAlias = Any
+"""What a probe keeps of a measurement: a dataclass or a mapping of tensors and plain values."""
+Gather: TypeAlias = Callable[[Shaped[Tensor, "mine ..."]], Shaped[Tensor, "context ..."]]
+"""Joins what the ranks hold of something, on the CPU; the first dimension is the context."""
+Progress: TypeAlias = Callable[[int, int], None]
+RGB: TypeAlias = UInt8[np.ndarray, "row column 3"]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The outputs of some points of one pass, on the device.
+
+    A *context* is a prompt whose last activation is replaced: on paths the number of the pair, in
+    slices 3 times the number of the triple plus that of the corner. A *place* is the number of the
+    point within its context: the step of a path, or row times resolution plus column of a slice.
+    """
+
+    contexts: Int[Tensor, " point"]
+    """The context of each point, counted within this rank's share."""
+    places: Int[Tensor, " point"]
+    """Its place there."""
+    outputs: Float[Tensor, "point d_output"]
+    """F at the point."""
+    clean: Float[Tensor, "point d_output"]
+    """F of the context as it is: the output at the first point of its path, or at its corner."""
+
+    @property
+    def distance(self) -> Float[Tensor, " point"]:
+        """||F - F of the clean context||, in float32."""
+        gap: Tensor = (self.outputs.float() - self.clean.float()).norm(dim=-1)
+        return gap
+
+
+class Reader(Protocol):
+    """Sees every point of a pass once, and keeps little of it."""
+
+    def read(self, chunk: Chunk) -> None:
+        """Look at some points. Where memory ran out in between, a point comes again: replace it."""
+
+    def part(self, gather: Gather) -> Part:
+        """Return what was found, gathered from all ranks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One measurement as pictures see it."""
+
+    title: str
+    """Such as "step 500"."""
+    part: Part
+    """The probe's own part."""
+    parts: Mapping[str, Part]
+    """All parts of the measurement, by probe."""
+    prompts: "PromptSet"
+    memo: dict[Any, Any] = field(default_factory=dict)
+    """For what is drawn once and shown again in later pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Options):
+    """A quantity to measure; see `sr_monitor.probes.base`."""
+
+    name: ClassVar[str]
+    """Its part of a record, and its word on the command line."""
+    rides: ClassVar[str | None] = None
+    """The probe whose points it reads, if it runs none of its own."""
+    keys: ClassVar[tuple[Key, ...]] = ()
+    """Every name it logs."""
+
+    # ---- how its part comes about: override one of the three ----------------------------------
+
+    def measure(
+        self, session: "Session", prompts: "PromptSet", riders: "Riders", progress: Progress
+    ) -> Part:
+        """Run points of its own, show them to the riders, and return its part."""
+        raise NotImplementedError
+
+    def reader(self, session: "Session", num_contexts: int, num_places: int) -> Reader:
+        """Return what reads the points of the probe it rides on, for this rank's contexts."""
+        raise NotImplementedError
+
+    def derive(self, parts: Mapping[str, Part]) -> Part | None:
+        """Compute its part from other parts; None where they do not hold what it takes."""
+        return None
+
+    # ---- what a part says ---------------------------------------------------------------------
+
+    def scalars(self, part: Part) -> Mapping[Key, float]:
+        """Return the numbers that are logged."""
+        return {}
+
+    def histograms(self, part: Part) -> Mapping[Key, Float[Tensor, " value"]]:
+        """Return the distributions that are logged."""
+        return {}
+
+    def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, Any]]:
+        """Draw what is shown at picture steps, each with its key.
+
+        An image is an array "row column 3", an animation "frame row column 3". `earlier` are the
+        pages of earlier picture steps that have this part, the first of them first.
+        """
+        yield from ()
+
+    def facts(self, part: Part) -> Mapping[str, str]:
+        """Return the lines for the table that `sr-monitor measure` prints."""
+        return {key.label: f"{value:.4g}" for key, value in self.scalars(part).items()}
+
+    # ---- how a part is kept -------------------------------------------------------------------
+
+    def pack(self, part: Part) -> dict[str, Any]:
+        """Return the tensors and plain values that a record keeps, by name."""
+        if is_dataclass(part):
+            return {each.name: getattr(part, each.name) for each in fields(part)}
+        return dict(part)
+
+    def unpack(self, values: Mapping[str, Any]) -> Part:
+        """Make a part of what a record kept; raise ValueError or KeyError if it is damaged."""
+        return dict(values)
+
+    # ---- what it is ---------------------------------------------------------------------------
+
+    @property
+    def measures(self) -> bool:
+        """Whether it runs points of its own."""
+        return type(self).measure is not Probe.measure
+
+
+class Riders:
+    """The readers of one pass: they see its points as they come."""
+
+    def __init__(self, session: "Session", probes: Sequence[Probe]) -> None:
+        """Start without readers; `begin` makes those of `probes`."""
+        self._session = session
+        self._probes = probes
+        self._readers: dict[str, Reader] = {}
+        self._gather: Gather | None = None
+
+    def begin(self, num_contexts: int, num_places: int, gather: Gather) -> None:
+        """Make the readers, once it is known how many points there are."""
+        self._gather = gather
+        self._readers = {
+            probe.name: probe.reader(self._session, num_contexts, num_places)
+            for probe in self._probes
+        }
+
+    def read(self, chunk: Chunk) -> None:
+        """Show some points to all readers."""
+        for reader in self._readers.values():
+            reader.read(chunk)
+
+    def parts(self) -> dict[str, Part]:
+        """Return what they found, by probe."""
+        gather = self._gather
+        assert gather is not None
+        return {name: reader.part(gather) for name, reader in self._readers.items()}
+
+
+# ---- the registry --------------------------------------------------------------------------------
+
+
+def resolve(given: Sequence[str | Probe], *, beside: Sequence[str] = ()) -> tuple[Probe, ...]:
+    """Return the probes that were asked for, as objects or by name.
+
+    Args:
+        given: Probes, or names of built-in ones and of entry points.
+        beside: Names of probes that are measured anyway.
+    """
+    if isinstance(given, str | Probe):
+        given = [given]
+    found: dict[str, Probe] = {}
+    for each in given:
+        probe = each if isinstance(each, Probe) else _named(each)
+        if probe.name in found or probe.name in beside:
+            raise refused("probes", probe.name, "two probes have this name; leave one of them out")
+        found[probe.name] = probe
+    for probe in found.values():
+        if probe.rides is not None and probe.rides not in (*beside, *found):
+            raise InputError(
+                f"probes={probe.name!r}: it rides on the points of {probe.rides!r}, which is not "
+                f"measured; add {probe.rides!r}"
+            )
+    return tuple(found.values())
+
+
+def available() -> list[str]:
+    """Return the names that `probes=` and `--probe` take: built-in probes and entry points."""
+    import sr_monitor.probes
+
+    modules = (module.name for module in iter_modules(sr_monitor.probes.__path__))
+    built_in = [name for name in modules if _built_in(name) is not None]
+    others = [each.name for each in entry_points(group=ENTRY_POINTS)]
+    return sorted({*built_in, *others} - {"paths", "slices"})
+
+
+def _named(name: Any) -> Probe:
+    """Return the probe of this name, with its default options."""
+    found = _built_in(name) if isinstance(name, str) and name.isidentifier() else None
+    if found is None:
+        points = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
+        found = points[0].load() if points else None
+    if not (isinstance(found, type) and issubclass(found, Probe)):
+        names = ", ".join(available())
+        raise refused("probes", name, f"pass a Probe, or the name of one: {names}")
+    return found()
+
+
+def _built_in(name: str) -> type[Probe] | None:
+    """Return the probe class in the module of that name, if there is one."""
+    path = f"sr_monitor.probes.{name}"
+    if find_spec(path) is None:
+        return None
+    kinds = (kind for kind in vars(import_module(path)).values() if isinstance(kind, type))
+    for kind in kinds:
+        is_probe = issubclass(kind, Probe) and not isabstract(kind)
+        if is_probe and getattr(kind, "name", None) == name:
+            return kind
+    return None
