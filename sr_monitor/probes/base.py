@@ -29,7 +29,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from inspect import isabstract
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
@@ -78,6 +78,7 @@ class Chunk:
         return gap
 
 
+@runtime_checkable
 class Reader(Protocol):
     """Sees every point of a pass once, and keeps little of it."""
 
