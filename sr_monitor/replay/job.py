@@ -13,7 +13,7 @@ from torch import nn
 from sr_monitor.errors import InputError, describe
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.cache import Journal
-from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
+from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.downloads import Fetched, discard, fetch, fetch_again
 from sr_monitor.replay.models import Loading, ModelKeeper
 from sr_monitor.replay.stops import Stop
@@ -37,7 +37,7 @@ class Here:
         """Whether what was downloaded is still there."""
         return self.fetched is None or self.fetched.is_whole
 
-    def find(self) -> Checkpoint:
+    def find(self) -> LocalCheckpoint:
         """Where it lies."""
         if self.fetched is None:
             assert self.stop.checkpoint is not None

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from sr_monitor.errors import InputError
 from sr_monitor.model.devices import find_device, torch_dtype
 from sr_monitor.model.loading import load_config, quiet, require_transformers
-from sr_monitor.replay.checkpoints import Checkpoint
+from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.weights import put_weights, read_weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -64,7 +64,7 @@ class Loading:
         find_device(self.device)
 
 
-def config_of(checkpoint: Checkpoint, loading: Loading) -> Any:
+def config_of(checkpoint: LocalCheckpoint, loading: Loading) -> Any:
     """The config of its model: its own, or else that of the base."""
     source = loading.base if checkpoint.config is None else str(checkpoint.config)
     if source is None:
@@ -126,7 +126,7 @@ class ModelKeeper:
         self._model: nn.Module | None = None
         self._kind: object = None
 
-    def load(self, checkpoint: Checkpoint) -> nn.Module:
+    def load(self, checkpoint: LocalCheckpoint) -> nn.Module:
         """The model with these weights, in eval mode; the one that was given before is gone."""
         weights = read_weights(checkpoint)
         config = config_of(checkpoint, self.loading)

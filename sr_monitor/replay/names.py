@@ -1,8 +1,8 @@
-"""Names of checkpoints: what they say, in which order they come, and which to take.
+"""Names of checkpoints: what they say, how they are ordered, and which to choose.
 
 One regular expression reads the names of OLMo 1 to 3, Pythia, SmolLM3, the Trainer and Lightning.
-Names are read and chosen, never made up: the number of tokens in them is rounded down in some
-families and up in others, so a name from arithmetic may not exist.
+Names are chosen from a listing, never computed: the number of tokens in them is rounded down in
+some families and up in others, so a computed name may not exist.
 
     names = read_names(revisions)
     chosen = choose_spaced(names, 20)
@@ -29,21 +29,21 @@ _NAME = re.compile(
 )
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|\w+)"
 _PASSING = re.compile(rf"epoch[-_]?\d+|[\w.]+={_NUMBER}", re.IGNORECASE)
-"""What differs from one checkpoint of a run to the next: `epoch=3`, `val_loss=0.21`."""
+"""What changes from one checkpoint of a run to the next: `epoch=3`, `val_loss=0.21`."""
 _TOKENS = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)([KMBT]?)", re.IGNORECASE)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointName:
-    """What a name says; checkpoints sort by stage, branch and step."""
+    """What a name says; names sort by stage, branch and step."""
 
     text: str
     """The name itself."""
     step: int = 0
-    """Optimizer steps, counted from the start of the stage in some families."""
+    """Optimizer steps; some families count from the start of the stage."""
     tokens: int | None = None
-    """Tokens as written, rounded by whoever wrote it; None where the name has none."""
+    """Tokens as written, which are rounded; None if the name says none."""
     stage: int | None = None
     """Stage of pretraining."""
     ingredient: int | None = None
@@ -53,13 +53,13 @@ class CheckpointName:
 
     @property
     def branch(self) -> str:
-        """What makes it a run of its own: an ingredient, an ablation; "" for the main run."""
+        """The run it belongs to, such as an ingredient or an ablation; "" for the main run."""
         ingredient = "" if self.ingredient is None else f"ingredient{self.ingredient}"
         words = re.split(r"[-_/]+", _PASSING.sub("", self.rest))
         return "-".join(filter(None, [ingredient, *words]))
 
     def __lt__(self, other: "CheckpointName") -> bool:
-        """Whether it comes before the other."""
+        """Return whether it comes before the other."""
         return self._key < other._key
 
     @property
@@ -68,7 +68,7 @@ class CheckpointName:
 
 
 def read_name(text: str) -> CheckpointName | None:
-    """What a name says, or None where it says no step."""
+    """Parse a name; return None if it says no step."""
     match = _NAME.fullmatch(text)
     if match is None:
         return None
@@ -85,16 +85,16 @@ def read_name(text: str) -> CheckpointName | None:
 
 
 def read_names(texts: Iterable[str]) -> list[CheckpointName]:
-    """The names that say a step, in order; "main" is not one of them."""
+    """Return the names that say a step, in order; "main" is not one of them."""
     return sorted(name for text in texts if (name := read_name(text)) is not None)
 
 
 def split_runs(names: Iterable[CheckpointName]) -> dict[str, list[CheckpointName]]:
-    """Each run by its name, with steps that grow; "" is the main one.
+    """Group names into runs, by run name, with steps that grow; "" is the main run.
 
-    Parallel branches are runs of their own. So is a stage whose steps start again (OLMo 2 and 3);
-    one whose steps go on from the stage before (SmolLM3) stays in its run. Give all the names,
-    not a choice of them: a stage's start shows how it counts.
+    Parallel branches are runs of their own. So is a stage whose steps restart (OLMo 2 and 3); a
+    stage whose steps continue those of the stage before (SmolLM3) stays in its run. Pass all the
+    names, not a selection: where a stage starts shows how it counts.
     """
     ordered = sorted(names)
     first = min((name.stage for name in ordered if name.stage is not None), default=0)
@@ -106,15 +106,15 @@ def split_runs(names: Iterable[CheckpointName]) -> dict[str, list[CheckpointName
             if before is not None and runs[before][-1].step < group[0].step:
                 key = before
             else:
-                told = number > first or before is not None
-                key = "-".join(filter(None, [f"stage{number}" if told else "", branch]))
+                is_later = number > first or before is not None
+                key = "-".join(filter(None, [f"stage{number}" if is_later else "", branch]))
             runs.setdefault(key, []).extend(group)
             last[branch] = key
     return runs
 
 
 def choose_spaced(names: Iterable[CheckpointName], num: int) -> list[CheckpointName]:
-    """At most `num` of each run, evenly spaced in the logarithm of the step.
+    """Choose at most `num` of each run, evenly spaced in the logarithm of the step.
 
     The first and the last are always among them.
     """
@@ -125,7 +125,7 @@ def choose_spaced(names: Iterable[CheckpointName], num: int) -> list[CheckpointN
 
 
 def choose_tokens(names: Iterable[CheckpointName], tokens: Iterable[float]) -> list[CheckpointName]:
-    """For each number of tokens the nearest name; a stage counts on from the one before."""
+    """Choose the name nearest to each number of tokens; stages add up."""
     ordered = sorted(names)
     before = _tokens_before(ordered)
     totals = {n: before[n.stage or 0] + n.tokens for n in ordered if n.tokens is not None}
@@ -140,7 +140,7 @@ def choose_tokens(names: Iterable[CheckpointName], tokens: Iterable[float]) -> l
 
 
 def parse_tokens(text: str) -> list[int]:
-    """Numbers of tokens: "4B,10B,0.5T" or "4e9"."""
+    """Parse numbers of tokens, such as "4B,10B,0.5T" or "4e9"."""
     numbers = []
     for word in text.split(","):
         match = _TOKENS.fullmatch(word.strip())
@@ -155,7 +155,7 @@ def parse_tokens(text: str) -> list[int]:
 
 
 def match_names(pattern: str, texts: Sequence[str]) -> list[str]:
-    """The texts that fit a glob such as `step*`, or that are this one."""
+    """Return the texts that equal the pattern or match it as a glob, such as `step*`."""
     found = [text for text in texts if text == pattern or fnmatchcase(text, pattern)]
     if not found:
         there = ", ".join(closest(pattern, texts)) or "nothing there"
@@ -164,7 +164,7 @@ def match_names(pattern: str, texts: Sequence[str]) -> list[str]:
 
 
 def closest(text: str, texts: Sequence[str], num: int = 3) -> list[str]:
-    """The names that are most like this one: the nearest steps, or else the nearest spelling."""
+    """Return the names most like this one: the nearest steps, or else the nearest spelling."""
     wanted = read_name(text)
     known = read_names(texts)
     if wanted is None or not known:
@@ -175,7 +175,7 @@ def closest(text: str, texts: Sequence[str], num: int = 3) -> list[str]:
 
 
 def _stages(ordered: list[CheckpointName]) -> list[tuple[int, list[CheckpointName]]]:
-    """Names by stage; those without one come first."""
+    """Group names by stage; those without one come first."""
     numbers = sorted({name.stage or 0 for name in ordered})
     return [(n, [name for name in ordered if (name.stage or 0) == n]) for n in numbers]
 
@@ -188,7 +188,7 @@ def _by_branch(names: list[CheckpointName]) -> dict[str, list[CheckpointName]]:
 
 
 def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
-    """The first, and then the nearest to log-spaced steps, each once."""
+    """Choose the first name, and then the nearest to log-spaced steps, each once."""
     if len(run) <= num:
         return run
     start = int(run[0].step == 0)  # step 0 has no logarithm: it is taken by itself
@@ -196,7 +196,7 @@ def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
     spacing = (logs[-1] - logs[start]) / max(num - start - 1, 1)
     chosen = list(range(start))
     for left in reversed(range(num - start)):
-        # NOTE: where steps are sparse, at the start, each is taken once; the others must fit.
+        # Where steps are sparse, at the start, each is taken once; enough are left for the rest.
         free = range(chosen[-1] + 1 if chosen else 0, len(run) - left)
         wanted = logs[-1] - left * spacing
         chosen.append(min(free, key=lambda index: abs(logs[index] - wanted)))
@@ -204,7 +204,7 @@ def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
 
 
 def _tokens_before(ordered: list[CheckpointName]) -> dict[int, int]:
-    """Tokens of the stages before each stage."""
+    """Return the number of tokens seen before each stage."""
     before, total = {}, 0
     for number, names in _stages(ordered):
         before[number] = total

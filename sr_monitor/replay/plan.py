@@ -15,7 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.checkpoints import FSDP_FOLDER, Checkpoint, find_checkpoints, tell_apart
+from sr_monitor.replay.discover import (
+    FSDP_FOLDER,
+    REPO,
+    LocalCheckpoint,
+    describe_missing,
+    distinct,
+    find_checkpoints,
+    is_repo,
+)
 from sr_monitor.replay.hub import Item, Revision, bill, list_revisions
 from sr_monitor.replay.names import (
     CheckpointName,
@@ -26,7 +34,6 @@ from sr_monitor.replay.names import (
     read_names,
     split_runs,
 )
-from sr_monitor.replay.sources import REPO, is_repo, not_found
 from sr_monitor.replay.stops import SIZES, Stop, is_sweep, says_step
 
 _SHOWN = 5
@@ -55,7 +62,7 @@ def make_plan(
 
 def _trainings(sources: Iterable[str]) -> list[list[Stop]]:
     """What the sources hold, training by training, each checkpoint once and with its run."""
-    trainings: dict[str, list[Checkpoint]] = {}
+    trainings: dict[str, list[LocalCheckpoint]] = {}
     patterns: dict[str, list[str]] = {}
     for source in sources:
         if is_repo(source):
@@ -66,12 +73,12 @@ def _trainings(sources: Iterable[str]) -> list[list[Stop]]:
             for home, checkpoint in _on_disk(source):
                 trainings.setdefault(home, []).append(checkpoint)
     return [
-        _on_hub(home, patterns[home]) if home in patterns else _lying(home, tell_apart(found))
+        _on_hub(home, patterns[home]) if home in patterns else _lying(home, distinct(found))
         for home, found in trainings.items()
     ]
 
 
-def _on_disk(source: str) -> Iterator[tuple[str, Checkpoint]]:
+def _on_disk(source: str) -> Iterator[tuple[str, LocalCheckpoint]]:
     """Each with its training, by real paths, which any working directory and spelling lead to."""
     there = Path(source).resolve()
     there = there.parent if there.name == FSDP_FOLDER else there
@@ -81,7 +88,7 @@ def _on_disk(source: str) -> Iterator[tuple[str, Checkpoint]]:
         yield str(there.parent if is_step else there), checkpoint
 
 
-def _lying(home: str, checkpoints: Iterable[Checkpoint]) -> list[Stop]:
+def _lying(home: str, checkpoints: Iterable[LocalCheckpoint]) -> list[Stop]:
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
     return [
         Stop(name=name, home=home, run=run, checkpoint=by_name[name])
@@ -90,7 +97,7 @@ def _lying(home: str, checkpoints: Iterable[Checkpoint]) -> list[Stop]:
     ]
 
 
-def _resolved(checkpoint: Checkpoint) -> Checkpoint:
+def _resolved(checkpoint: LocalCheckpoint) -> LocalCheckpoint:
     config = checkpoint.config and checkpoint.config.resolve()
     return replace(checkpoint, path=checkpoint.path.resolve(), config=config)
 
@@ -120,7 +127,7 @@ def _revisions(repo: str) -> list[Revision]:
     except InputError as error:
         if not Path(repo).parent.is_dir():
             raise
-        raise InputError(f"{not_found(repo)}; and as a name on the hub: {error}") from error
+        raise InputError(f"{describe_missing(repo)}; and as a name on the hub: {error}") from error
     if not found:
         raise InputError(f"{repo!r} has no revisions on the hub")
     return found

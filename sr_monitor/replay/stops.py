@@ -6,11 +6,10 @@ What comes of a plan is a list of them; see `plan`.
     twins(stops)
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from sr_monitor.replay.checkpoints import FSDP_FOLDER, WEIGHT_FILES, Checkpoint
+from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.hub import Item
 from sr_monitor.replay.names import CheckpointName, read_name
 
@@ -30,7 +29,7 @@ class Stop:
     """The folder of its curve; "" is the only one."""
     curve: str = ""
     """Which curve that is, whatever its folder is called: a training, and a branch of it."""
-    checkpoint: Checkpoint | None = None
+    checkpoint: LocalCheckpoint | None = None
     """Where it lies, if it lies on this machine."""
     item: Item | None = None
     """What it needs, if it is on the hub."""
@@ -72,7 +71,7 @@ class Stop:
         if self.item is not None:
             return self.item.num_bytes
         assert self.checkpoint is not None
-        return sum(file.stat().st_size for file in _files(self.checkpoint) if file.is_file())
+        return self.checkpoint.num_bytes
 
     @property
     def missing_bytes(self) -> int:
@@ -106,12 +105,3 @@ def twins(stops: Sequence[Stop]) -> dict[str, Stop]:
         if other is not stop:
             found[stop.label] = other
     return found
-
-
-def _files(checkpoint: Checkpoint) -> Iterable[Path]:
-    path = checkpoint.path
-    if checkpoint.kind == "huggingface":
-        stems = {Path(name).name.split(".")[0] for name in WEIGHT_FILES}
-        return [file for stem in stems for file in path.glob(f"{stem}*")]
-    inner = path / FSDP_FOLDER if checkpoint.kind == "fsdp" else path
-    return inner.rglob("*") if inner.is_dir() else [inner]

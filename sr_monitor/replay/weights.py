@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import quiet, require_transformers
-from sr_monitor.replay.checkpoints import FSDP_FOLDER, WEIGHT_FILES, Checkpoint
+from sr_monitor.replay.discover import FSDP_FOLDER, WEIGHT_FILES, LocalCheckpoint
 from sr_monitor.replay.reading import read_index, read_safetensors, read_sharded, read_torch
 
 _WRAPPERS = re.compile(
@@ -31,7 +31,7 @@ _USUAL = ("", "model.", "net.", "module.", "lm.")
 _SHOWN = 3
 
 
-def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+def read_weights(checkpoint: LocalCheckpoint) -> dict[str, Tensor]:
     """All its weights, under the names that they were saved with, on the CPU."""
     if checkpoint.problem is not None:
         raise InputError(checkpoint.problem)
@@ -54,7 +54,7 @@ def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {name: t for file in files for name, t in _tensors(read_torch(file)).items()}
 
 
-def load_into(model: nn.Module, checkpoint: Checkpoint) -> None:
+def load_into(model: nn.Module, checkpoint: LocalCheckpoint) -> None:
     """Replaces all the weights of a model by those of a checkpoint, or refuses them all."""
     put_weights(model, read_weights(checkpoint), str(checkpoint.path))
 

@@ -14,7 +14,7 @@ from sr_monitor.errors import InputError
 from sr_monitor.model.engine import EngineName
 from sr_monitor.model.loading import load_model
 from sr_monitor.replay import replay
-from sr_monitor.replay.checkpoints import find_checkpoints
+from sr_monitor.replay.discover import find_checkpoints
 from sr_monitor.replay.models import (
     Loading,
     ModelKeeper,

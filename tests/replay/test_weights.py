@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
+from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.weights import load_into, put_weights, read_weights
 from tests.trained import (
     LitModel,
@@ -33,7 +33,7 @@ def assert_holds(model: nn.Module, expected: Weights) -> None:
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
-def only(path: Path) -> Checkpoint:
+def only(path: Path) -> LocalCheckpoint:
     (checkpoint,) = find_checkpoints(path)
     return checkpoint
 

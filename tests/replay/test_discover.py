@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.checkpoints import Checkpoint, find_checkpoints
+from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from tests.trained import (
     save_folder,
     save_shards,
@@ -41,11 +41,11 @@ def copy(trainer_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trainer_run, tmp_path / "run"))
 
 
-def steps_of(found: list[Checkpoint]) -> list[tuple[str, int]]:
+def steps_of(found: list[LocalCheckpoint]) -> list[tuple[str, int]]:
     return [(checkpoint.path.name, checkpoint.name.step) for checkpoint in found]
 
 
-def branches_of(found: list[Checkpoint]) -> list[str]:
+def branches_of(found: list[LocalCheckpoint]) -> list[str]:
     return [checkpoint.name.branch for checkpoint in found]
 
 
@@ -276,7 +276,7 @@ def test_a_path_that_is_not_there_gets_the_closest(trainer_run: Path) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import json, sys, sr_monitor.replay.checkpoints, sr_monitor.replay.models\n"
+        "import json, sys, sr_monitor.replay.discover, sr_monitor.replay.models\n"
         "heavy = {'transformers', 'lightning', 'huggingface_hub', 'tensorboard', 'datasets'}\n"
         "print(json.dumps(sorted(heavy & set(sys.modules))))"
     )

@@ -1,8 +1,9 @@
-"""The checkpoints in a folder, each recognised by what is there.
+"""What a source names: a repository on the hub, or the checkpoints in a folder.
 
-Known are a Hugging Face model, a Trainer's `checkpoint-N` (also as FSDP shards), a Lightning
-`.ckpt` file or sharded folder, and a folder of any of them. PEFT adapters and DeepSpeed shards are
-recognised too, and explained: they have to be converted first.
+What exists as a path is that path; other names of the form `owner/name` are the hub's. In a folder,
+a checkpoint is recognised by its files: a Hugging Face model, a Trainer's `checkpoint-N` (also as
+FSDP shards), a Lightning `.ckpt` file or sharded folder. PEFT adapters and DeepSpeed shards are
+recognised too, and refused with the command that converts them.
 
     for checkpoint in find_checkpoints("runs/gpt2"):
         print(checkpoint.name.step, checkpoint.path)
@@ -11,19 +12,20 @@ recognised too, and explained: they have to be converted first.
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shlex import quote
 from typing import Literal
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.names import CheckpointName, read_name
+from sr_monitor.replay.names import CheckpointName, closest, read_name
 from sr_monitor.replay.reading import METADATA, read_index, read_torch
-from sr_monitor.replay.sources import exists, not_found
 
 Kind = Literal["huggingface", "fsdp", "lightning", "sharded", "peft", "deepspeed", "unknown"]
 
+REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""The name of a repository."""
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -34,6 +36,8 @@ WEIGHT_FILES = (
 FSDP_FOLDER = "pytorch_model_fsdp_0"
 """Where the Trainer puts the shards of an FSDP model."""
 
+_ADDRESS = re.compile(rf"https?://[^/]+/(?P<repo>{REPO.pattern})(/tree/(?P<revision>[^/?#]+))?.*")
+_GLOB = re.compile(r"[*?\[]")
 _LAST = re.compile(r"last(-v\d+)?\.ckpt")
 _LOOKED_FOR = (
     "a Hugging Face model (model.safetensors or pytorch_model.bin), a Trainer's checkpoint-N, "
@@ -42,8 +46,8 @@ _LOOKED_FOR = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Checkpoint:
-    """One saved state of a model."""
+class LocalCheckpoint:
+    """One saved state of a model, on this machine."""
 
     name: CheckpointName
     """Step, stage and branch: from the name, or else from what is inside."""
@@ -54,17 +58,35 @@ class Checkpoint:
     config: Path | None = None
     """The folder with its config.json; None where the architecture has to be named."""
     problem: str | None = None
-    """Why it cannot be read, and what to do; None where it can, as far as one sees from outside."""
+    """Why it cannot be read, and what to do; None if nothing is known against it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size, without the optimizer's state where that lies apart."""
+        path = self.path / FSDP_FOLDER if self.kind == "fsdp" else self.path
+        files = path.rglob("*") if path.is_dir() else [path]
+        if self.kind == "huggingface":
+            stems = {name.split(".")[0] for name in WEIGHT_FILES}
+            files = (file for stem in stems for file in path.glob(f"{stem}*"))
+        return sum(file.stat().st_size for file in files if file.is_file())
 
 
-def find_checkpoints(source: str | Path) -> list[Checkpoint]:
-    """All the checkpoints in a folder, or the one that it is, in order.
+def is_repo(source: str) -> bool:
+    """Return whether a source is a repository of the hub, perhaps with `@` and revisions."""
+    return bool(REPO.fullmatch(source.partition("@")[0])) and not _exists(Path(source))
+
+
+def find_checkpoints(source: str | Path) -> list[LocalCheckpoint]:
+    """Return the checkpoints in a folder, or the one that it is, in the order of their steps.
 
     In the output folder of a Trainer, its `checkpoint-N` are taken, and not the final model beside
     them. Lightning's `last.ckpt` is left out where another file has the same step.
     """
-    path = _existing(source)
-    found = tell_apart(_found(path))
+    path = Path(source)
+    if not _exists(path):
+        raise InputError(describe_missing(source))
+    path = path.parent if path.resolve().name == FSDP_FOLDER else path
+    found = distinct(_inside(path))
     if not found:
         raise InputError(f"{str(source)!r} holds no known checkpoint; {_hint(path)}")
     if all(checkpoint.problem for checkpoint in found):
@@ -72,44 +94,63 @@ def find_checkpoints(source: str | Path) -> list[Checkpoint]:
     return sorted(found, key=lambda checkpoint: checkpoint.name)
 
 
-def tell_apart(found: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """What a training is measured at: each checkpoint once, and no two by the same name.
+def distinct(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
+    """Return each checkpoint of a training once, and no two under the same name.
 
-    One that several links lead to is one; so are Lightning's `last.ckpt` (`last-v1.ckpt` of a
-    second training there) and the file that has its step. Two others of the same step are apart.
+    Several links to a checkpoint are one checkpoint; so are Lightning's `last.ckpt` (`last-v1.ckpt`
+    of a second training there) and the file with its step. Other checkpoints of the same step are
+    told apart by the names of their files.
     """
-    return _separate(_without_copies(_once(found)))
+    return _told_apart(_without_copies(_without_links(found)))
 
 
-def _existing(source: str | Path) -> Path:
-    """The path of a checkpoint or a folder of them, if there is one."""
+def describe_missing(source: str | Path) -> str:
+    """Return the message for a path that does not exist: the closest that do, the likeliest fix."""
     path = Path(source)
-    if not exists(path):
-        raise InputError(not_found(source))
-    return path.parent if path.resolve().name == FSDP_FOLDER else path
+    siblings = [entry.name for entry in path.parent.glob("*")] if _exists(path.parent) else []
+    there = ", ".join(closest(path.name, siblings)) or "nothing there"
+    message = f"there is no folder {str(source)!r}; the closest in {str(path.parent)!r}: {there}"
+    return "; ".join(filter(None, [message, _fix(str(source))]))
 
 
-def _found(path: Path) -> list[Checkpoint]:
-    kind = _kind_of(path)
-    inside = list(_inside(path)) if path.is_dir() else []
-    steps = [checkpoint for checkpoint in inside if read_name(checkpoint.path.name)]
-    if kind == "unknown":
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name too long for any disk
+        return False
+
+
+def _fix(source: str) -> str:
+    """Return how to write what was probably meant, if that is known."""
+    if address := _ADDRESS.fullmatch(source):
+        name = "@".join(filter(None, address.group("repo", "revision")))
+        return f"for that address on the hub, name {name}"
+    if source.startswith("~"):
+        return "the shell puts the home folder in place of ~: leave the quotes out"
+    if _GLOB.search(source):
+        return "the shell expands a pattern: leave the quotes out (if there are none, nothing fits)"
+    if "/" in source and not source.startswith("http"):
+        return ""
+    return "a repository on the hub is named owner/name, such as openai-community/gpt2"
+
+
+def _inside(path: Path) -> list[LocalCheckpoint]:
+    """Return the checkpoints right in a folder, or the folder itself if it is the only one."""
+    inside = []
+    for entry in sorted(path.iterdir()) if path.is_dir() else []:
+        kind = _kind_of(entry)
+        # A step in the name gives a checkpoint away even where its files do not.
+        if kind != "unknown" or (entry.is_dir() and read_name(entry.name)):
+            inside.append(_checkpoint(entry, kind))
+    if (kind := _kind_of(path)) == "unknown":
         return inside
-    if not all(checkpoint.problem for checkpoint in steps):  # the final model lies beside them
+    steps = [checkpoint for checkpoint in inside if read_name(checkpoint.path.name)]
+    if any(not checkpoint.problem for checkpoint in steps):  # the final model lies beside them
         return steps
     return [_checkpoint(path, kind)]
 
 
-def _inside(path: Path) -> Iterator[Checkpoint]:
-    """The checkpoints right in a folder, also those that only a step in their name gives away."""
-    for entry in sorted(path.iterdir()):
-        kind = _kind_of(entry)
-        if kind != "unknown" or (entry.is_dir() and read_name(entry.name)):
-            yield _checkpoint(entry, kind)
-
-
 def _kind_of(path: Path) -> Kind:
-    """What is there."""
     if path.is_file():
         return "lightning" if path.suffix == ".ckpt" else "unknown"
     # NOTE: transformers, too, takes a folder with an adapter for an adapter, whatever else it has.
@@ -126,7 +167,7 @@ def _kind_of(path: Path) -> Kind:
     return "unknown"
 
 
-def _checkpoint(path: Path, kind: Kind) -> Checkpoint:
+def _checkpoint(path: Path, kind: Kind) -> LocalCheckpoint:
     resolved = path.resolve()
     name, problem = read_name(resolved.name), _problem(path, kind)
     if name is None:
@@ -137,11 +178,12 @@ def _checkpoint(path: Path, kind: Kind) -> Checkpoint:
             problem = str(error)
         name = CheckpointName(resolved.name, step=step or 0)
     places = (place for place in (path, resolved.parent) if (place / "config.json").is_file())
-    return Checkpoint(name=name, kind=kind, path=path, config=next(places, None), problem=problem)
+    config = next(places, None)
+    return LocalCheckpoint(name=name, kind=kind, path=path, config=config, problem=problem)
 
 
 def _step_inside(path: Path, kind: Kind) -> int | None:
-    """The step that a checkpoint itself says it is at."""
+    """Return the step that a checkpoint itself says it is at."""
     if kind in ("lightning", "sharded"):
         file = path if kind == "lightning" else path / "meta.pt"
         step = read_torch(file).get("global_step") if file.exists() else None
@@ -155,7 +197,7 @@ def _step_inside(path: Path, kind: Kind) -> int | None:
 
 
 def _problem(path: Path, kind: Kind) -> str | None:
-    """Why this cannot be read, and the command that makes it readable."""
+    """Return why a checkpoint cannot be read, with the command that makes it readable."""
     here, merged = f"{path}", f"{path}-merged"
     if kind == "peft":
         return f"{here!r} holds a PEFT adapter, not a whole model; merge it: python -c " + quote(
@@ -171,34 +213,34 @@ def _problem(path: Path, kind: Kind) -> str | None:
         )
     if kind == "unknown":
         return f"{here!r} holds no weights that are known; looked for {_LOOKED_FOR}"
-    return _missing_part(path) if kind == "huggingface" else None
+    return _missing_shard(path) if kind == "huggingface" else None
 
 
-def _missing_part(path: Path) -> str | None:
-    """That a file is not there which the index of the weights names."""
+def _missing_shard(path: Path) -> str | None:
+    """Return that a file named by the index of the weights is missing, if one is."""
     weights = next(path / name for name in WEIGHT_FILES if (path / name).is_file())
     try:
-        parts = read_index(weights) if weights.suffix == ".json" else []
+        shards = read_index(weights) if weights.suffix == ".json" else []
     except InputError as error:
         return str(error)
-    missing = next((part for part in parts if not part.is_file()), None)
+    missing = next((shard for shard in shards if not shard.is_file()), None)
     return None if missing is None else f"{str(missing)!r} is missing; copy or download it again"
 
 
-def _once(found: Iterable[Checkpoint]) -> list[Checkpoint]:
-    """Each by one name, where links give it several: by one that says a step, or its own."""
+def _without_links(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
+    """Return each under one of its names: one that says a step if there is one, or its own."""
 
-    def is_worse(checkpoint: Checkpoint) -> tuple[bool, bool]:
+    def is_worse(checkpoint: LocalCheckpoint) -> tuple[bool, bool]:
         return read_name(checkpoint.path.name) is None, checkpoint.path.is_symlink()
 
-    by_place: dict[Path, Checkpoint] = {}
+    by_place: dict[Path, LocalCheckpoint] = {}
     for checkpoint in sorted(found, key=is_worse):
         by_place.setdefault(checkpoint.path.resolve(), checkpoint)
     return list(by_place.values())
 
 
-def _without_copies(found: list[Checkpoint]) -> list[Checkpoint]:
-    """Leaves out a `last.ckpt` that is another file's copy."""
+def _without_copies(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
+    """Leave out a `last.ckpt` that is a copy of another file."""
     others = {other.name.step for other in found if not _LAST.fullmatch(other.path.name)}
     return [
         checkpoint
@@ -209,8 +251,8 @@ def _without_copies(found: list[Checkpoint]) -> list[Checkpoint]:
     ]
 
 
-def _separate(found: list[Checkpoint]) -> list[Checkpoint]:
-    """Makes a run of its own of what has another's step, and no step in its name."""
+def _told_apart(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
+    """Give a checkpoint with the step of another one, and no step in its name, its own branch."""
 
     def place(name: CheckpointName) -> tuple[int | None, str, int]:
         return name.stage, name.branch, name.step
@@ -225,7 +267,7 @@ def _separate(found: list[Checkpoint]) -> list[Checkpoint]:
 
 
 def _hint(path: Path) -> str:
-    """Where there are some, or what there should be."""
+    """Return where there are checkpoints, or what was looked for."""
     if path.is_file():
         return "name the folder that it lies in"
     deeper = (entry for depth in ("*/*", "*/*/*") for entry in sorted(path.glob(depth)))
