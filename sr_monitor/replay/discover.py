@@ -20,7 +20,8 @@ from typing import Literal
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.names import CheckpointName, closest, read_name
-from sr_monitor.replay.reading import METADATA, read_index, read_torch
+from sr_monitor.replay.readers.sharded import METADATA
+from sr_monitor.replay.reading import read_index, read_torch
 
 Kind = Literal["huggingface", "fsdp", "lightning", "sharded", "peft", "deepspeed", "unknown"]
 

@@ -1,7 +1,7 @@
 """Files of weights, read without running anything that is in them.
 
 safetensors hold no code. Torch files are read with `weights_only=True`. The table of a sharded
-checkpoint (`.metadata`) is a pickle: only the classes that such tables are made of are let in.
+checkpoint (`.metadata`) is a pickle, which is read as data: see `readers/`.
 Whatever cannot be read is one `InputError` that names the file, the reason and the fix.
 
     weights = read_safetensors([Path("model.safetensors")])
@@ -9,7 +9,6 @@ Whatever cannot be read is one `InputError` that names the file, the reason and 
 """
 
 import json
-import pickle
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,9 +18,8 @@ import torch
 from torch import Tensor
 
 from sr_monitor.errors import InputError
-
-METADATA = ".metadata"
-"""The table of a sharded checkpoint, which is written last."""
+from sr_monitor.replay.readers.inert import REFUSED
+from sr_monitor.replay.readers.sharded import METADATA, read_parts, read_table
 
 _T = TypeVar("_T")
 _COPY_AGAIN = "copy or download it again"
@@ -29,26 +27,7 @@ _SAVE_AGAIN = (
     "if you trust it, load it with torch.load(..., weights_only=False) and save its state_dict "
     "alone, as safetensors or with torch.save"
 )
-_FOREIGN = "GLOBAL"
-"""How torch, and the table's reader below, call what a pickle wants to have but may not."""
 _ZIP = b"PK\x03\x04"
-_WEIGHTS = ("model", "state_dict")
-"""Where the weights are in a sharded checkpoint: FSDP's key, and Lightning's other one."""
-_DCP = "torch.distributed.checkpoint"
-_TABLE_CLASSES = {
-    *((f"{_DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
-    *((f"{_DCP}.metadata", f"{kind}StorageMetadata") for kind in ("Bytes", "Chunk", "Tensor")),
-    *((f"{_DCP}.metadata", name) for name in ("TensorProperties", "_MEM_FORMAT_ENCODING")),
-    (f"{_DCP}.filesystem", "_StorageInfo"),
-    ("torch", "Size"),
-    ("torch.serialization", "_get_layout"),
-    ("collections", "OrderedDict"),
-    *(
-        (f"pathlib{part}", f"{kind}Path")
-        for part in ("", "._local")
-        for kind in ("Posix", "Windows")
-    ),
-}
 
 
 def read_safetensors(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -93,8 +72,8 @@ def read_sharded(folder: Path) -> dict[str, Tensor]:
 
     Those under the key "model" or "state_dict" if there is one, else every tensor.
     """
-    table = _read(folder / METADATA, _read_table)
-    return _read(folder, lambda folder: _read_tensors(folder, table))
+    table = _read(folder / METADATA, read_table)
+    return _read(folder, lambda folder: read_parts(folder, table))
 
 
 def _read(file: Path, load: Callable[[Path], _T]) -> _T:
@@ -113,7 +92,7 @@ def _read(file: Path, load: Callable[[Path], _T]) -> _T:
         raise InputError(f"{str(file)!r} cannot be read: {error}; check its permissions") from error
     except Exception as error:  # damaged files raise nearly anything
         lines = [line.strip() for line in str(error).splitlines()] or [""]
-        culprit = next((line for line in lines if _FOREIGN in line), None)
+        culprit = next((line for line in lines if REFUSED in line), None)
         if culprit is not None:
             raise InputError(
                 f"{str(file)!r} holds more than weights ({_short(culprit)}) and is not run; "
@@ -128,60 +107,3 @@ def _read(file: Path, load: Callable[[Path], _T]) -> _T:
 def _short(text: str) -> str:
     """The first sentence."""
     return text.split(". ")[0][:160]
-
-
-class _TableUnpickler(pickle.Unpickler):
-    """Lets in the classes of a table of tensors, and nothing else."""
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        """The class, if it is one of those."""
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or (module, name) in _TABLE_CLASSES:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{_FOREIGN} {module}.{name}")
-
-
-def _read_table(file: Path) -> Any:
-    with file.open("rb") as opened:
-        table = _TableUnpickler(opened).load()
-    if not hasattr(table, "state_dict_metadata"):
-        raise ValueError(f"a {type(table).__name__} is no table of tensors")
-    return table
-
-
-def _weights_in(table: Any) -> dict[str, str]:
-    """Names of the weights in a table, and without the key that they are under."""
-    paths = table.planner_data or {name: (name,) for name in table.state_dict_metadata}
-    keys = {path[0] for path in paths.values() if len(path) > 1}
-    under = next((key for key in _WEIGHTS if key in keys), None)
-    return {
-        name: ".".join(map(str, path if under is None else path[1:]))
-        for name, path in paths.items()
-        if under is None or path[0] == under
-    }
-
-
-def _read_tensors(folder: Path, table: Any) -> dict[str, Tensor]:
-    """The weights; entries that are pickles are never asked for."""
-    from torch.distributed.checkpoint.api import CheckpointException
-    from torch.distributed.checkpoint.filesystem import FileSystemReader
-    from torch.distributed.checkpoint.state_dict_loader import load
-
-    class Reader(FileSystemReader):
-        """Has its table already."""
-
-        def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-            """The table as it was read."""
-            return table
-
-    kept = _weights_in(table)
-    tensors = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in table.state_dict_metadata.items()
-        if name in kept and hasattr(entry, "size")
-    }
-    try:
-        load(dict(tensors), storage_reader=Reader(folder), no_dist=True)
-    except CheckpointException as error:  # which is no Exception, and wraps even an interrupt
-        raise next(iter(error.failures.values()))[0] from None
-    return {kept[name]: tensor for name, tensor in tensors.items()}

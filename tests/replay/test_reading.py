@@ -11,11 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.reading import read_index, read_safetensors, read_sharded, read_torch
-from tests.trained import save_shards
+from sr_monitor.replay.reading import read_index, read_safetensors, read_torch
 
 
 class Trap:
@@ -73,45 +71,6 @@ def test_an_index_names_files_beside_it(tmp_path: Path) -> None:
             read_index(index)
 
 
-@pytest.mark.parametrize(
-    ("wrap", "beside"),
-    [
-        (lambda weights: {"model": weights}, {"optimizer_0": {"state": {"a": torch.ones(3)}}}),
-        (
-            lambda weights: {"state_dict": weights},
-            {"optimizer_states": {"m": torch.ones(3), "n": 1}},
-        ),
-        (lambda weights: weights, {}),
-        (lambda weights: {f"model.{name}": tensor for name, tensor in weights.items()}, {}),
-    ],
-)
-def test_shards_are_read_whole_in_each_layout(
-    tmp_path: Path, wrap: Callable[[dict[str, Tensor]], dict[str, Any]], beside: dict[str, Any]
-) -> None:
-    weights = some_weights()
-    content = wrap(weights)
-    save_shards(content | beside, tmp_path / "dcp")
-    flat = all(isinstance(entry, Tensor) for entry in content.values())
-    assert_same(read_sharded(tmp_path / "dcp"), content if flat else weights)
-
-
-def test_halves_from_two_ranks_are_joined(tmp_path: Path) -> None:
-    """The table that two ranks leave: one weight in two chunks."""
-    whole = torch.randn(7, 3)
-    folder = save_shards({"model": {"w": whole[:4], "other": whole[4:]}}, tmp_path / "dcp")
-    table = pickle.loads((folder / ".metadata").read_bytes())
-    entries, places = table.state_dict_metadata, table.storage_data
-    second = entries.pop("model.other").chunks[0]
-    second.offsets = torch.Size([4, 0])
-    entries["model.w"].chunks.append(second)
-    entries["model.w"].size = whole.shape
-    place = places.pop(MetadataIndex("model.other", [0, 0]))
-    places[MetadataIndex("model.w", [4, 0], 1)] = place
-    del table.planner_data["model.other"]
-    (folder / ".metadata").write_bytes(pickle.dumps(table))
-    assert_same(read_sharded(folder), {"w": whole})
-
-
 def test_code_in_a_torch_file_is_not_run(tmp_path: Path, trap: Trap) -> None:
     torch.save({"a": torch.ones(2), "trap": trap}, tmp_path / "new.bin")
     torch.save({"trap": trap}, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
@@ -127,62 +86,6 @@ def test_harmless_objects_are_not_let_in_either(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2), "args": Namespace(lr=1)}, tmp_path / "w.ckpt")
     with pytest.raises(InputError, match=r"\(.*argparse.Namespace.*save its state_dict alone"):
         read_torch(tmp_path / "w.ckpt")
-
-
-def test_code_in_the_table_of_shards_is_not_run(tmp_path: Path, trap: Trap) -> None:
-    folder = save_shards({"model": some_weights()}, tmp_path / "dcp")
-    table = folder / ".metadata"
-    content = pickle.loads(table.read_bytes())
-    content.planner_data["trap"] = trap
-    for protocol in (2, 4, 5):
-        table.write_bytes(pickle.dumps(content, protocol))
-        with pytest.raises(InputError, match=r"metadata' holds more than weights \(GLOBAL "):
-            read_sharded(folder)
-    assert not trap.marker.exists()
-
-
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("torch.distributed.checkpoint.metadata", "os.system"),
-        ("torch.distributed.checkpoint.metadata", "os"),
-        ("torch", "load"),
-        ("torch", "float32.__class__"),
-        ("builtins", "eval"),
-        ("pathlib", "Path.touch"),
-    ],
-)
-def test_no_detour_leads_out_of_the_table(tmp_path: Path, module: str, name: str) -> None:
-    # Protocol 4 looks dotted names up, attribute by attribute.
-    opcodes = b"\x80\x04\x8c" + bytes([len(module)]) + module.encode()
-    opcodes += b"\x8c" + bytes([len(name)]) + name.encode() + b"\x93."
-    (tmp_path / ".metadata").write_bytes(opcodes)
-    with pytest.raises(InputError, match=r"holds more than weights \(GLOBAL "):
-        read_sharded(tmp_path)
-
-
-def test_code_in_the_shards_is_not_run(tmp_path: Path, trap: Trap) -> None:
-    folder = save_shards({"model": {"a": torch.ones(3)}}, tmp_path / "dcp")
-    torch.save({"trap": trap}, folder / "trapped")
-    (shard,) = folder.glob("*.distcp")
-    content = pickle.loads((folder / ".metadata").read_bytes())
-    (info,) = content.storage_data.values()
-    info.offset, info.length = 0, (folder / "trapped").stat().st_size
-    (folder / ".metadata").write_bytes(pickle.dumps(content))
-    (folder / "trapped").replace(shard)
-    with pytest.raises(
-        InputError, match=r"dcp' holds more than weights \(.*GLOBAL .*\) and is not"
-    ):
-        read_sharded(folder)
-    assert not trap.marker.exists()
-
-
-def test_pickles_beside_the_weights_are_never_opened(tmp_path: Path, trap: Trap) -> None:
-    folder = save_shards({"model": some_weights(), "extra": trap}, tmp_path / "dcp")
-    assert read_sharded(folder).keys() == some_weights().keys()
-    bare = save_shards({"a": torch.ones(2), "extra": trap}, tmp_path / "bare")
-    assert read_sharded(bare).keys() == {"a"}
-    assert not trap.marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -209,23 +112,6 @@ def test_damaged_files_are_named_with_the_reason_and_the_fix(
             read(file)
     file.write_bytes(whole)
     read(file)
-
-
-def test_damaged_shards_are_named(tmp_path: Path) -> None:
-    folder = save_shards({"model": some_weights()}, tmp_path / "dcp")
-    table, (shard,) = (folder / ".metadata"), folder.glob("*.distcp")
-    kept, whole = table.read_bytes(), shard.read_bytes()
-    for content in (kept[:50], pickle.dumps(3)):
-        table.write_bytes(content)
-        with pytest.raises(InputError, match=r"metadata' is damaged or no file of weights"):
-            read_sharded(folder)
-    table.write_bytes(kept)
-    shard.write_bytes(whole[:100])
-    with pytest.raises(InputError, match="dcp' is damaged or no file of weights"):
-        read_sharded(folder)
-    shard.unlink()
-    with pytest.raises(InputError, match="dcp' "):
-        read_sharded(folder)
 
 
 def test_files_of_other_things_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""How saved weights are read, one file for each format."""
