@@ -16,8 +16,6 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-import torch
-
 # Not every allocator has an error class of its own.
 _SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -111,6 +109,8 @@ def describe(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or in the CPU's allocator."""
+    import torch  # here, so that the command line can refuse something without it
+
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
     )

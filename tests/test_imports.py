@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sr_monitor
 
 HEAVY = (
@@ -13,6 +15,7 @@ HEAVY = (
     "lightning",
     "matplotlib",
     "tensorboard",
+    "torch",
     "torch.utils.tensorboard",
     "transformers.trainer",
     "typer",
@@ -28,8 +31,12 @@ def heavy_after(code: str, folder: Path) -> tuple[str, ...]:
     return tuple(name for name in HEAVY if name in loaded)
 
 
-def test_import_is_light(tmp_path: Path) -> None:
-    assert heavy_after("import sr_monitor", tmp_path) == ()
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [("import sr_monitor", ()), ("from sr_monitor import *; measure_paths", ("torch",))],
+)
+def test_import_is_light(tmp_path: Path, code: str, heavy: tuple[str, ...]) -> None:
+    assert heavy_after(code, tmp_path) == heavy
 
 
 def test_a_heavy_import_would_be_seen(tmp_path: Path) -> None:
@@ -60,3 +67,5 @@ def test_public_names() -> None:
 def test_every_public_name_is_there_and_has_a_docstring() -> None:
     for name in sr_monitor.__all__:
         assert getattr(sr_monitor, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'measure'"):
+        sr_monitor.measure  # type: ignore[attr-defined]  # noqa: B018
