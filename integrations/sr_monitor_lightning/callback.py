@@ -19,8 +19,8 @@ from sr_monitor import InputError, PromptSet
 from sr_monitor.display.writers.base import Writer
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.display.writers.wandb import WandbWriter
-from sr_monitor.model.anatomy import class_names
 from sr_monitor.model.ranks import RankGroup
+from sr_monitor.model.wrappers import class_names
 from sr_monitor.prompts.training_data import count_tokens
 from sr_monitor.watch.guard import ErrorGuard
 from sr_monitor.watch.watcher import CallbackCore, Prompts

@@ -11,21 +11,25 @@ moment the model's.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from sr_monitor import InputError
-from sr_monitor.model.anatomy import class_names, dissect, unwrap
-from sr_monitor.model.hooks import forward_replaced
+from sr_monitor.model.anatomy import dissect
+from sr_monitor.model.wrappers import (
+    CalledThrough,
+    class_names,
+    inside_fsdp1,
+    must_be_called,
+    unwrap,
+)
 
 Wanted: TypeAlias = str | nn.Module | Callable[[LightningModule], nn.Module]
 
 _LANGUAGE_MODELS = {"PreTrainedModel", "PeftModel"}
-_FSDP = "FullyShardedDataParallel"
-_ROOTS = {_FSDP, "DeepSpeedEngine"}
 
 
 def find_language_model(
@@ -53,7 +57,7 @@ def find_language_model(
 def _as_it_is_called(pl_module: LightningModule, wanted: nn.Module) -> nn.Module:
     """The module itself, or what FSDP has put around it."""
     for module in pl_module.modules():
-        if _inside_fsdp(module) is wanted:
+        if inside_fsdp1(module) is wanted:
             return module
     raise InputError(
         f"StableRegionCallback(model=): the {type(wanted).__name__} that was passed is not in "
@@ -93,12 +97,7 @@ def _outermost(
 
 
 def _is_hugging_face(module: nn.Module) -> bool:
-    return bool(class_names(_inside_fsdp(module)) & _LANGUAGE_MODELS)
-
-
-def _inside_fsdp(module: Any) -> nn.Module:
-    inner: nn.Module = module.module if type(module).__name__ == _FSDP else module
-    return inner
+    return bool(class_names(inside_fsdp1(module)) & _LANGUAGE_MODELS)
 
 
 def _has_blocks(module: nn.Module, layer_path: str | None) -> bool:
@@ -118,7 +117,7 @@ def as_in_training(
     """The model in the precision of the run, called through what shards it."""
     root = _root(trainer, pl_module)
     if root is not None:
-        model = root if model is pl_module else _Through(root, pl_module, model)
+        model = root if model is pl_module else CalledThrough(root, pl_module, model)
     with _precision(trainer, unwrap(model)):
         yield model
 
@@ -144,32 +143,8 @@ def _precision(trainer: Trainer, model: nn.Module) -> Iterator[None]:
 
 
 def _root(trainer: Trainer, pl_module: LightningModule) -> nn.Module | None:
-    """What has to be called instead of the model inside, if anything."""
+    """Return what has to be called instead of the model inside, if anything."""
     outer = trainer.strategy.model
-    if type(outer).__name__ in _ROOTS:
+    if outer is not None and must_be_called(outer):
         return outer
-    return pl_module if hasattr(pl_module, "reshard") else None
-
-
-class _Through(nn.Module):
-    """A model that is called through the module that shards it.
-
-    The forward of the `LightningModule` is for that moment the model's; hooks of the sharding on
-    everything around it run as in training.
-    """
-
-    def __init__(self, root: nn.Module, pl_module: LightningModule, model: nn.Module) -> None:
-        super().__init__()
-        self.root = root
-        self._inner = (pl_module, model)  # in a tuple: not registered twice
-
-    def get_base_model(self) -> nn.Module:
-        """The model itself, as PEFT's wrappers call it."""
-        core: Any = _inside_fsdp(self._inner[1])
-        base: nn.Module = core.get_base_model() if hasattr(core, "get_base_model") else core
-        return base
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        pl_module, model = self._inner
-        with forward_replaced(pl_module, model):
-            return self.root(*args, **kwargs)
+    return pl_module if must_be_called(pl_module) else None

@@ -24,7 +24,7 @@ from sr_monitor.display.writers.base import Writer
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.display.writers.wandb import WandbWriter
 from sr_monitor.files import write_whole
-from sr_monitor.model.anatomy import class_names
+from sr_monitor.model.wrappers import class_names
 from sr_monitor.watch.watcher import CallbackCore
 
 try:

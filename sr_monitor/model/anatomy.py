@@ -19,14 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-
-# By class name, so that nothing is imported that the caller did not.
-_WRAPPERS = {
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "OptimizedModule": "_orig_mod",
-}
-_SHARDING = {"FullyShardedDataParallel", "FSDPModule"}
+from sr_monitor.model.wrappers import core_of, execution_device, unwrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +65,13 @@ class Anatomy:
         embedding = core.get_input_embeddings() if self.is_hugging_face else None
         weight: Tensor | None = getattr(embedding, "weight", None)
         weight = next(self.root.parameters()) if weight is None else weight
-        return _execution_device(self.root) if weight.is_meta else weight.device
+        return execution_device(self.root) if weight.is_meta else weight.device
 
 
 def dissect(model: nn.Module, layer_path: str | None = None) -> Anatomy:
     """Finds the parts of `model`; `layer_path` names the list of blocks where it is not found."""
     root = unwrap(model)
-    core = _core(root)
+    core = core_of(root)
     if _is_hugging_face(core):
         return _dissect_hugging_face(root, core, layer_path)
     return Anatomy(
@@ -99,56 +92,6 @@ def check_layer(anatomy: Anatomy, layer: int) -> None:
             f"layer={layer}: {type(anatomy.core).__name__} has layers 0 (the embedding output) "
             f"to {len(anatomy.blocks)} (after its last block)"
         )
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a part of the weights, so that all have to run it together.
-
-    Refuses weights that are split inside a layer: there, processes need equal prompts.
-    """
-    shards = any(class_names(module) & _SHARDING for module in model.modules())
-    for name, weight in model.named_parameters():
-        placements = getattr(weight, "placements", ())
-        if sum(placement.is_shard() for placement in placements) > int(shards):
-            raise InputError(
-                f"{type(model).__name__} is tensor parallel ({name} is placed {placements}): its "
-                "processes need equal prompts, which the sharing of pairs does not give them; "
-                "measure saved checkpoints instead"
-            )
-    return shards or is_partitioned(model)
-
-
-def is_partitioned(model: nn.Module) -> bool:
-    """Whether DeepSpeed's ZeRO-3 has taken the weights apart."""
-    return any(hasattr(weight, "ds_id") for weight in model.parameters())
-
-
-def class_names(thing: object) -> set[str]:
-    """The names of its class and of what that derives from, so that nothing is imported."""
-    return {kind.__name__ for kind in type(thing).__mro__}
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """Takes off wrappers that add only communication or compilation (DDP, `torch.compile`)."""
-    while type(model).__name__ in _WRAPPERS:
-        model = model.get_submodule(_WRAPPERS[type(model).__name__])
-    return model
-
-
-def _core(root: nn.Module) -> nn.Module:
-    """The model itself below FSDP1 and PEFT, whose wrappers have to stay in the call."""
-    core: Any = root
-    if type(core).__name__ == "FullyShardedDataParallel":
-        core = unwrap(core.module)
-    inner: nn.Module = core.get_base_model() if hasattr(core, "get_base_model") else core
-    return inner
-
-
-def _execution_device(root: nn.Module) -> torch.device:
-    """Where accelerate's hooks bring weights that are kept on disk or in another memory."""
-    hooks = (getattr(module, "_hf_hook", None) for module in root.modules())
-    devices = (getattr(hook, "execution_device", None) for hook in hooks)
-    return torch.device(next((device for device in devices if device is not None), "meta"))
 
 
 def _is_hugging_face(core: nn.Module) -> bool:
@@ -249,10 +192,3 @@ def _candidates_text(core: nn.Module) -> str:
     return ", ".join(f"{path!r} ({len(blocks)})" for path, blocks in _outermost_lists(core)) or (
         "(it has no list of modules)"
     )
-
-
-def first_tensor(output: Any) -> Any:
-    """The tensor a module puts out: the output itself, or the first entry of a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    return output[0] if isinstance(output, tuple | list) or hasattr(output, "to_tuple") else None

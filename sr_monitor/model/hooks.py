@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.model.anatomy import first_tensor
 
 
 @contextmanager
@@ -149,3 +148,10 @@ def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator
 
 def _first_tensor_name(kwargs: dict[str, Any]) -> str:
     return next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+
+
+def first_tensor(output: Any) -> Any:
+    """The tensor a module puts out: the output itself, or the first entry of a tuple."""
+    if isinstance(output, Tensor):
+        return output
+    return output[0] if isinstance(output, tuple | list) or hasattr(output, "to_tuple") else None

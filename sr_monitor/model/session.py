@@ -19,13 +19,13 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError, check_kind
-from sr_monitor.model.anatomy import Anatomy, dissect, is_sharded
+from sr_monitor.model.anatomy import Anatomy, dissect
 from sr_monitor.model.engine import Engine, EngineName, choose_engine
-from sr_monitor.model.hooks import forward_replaced
 from sr_monitor.model.memory import TokenBudget, in_chunks
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.stream import Output, Stream
 from sr_monitor.model.undisturbed import undisturbed
+from sr_monitor.model.wrappers import is_sharded, without_autocast_patch
 from sr_monitor.options import Options, option
 
 Precision = Literal["run", "float32"]
@@ -174,10 +174,8 @@ def _precision(anatomy: Anatomy, wanted: Precision) -> Iterator[None]:
         yield
         return
     matmul = torch.get_float32_matmul_precision()
-    cast = [module for module in anatomy.root.modules() if "_original_forward" in vars(module)]
     with ExitStack() as stack:
-        for module in cast:  # accelerate's autocast, inside the model's own forward
-            stack.enter_context(forward_replaced(module, vars(module)["_original_forward"]))
+        stack.enter_context(without_autocast_patch(anatomy.root))
         stack.enter_context(torch.autocast(anatomy.device.type, enabled=False))
         stack.callback(torch.set_float32_matmul_precision, matmul)
         torch.set_float32_matmul_precision("highest")

@@ -21,8 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.model.anatomy import Anatomy, check_layer, first_tensor
-from sr_monitor.model.hooks import capturing, editing, failing_last, standing_aside
+from sr_monitor.model.anatomy import Anatomy, check_layer
+from sr_monitor.model.hooks import (
+    capturing,
+    editing,
+    failing_last,
+    first_tensor,
+    standing_aside,
+)
+from sr_monitor.model.wrappers import inside_fsdp1
 
 Output = Literal["final_norm", "resid_final", "logits"]
 
@@ -201,7 +208,7 @@ class Stream:
         if self._before_call is None:
             return nullcontext()
         # FSDP1 exchanges in a wrapper's forward, around that of the block.
-        blocks = [getattr(block, "_fsdp_wrapped_module", block) for block in self.anatomy.blocks]
+        blocks = [inside_fsdp1(block) for block in self.anatomy.blocks]
         return failing_last(blocks, self._tuple_length)
 
     def _without_unembedding(self) -> AbstractContextManager[None]:

@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sr_monitor.model.wrappers import resharded_afterwards
+
 _MOST_VALUES = 2**20
 
 
@@ -35,13 +37,12 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     cached = torch.is_autocast_cache_enabled()
     buffers = [(module, dict(module._buffers), _numbers(module)) for module, _ in modes]
     copies = _copies(model)
-    sharded: list[Any] = [module for module, _ in modes if _is_sharded(module)]
     try:
         torch.set_autocast_cache_enabled(False)
         for module, _ in modes:
             module.training = False
         # inference_mode is not used: it would make tensors that a later FSDP step cannot update.
-        with torch.no_grad(), _eager():
+        with resharded_afterwards(model), torch.no_grad(), _eager():
             yield
     finally:
         for module, mode in modes:
@@ -49,26 +50,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module, own, numbers in buffers:
             _restore_buffers(module, own, numbers)
         _restore_values(copies)
-        for module in sharded:
-            module.reshard()
         torch.set_autocast_cache_enabled(cached)
         for put_back, state in generators:
             put_back(state)
-
-
-def _is_sharded(module: Any) -> bool:
-    """Whether this is an FSDP2 module that holds its shard of the weights, not the whole.
-
-    After a forward without a backward the outermost one would keep the whole.
-    """
-    if not hasattr(module, "reshard"):
-        return False
-    own, seen = [module], []
-    while own:
-        part = own.pop()
-        seen += part._parameters.values()
-        own += [child for child in part.children() if not hasattr(child, "reshard")]
-    return all(hasattr(weight, "placements") for weight in seen if weight is not None)
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:

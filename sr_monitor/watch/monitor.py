@@ -24,8 +24,9 @@ from sr_monitor.display.album import Album
 from sr_monitor.display.writers import as_writers
 from sr_monitor.display.writers.base import Writer
 from sr_monitor.errors import InputError, check_folder_name, check_kind, warn
-from sr_monitor.model.anatomy import check_layer, dissect, is_partitioned, is_sharded
+from sr_monitor.model.anatomy import check_layer, dissect
 from sr_monitor.model.ranks import RankGroup
+from sr_monitor.model.wrappers import is_partitioned, is_sharded
 from sr_monitor.probes import keys
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record

@@ -1,0 +1,160 @@
+"""What frameworks put around a model, or inside it, and how to see past it.
+
+DDP, `torch.compile`, FSDP, PEFT, accelerate and DeepSpeed are recognised by class names and
+attributes, so that nothing is imported that the caller did not import.
+
+    root = unwrap(model)   # the module to call
+    core = core_of(root)   # the language model to ask about itself
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sr_monitor.errors import InputError
+from sr_monitor.model.hooks import forward_replaced
+
+_ONLY_AROUND = {
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "OptimizedModule": "_orig_mod",
+}
+_FSDP1 = "FullyShardedDataParallel"
+_FSDP2 = "FSDPModule"
+
+
+def class_names(thing: object) -> set[str]:
+    """Return the names of its class and of all that this class derives from."""
+    return {kind.__name__ for kind in type(thing).__mro__}
+
+
+# ---- around a model ------------------------------------------------------------------------------
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Take off wrappers that add only communication or compilation (DDP, `torch.compile`)."""
+    while type(model).__name__ in _ONLY_AROUND:
+        model = model.get_submodule(_ONLY_AROUND[type(model).__name__])
+    return model
+
+
+def inside_fsdp1(module: nn.Module) -> nn.Module:
+    """Return the module that FSDP1 has wrapped; any other module is returned as it is."""
+    wrapper: Any = module
+    inner: nn.Module = wrapper.module if _FSDP1 in class_names(module) else module
+    return inner
+
+
+def core_of(root: nn.Module) -> nn.Module:
+    """Return the model below FSDP1 and PEFT, whose wrappers have to stay in the call."""
+    core: Any = inside_fsdp1(root)
+    if core is not root:
+        core = unwrap(core)
+    inner: nn.Module = core.get_base_model() if hasattr(core, "get_base_model") else core
+    return inner
+
+
+def must_be_called(module: nn.Module) -> bool:
+    """Whether the modules inside can run only when this one is called: it gathers their weights."""
+    return bool(class_names(module) & {_FSDP1, _FSDP2, "DeepSpeedEngine"})
+
+
+class CalledThrough(nn.Module):
+    """A model inside a larger module, run by calling the `root` that shards the larger one.
+
+    For the time of a call, the forward of `outer` is the model's; the hooks by which the sharding
+    gathers weights run as in training.
+    """
+
+    def __init__(self, root: nn.Module, outer: nn.Module, model: nn.Module) -> None:
+        """`root` is `outer` or a wrapper around it; `outer` holds `model`."""
+        super().__init__()
+        self.root = root
+        self._inner = (outer, model)  # in a tuple: not registered a second time
+
+    def get_base_model(self) -> nn.Module:
+        """Return the model itself, under the name that PEFT's wrappers have for it."""
+        return core_of(self._inner[1])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model through `root`."""
+        outer, model = self._inner
+        with forward_replaced(outer, model):
+            return self.root(*args, **kwargs)
+
+
+# ---- weights that are elsewhere ------------------------------------------------------------------
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of the weights, so that all have to run it together.
+
+    Raises:
+        InputError: The weights are split inside a layer: there, processes need equal prompts.
+    """
+    shards = any(class_names(module) & {_FSDP1, _FSDP2} for module in model.modules())
+    for name, weight in model.named_parameters():
+        placements = getattr(weight, "placements", ())
+        if sum(placement.is_shard() for placement in placements) > int(shards):
+            raise InputError(
+                f"{type(model).__name__} is tensor parallel ({name} is placed {placements}): its "
+                "processes need equal prompts, which the sharing of pairs does not give them; "
+                "measure saved checkpoints instead"
+            )
+    return shards or is_partitioned(model)
+
+
+def is_partitioned(model: nn.Module) -> bool:
+    """Whether DeepSpeed's ZeRO-3 has taken the weights apart."""
+    return any(hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+@contextmanager
+def resharded_afterwards(model: nn.Module) -> Iterator[None]:
+    """Have FSDP2 modules that hold their shards hold them again at the end.
+
+    After a forward without a backward, the outermost one would keep its whole weights.
+    """
+    sharded: list[Any] = [module for module in model.modules() if _holds_shards(module)]
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.reshard()
+
+
+def _holds_shards(module: nn.Module) -> bool:
+    """Whether this is an FSDP2 module whose own weights are sharded now, not gathered."""
+    if _FSDP2 not in class_names(module):
+        return False
+    own = [module]
+    weights: list[nn.Parameter | None] = []
+    while own:
+        part = own.pop()
+        weights += part._parameters.values()
+        own += [child for child in part.children() if _FSDP2 not in class_names(child)]
+    return all(hasattr(weight, "placements") for weight in weights if weight is not None)
+
+
+def execution_device(root: nn.Module) -> torch.device:
+    """Return where accelerate's hooks bring weights that are kept on disk or in another memory."""
+    hooks = (getattr(module, "_hf_hook", None) for module in root.modules())
+    devices = (getattr(hook, "execution_device", None) for hook in hooks)
+    return torch.device(next((device for device in devices if device is not None), "meta"))
+
+
+# ---- inside a model's forward --------------------------------------------------------------------
+
+
+@contextmanager
+def without_autocast_patch(root: nn.Module) -> Iterator[None]:
+    """Run the model's own forward where accelerate has put one with autocast in its place."""
+    with ExitStack() as stack:
+        for module in root.modules():
+            original = vars(module).get("_original_forward")
+            if original is not None:
+                stack.enter_context(forward_replaced(module, original))
+        yield
