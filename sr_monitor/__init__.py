@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sr_monitor.probes.slices import measure_slices as measure_slices
     from sr_monitor.prompts.prompt_set import PromptSet as PromptSet
     from sr_monitor.results.record import Record as Record
-    from sr_monitor.watch.measurement import MonitorConfig as MonitorConfig
+    from sr_monitor.watch.config import MonitorConfig as MonitorConfig
     from sr_monitor.watch.monitor import Monitor as Monitor
     from sr_monitor.watch.schedule import at as at
     from sr_monitor.watch.schedule import budget as budget
@@ -51,7 +51,7 @@ _HOMES = {
     "probes.slices": ["Slices", "measure_slices"],
     "prompts.prompt_set": ["PromptSet"],
     "results.record": ["Record"],
-    "watch.measurement": ["MonitorConfig"],
+    "watch.config": ["MonitorConfig"],
     "watch.monitor": ["Monitor"],
     "watch.schedule": ["at", "budget", "every", "log_spaced"],
 }

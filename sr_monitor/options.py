@@ -48,15 +48,18 @@ class Options:
             least, value = each.metadata.get("least"), getattr(self, each.name)
             if each.name in words:
                 check_word(each.name, value, words[each.name])
-            if least is not None and value is not None:
+            if least is not None and (value is not None or each.default is not None):
                 object.__setattr__(self, each.name, whole(each.name, value, least=least))
 
     def recorded(self, *effects: Effect) -> dict[str, Any]:
-        """Return the options with these effects by name, as a record keeps them."""
+        """Return the options with these effects by name, as a record keeps them.
+
+        What was not declared by `option`, such as a plain field of a probe, changes the curve.
+        """
         return {
             each.name: getattr(self, each.name)
             for each in fields(self)
-            if each.metadata.get("effect") in effects
+            if each.metadata.get("effect", "curve") in effects
         }
 
 

@@ -6,7 +6,6 @@ losses = train(model, windows, plan, prompts, Path("runs/demo"), bar("training")
 import logging
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ def train(
     """Trains `model` on `windows` and watches it; the loss of each step."""
     module = _Module(model, plan)
     watch = StableRegionCallback(
-        prompts, schedule=at(plan.steps), log_dir=folder, on_error="raise", **asdict(plan.config)
+        prompts, schedule=at(plan.steps), log_dir=folder, on_error="raise", **vars(plan.config)
     )
     loader = DataLoader(_Windows(windows), batch_size=plan.batch_size, shuffle=True)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -4,7 +4,6 @@ losses = train(model, windows, plan, prompts, Path("runs/demo"), bar("training")
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ def train(
         include_num_input_tokens_seen="all",
     )
     watch = StableRegionCallback(
-        prompts, schedule=at(plan.steps), log_dir=folder, on_error="raise", **asdict(plan.config)
+        prompts, schedule=at(plan.steps), log_dir=folder, on_error="raise", **vars(plan.config)
     )
     rows: Any = [{"input_ids": window, "labels": window} for window in windows]
     trainer = Trainer(

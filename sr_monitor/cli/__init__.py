@@ -30,7 +30,8 @@ from sr_monitor.cli.terminal import (
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import TokenizerOnDemand, load_model
 from sr_monitor.probes.sampling import Sampling
-from sr_monitor.watch.measurement import MonitorConfig, measure_model
+from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.measurement import measure_model
 
 # NOTE: by its version, typer needs click or carries a copy of it; this is the UsageError in use.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]

@@ -30,7 +30,8 @@ from sr_monitor.probes.statistics import summarise
 from sr_monitor.prompts.corpora import Tokenizer, encode
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record, list_records
-from sr_monitor.watch.measurement import Bar, MonitorConfig
+from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.measurement import Bar
 
 Framework = Literal["transformers", "lightning"]
 

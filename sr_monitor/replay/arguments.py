@@ -12,7 +12,7 @@ from typing import Any
 
 from sr_monitor.errors import InputError
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.watch.measurement import MonitorConfig
+from sr_monitor.watch.config import MonitorConfig
 
 _WHOLE, _PLACE = "a whole number", (str, Path)
 _KINDS: Mapping[str, tuple[tuple[type, ...], str]] = {

@@ -7,6 +7,7 @@ outcome = job.outcome(stop, lambda: bring(stop), lambda: prompts, ModelKeeper(jo
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Event
+from typing import Any
 
 from torch import nn
 
@@ -18,7 +19,9 @@ from sr_monitor.replay.downloads import Fetched, discard, fetch, fetch_again
 from sr_monitor.replay.models import Loading, ModelKeeper
 from sr_monitor.replay.stops import Stop
 from sr_monitor.results.record import Record
-from sr_monitor.watch.measurement import Bar, MonitorConfig, measure_model, no_bar
+from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.measure import take_record
+from sr_monitor.watch.measurement import Bar, no_bar
 
 _TRIES = 4  # each other replay takes a checkpoint away at most once
 
@@ -147,23 +150,24 @@ class Job:
         return model
 
     def _measure(self, stop: Stop, model: nn.Module, prompts: PromptSet, bar: Bar) -> Record:
+        size = sum(weight.numel() for weight in model.parameters())
+        about: dict[str, Any] = {"commit": stop.commit} if stop.commit else {}
         try:
-            measured = measure_model(model, prompts, self.config, bar)
+            return take_record(
+                model,
+                prompts,
+                self.config,
+                step=size if self.sweep else stop.name.step,
+                tokens=stop.name.tokens,
+                bar=bar,
+                source=stop.label,
+                parameters=size,
+                x_axis="parameters" if self.sweep else "step",
+                texts=prompts.source,
+                **about,
+            )
         except InputError as error:
             raise _Refusal(str(error)) from error
-        measured.check_finite()
-        size = sum(weight.numel() for weight in model.parameters())
-        about = {"commit": stop.commit} if stop.commit else {}
-        return measured.record(
-            model,
-            step=size if self.sweep else stop.name.step,
-            tokens=stop.name.tokens,
-            source=stop.label,
-            parameters=size,
-            x_axis="parameters" if self.sweep else "step",
-            texts=prompts.source,
-            **about,
-        )
 
 
 def _reason(error: Exception) -> str:

@@ -32,7 +32,8 @@ from sr_monitor.replay.prompts import PromptChoice
 from sr_monitor.replay.ray_tasks import import_ray, on_ray
 from sr_monitor.replay.stops import Stop, is_sweep, twins
 from sr_monitor.results.record import Record
-from sr_monitor.watch.measurement import Bar, MonitorConfig, no_bar, options_of
+from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.measurement import Bar, no_bar
 
 Engine = Literal["local", "ray"]
 Outcomes = Generator[tuple[Stop, Record | Failure], None, None]
@@ -164,7 +165,7 @@ class Replay:
         self._choice = choice
         self._prompts = {} if job.sweep else choice.for_trainings(stops)
         self._twins = self._same_measurements(stops)
-        options = options_of(job.config)
+        options = job.config.recorded("curve", "record")
         options |= {"dtype": job.loading.dtype} | self._described_prompts()
         self._folder = Folder(out, options, {stop.run: stop.curve for stop in stops})
         self._journal = Journal(out / "downloads.json")

@@ -16,25 +16,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sr_monitor.errors import InputError, check_kind, check_word, whole
-from sr_monitor.model.anatomy import dissect
-from sr_monitor.model.engine import EngineName
+from sr_monitor.errors import InputError
 from sr_monitor.model.ranks import ALONE, RankGroup
-from sr_monitor.model.session import Precision
-from sr_monitor.model.stream import Output
 from sr_monitor.probes.drawing import draw_curves, draw_slice, draw_slopes, save_figure
 from sr_monitor.probes.paths import Paths, measure_paths
-from sr_monitor.probes.sampling import Sampling
 from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.probes.slices import Slices, measure_slices
 from sr_monitor.probes.statistics import Summary, median_curve, summarise
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.results.record import Record
-
-_NO_MATTER = {"engine", "max_tokens"}  # results do not depend on these
-_BESIDE_THE_CURVE = {"num_slices", "slice_resolution"}
-_LEAST = {"num_pairs": 1, "num_steps": 2, "num_slices": 0, "slice_resolution": 2, "layer": 0}
-_WORDS = {"sampling": Sampling, "output": Output, "precision": Precision, "engine": EngineName}
+from sr_monitor.watch.config import MonitorConfig
 
 Bar = Callable[[str], Callable[[int, int], None]]
 
@@ -42,49 +32,6 @@ Bar = Callable[[str], Callable[[int, int], None]]
 def no_bar(_: str) -> Callable[[int, int], None]:
     """Progress that nobody looks at."""
     return lambda done, total: None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MonitorConfig:
-    """How much is measured, and where."""
-
-    num_pairs: int = 256
-    """Paths to take; a saved set that holds fewer pairs is taken whole."""
-    num_steps: int = 51
-    """Alphas on a path, both ends included."""
-    num_slices: int = 4
-    """Slices to take; 0 for none."""
-    slice_resolution: int = 41
-    """Points along a side of a slice."""
-    layer: int = 1
-    """Where the stream is cut; 0 is the embedding."""
-    sampling: Sampling = "grid"
-    """How the alphas of a path are chosen."""
-    output: Output = "final_norm"
-    """What is looked at for a change; see `measure_paths`."""
-    precision: Precision = "run"
-    """The precision in force, or "float32"."""
-    engine: EngineName = "auto"
-    """The way to run points; see `measure_paths`."""
-    layer_path: str | None = None
-    """The path of the list of decoder blocks, where it is not found by itself."""
-    max_tokens: int | None = None
-    """How many tokens one forward may take; by default chosen from the device."""
-
-    def __post_init__(self) -> None:
-        """Refuses what no model can be measured with; whole numbers of any kind become int."""
-        least = _LEAST if self.max_tokens is None else _LEAST | {"max_tokens": 1}
-        for name, number in least.items():
-            object.__setattr__(self, name, whole(name, getattr(self, name), least=number))
-        for name, words in _WORDS.items():
-            check_word(name, getattr(self, name), words)
-        fix = "pass the name of a list of modules in the model, such as 'model.layers'"
-        check_kind("layer_path", self.layer_path, str | None, fix)
-
-    @property
-    def num_prompts(self) -> int:
-        """How many prompts in a chain are enough."""
-        return max(self.num_pairs + 1, self.num_slices + 2)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,31 +52,12 @@ class Measurement:
         return summarise(self.paths.max_slope, self.paths.kept)
 
     def check_finite(self) -> None:
-        """Refuses a measurement that tells nothing, because all outputs are NaN or Inf."""
+        """Refuse a measurement that tells nothing, because all outputs are NaN or Inf."""
         if bool(self.paths.distance.isinf().any(dim=1).all()):
             raise RuntimeError(
                 f"not one output of {len(self.paths.distance)} pairs is finite: the weights hold "
                 "NaN or Inf, as after a diverged loss; look at the loss and the learning rate"
             )
-
-    def record(self, model: nn.Module, *, step: int, tokens: int | None, **about: Any) -> Record:
-        """The measurement as it is kept, with what it was made of, and more `about` it."""
-        weight = next(model.parameters())
-        return Record(
-            step=step,
-            tokens=tokens,
-            paths=self.paths,
-            slices=self.slices,
-            metadata={
-                "config": options_of(self.config),
-                "prompts": self.prompts.fingerprint,
-                "model": type(dissect(model, self.config.layer_path).core).__name__,
-                "dtype": str(weight.dtype).removeprefix("torch."),
-                "device": weight.device.type,
-                "seconds": self.seconds,
-                **about,
-            },
-        )
 
     def facts(self) -> dict[str, str]:
         """The lines of the table."""
@@ -200,20 +128,6 @@ class Measurement:
         for name, figure in pictures.items():
             save_figure(figure, folder / name)
         return [folder / name for name in pictures]
-
-
-def describe_curve(config: MonitorConfig, prompts: PromptSet) -> dict[str, Any]:
-    """What measurements must have in common to be points of one curve, as plain values."""
-    options = options_of(config)
-    return {
-        "config": {name: options[name] for name in options.keys() - _BESIDE_THE_CURVE},
-        "prompts": prompts.fingerprint,
-    }
-
-
-def options_of(config: MonitorConfig) -> dict[str, Any]:
-    """The options that make a difference to the results, as plain values."""
-    return {name: value for name, value in asdict(config).items() if name not in _NO_MATTER}
 
 
 def measure_model(

@@ -31,8 +31,9 @@ from sr_monitor.probes import keys
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 from sr_monitor.results.store import RecordStore
+from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.guard import ErrorGuard, OnError
-from sr_monitor.watch.measurement import Measurement, MonitorConfig, describe_curve, measure_model
+from sr_monitor.watch.measure import take_record
 from sr_monitor.watch.schedule import Budget, Schedule, budget, every
 
 _SCHEMA = 1
@@ -139,9 +140,17 @@ class Monitor:
         began = time.perf_counter()
         try:
             with self.ranks.failing_together():
-                measured = measure_model(model, self.prompts, self.config, ranks=self.ranks)
-                measured.check_finite()
-                record = self._record(model, step, tokens, measured, began)
+                record = take_record(
+                    model,
+                    self.prompts,
+                    self.config,
+                    step=step,
+                    tokens=tokens,
+                    ranks=self.ranks,
+                    processes=self.ranks.size,
+                    share_of_time=self.account.spent_share,
+                    failures=self.guard.failures,
+                )
             with self.ranks.failing_together():
                 if self.ranks.is_leader:
                     self._write(record, last=last)
@@ -226,7 +235,11 @@ class Monitor:
     def _go_on(self, album: Album, step: int, *, keep: bool) -> list[Record]:
         """Takes up the records of the run that this one continues, and returns them to `keep`."""
         earlier = []
-        for record in self.store.open(step, describe_curve(self.config, self.prompts)):
+        described = {
+            "config": self.config.recorded("curve"),
+            "prompts": self.prompts.fingerprint,
+        }
+        for record in self.store.open(step, described):
             album.keep(record)
             earlier += [record] if keep else []
             self.last_step = record.step
@@ -268,24 +281,6 @@ class Monitor:
         done = max(1, step - opened_step)
         pace = max(1e-6, (self.account.wall_seconds - opened_wall) / done)
         return max(1, min(round(seconds / pace), done))
-
-    def _record(
-        self,
-        model: nn.Module,
-        step: int,
-        tokens: int | None,
-        measured: Measurement,
-        began: float,
-    ) -> Record:
-        return measured.record(
-            model,
-            step=step,
-            tokens=tokens,
-            processes=self.ranks.size,
-            seconds=time.perf_counter() - began,
-            share_of_time=self.account.spent_share,
-            failures=self.guard.failures,
-        )
 
     def _write(self, record: Record, *, last: bool) -> None:
         """Keeps the record and shows it; what fails in one does not keep the other from it."""

@@ -29,6 +29,7 @@ from sr_monitor.model.ranks import RankGroup
 from sr_monitor.model.session import Precision
 from sr_monitor.model.stream import Output
 from sr_monitor.probes import keys
+from sr_monitor.probes.base import Probe
 from sr_monitor.probes.sampling import Sampling
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.prompts.training_data import (
@@ -38,8 +39,8 @@ from sr_monitor.prompts.training_data import (
     token_ids_of,
 )
 from sr_monitor.results.store import RecordStore
+from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.guard import ErrorGuard, OnError
-from sr_monitor.watch.measurement import MonitorConfig
 from sr_monitor.watch.monitor import Monitor, check_state, share_prompts
 from sr_monitor.watch.schedule import Schedule, check_schedule, every
 
@@ -78,6 +79,7 @@ class CallbackCore:
         engine: EngineName = "auto",
         layer_path: str | None = None,
         max_tokens: int | None = None,
+        probes: Sequence[str | Probe] = (),
         log_dir: str | os.PathLike[str] | None = None,
         name: str = keys.PREFIX.rstrip("/"),
         writer: Any = None,
@@ -106,6 +108,7 @@ class CallbackCore:
             engine: The way to run points; see `measure_paths`.
             layer_path: The path of the list of decoder blocks, where it is not found by itself.
             max_tokens: How many tokens one forward may take; by default chosen from the device.
+            probes: What else is measured: probes, or their names.
             log_dir: Where records go, in its folder `name`; by default the run's own.
             name: That folder, and what every logged name begins with. A second callback on the
                 same folder gets a number.
@@ -128,6 +131,7 @@ class CallbackCore:
             engine=engine,
             layer_path=layer_path,
             max_tokens=max_tokens,
+            probes=probes,
         )
         every_so_many = every_n_steps(whole("every", every, least=1))
         self.schedule = every_so_many if schedule is None else schedule

@@ -14,7 +14,7 @@ from sr_monitor import cli
 from sr_monitor.cli.demo import DemoPlan, Framework, Outcome, docstrings, python_texts, run_demo
 from sr_monitor.errors import InputError
 from sr_monitor.probes import keys
-from sr_monitor.watch.measurement import MonitorConfig
+from sr_monitor.watch.config import MonitorConfig
 
 TINY = DemoPlan(
     steps=(0, 2, 6),

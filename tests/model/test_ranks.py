@@ -21,7 +21,8 @@ from sr_monitor.errors import InputError
 from sr_monitor.model.ranks import RankGroup
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record, list_records, step_of
-from sr_monitor.watch.measurement import MonitorConfig, measure_model
+from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.measurement import measure_model
 from sr_monitor.watch.monitor import Monitor
 from sr_monitor.watch.schedule import budget, every
 from tests.processes import in_processes

@@ -13,7 +13,8 @@ import torch
 
 from sr_monitor.errors import InputError
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.watch.measurement import Measurement, MonitorConfig, measure_model
+from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.measurement import Measurement, measure_model
 from tests.zoo import build
 
 

@@ -26,7 +26,7 @@ from sr_monitor.errors import InputError
 from sr_monitor.probes import keys
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record, list_records, step_of
-from sr_monitor.watch.measurement import MonitorConfig
+from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.monitor import Monitor, check_state
 from sr_monitor.watch.schedule import Schedule, at, budget, every
 from tests.zoo import VOCAB, build

@@ -19,7 +19,7 @@ from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.probes import keys
 from sr_monitor.results.record import Record, list_records
-from sr_monitor.watch.measurement import MonitorConfig
+from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.watcher import CallbackCore
 from tests.zoo import VOCAB, build
 
