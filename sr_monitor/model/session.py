@@ -1,17 +1,18 @@
-"""One measurement's preparation, the same for paths and slices: check, guard, cut, choose.
+"""Prepare a measurement, for whatever is measured: check, guard, cut, choose.
 
 Everything a caller can get wrong about the model or the prompts is refused here.
 
     with open_session(model, (prompts_a, prompts_b), options) as session:
-        a, b = session.activations()
-        session.engine.distances(...)
+        share = session.share(prompts_a, prompts_b)
+        a, b = share.activations()
+        session.engine.run(...)
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from threading import RLock
-from typing import Any, Literal, get_args
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,15 +21,15 @@ from torch import Tensor, nn
 
 from sr_monitor.errors import InputError, check_kind
 from sr_monitor.model.anatomy import Anatomy, dissect
-from sr_monitor.model.engine import Engine, EngineName, choose_engine
+from sr_monitor.model.engine import Engine, Way
 from sr_monitor.model.memory import TokenBudget, in_chunks
+from sr_monitor.model.precision import Precision, check_precision, in_precision
 from sr_monitor.model.ranks import ALONE, RankGroup
+from sr_monitor.model.selfcheck import EngineName, choose_engine
 from sr_monitor.model.stream import Output, Stream
 from sr_monitor.model.undisturbed import undisturbed
-from sr_monitor.model.wrappers import is_sharded, without_autocast_patch
+from sr_monitor.model.wrappers import is_sharded
 from sr_monitor.options import Options, option
-
-Precision = Literal["run", "float32"]
 
 # How a model is built shows on a few tokens.
 _SAMPLE_TOKENS = 8
@@ -78,86 +79,117 @@ class SessionOptions(Options):
 
 @dataclass(frozen=True)
 class Session:
-    """A model under guard, cut and ready, and this process's share of the prompts on its device."""
+    """A model under guard, cut and ready to run points; see `open_session`."""
 
     engine: Engine
-    prompts: tuple[Int[Tensor, "item token"], ...]
-    count: int
-    """How many items there are, on all processes together."""
     ranks: RankGroup
     in_step: bool
-    """Whether every process has to run equally many forwards."""
+    """Whether every rank has to run equally many forwards."""
+
+    @property
+    def stream(self) -> Stream:
+        """The model, cut at the layer."""
+        return self.engine.stream
+
+    def share(self, *prompts: Int[Tensor, "item token"]) -> "Share":
+        """Check prompts, and return this rank's part of them."""
+        anatomy = self.stream.anatomy
+        check_prompts(prompts, anatomy)
+        count = len(prompts[0])
+        mine = self.ranks.share(count)
+        part = prompts if self.ranks.size == 1 else tuple(item[mine] for item in prompts)
+        placed = tuple(item.to(anatomy.device, torch.long) for item in part)
+        return Share(self, placed, count)
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's part of some prompts, on the model's device."""
+
+    session: Session
+    prompts: tuple[Int[Tensor, "item token"], ...]
+    count: int
+    """How many items there are, on all ranks together."""
 
     def gather(self, mine: Shaped[Tensor, "mine ..."]) -> Shaped[Tensor, "item ..."]:
-        """Everybody's results, on the CPU."""
-        return self.ranks.gather(mine, self.count)
+        """Return what all ranks hold, on the CPU; several rows may belong to an item."""
+        rows_each = len(mine) // len(self.prompts[0])
+        return self.session.ranks.gather(mine, self.count * rows_each)
 
     def activations(self) -> tuple[Float[Tensor, "item d_model"], ...]:
-        """Every prompt's activation at the layer, in float32; a repeated prompt is run once."""
+        """Return every prompt's activation at the layer, in float32; run a repeated prompt once."""
+        engine = self.session.engine
         unique, where = torch.cat(self.prompts), torch.arange(sum(map(len, self.prompts)))
-        if not self.in_step:
+        if not self.session.in_step:
             unique, where = torch.unique(unique, dim=0, return_inverse=True)
         pieces: dict[int, Tensor] = {}
 
         def read(chunk: slice) -> None:
-            pieces[chunk.start] = self.engine.stream.read(unique[chunk]).float()
+            pieces[chunk.start] = engine.stream.read(unique[chunk]).float()
 
-        in_chunks(len(unique), tokens_each=unique.shape[1], budget=self.engine.budget, work=read)
+        in_chunks(len(unique), tokens_each=unique.shape[1], budget=engine.budget, work=read)
         return torch.cat(list(pieces.values()))[where].chunk(len(self.prompts))
 
 
 @contextmanager
 def open_session(
     model: nn.Module,
-    prompts: Sequence[Int[Tensor, "item token"]],
+    examples: Sequence[Int[Tensor, "item token"]],
     options: SessionOptions,
     ranks: RankGroup = ALONE,
+    way: Way | None = None,
 ) -> Iterator[Session]:
-    """Guards `model`, checks everything that was asked for, and picks the way to measure."""
+    """Guard `model`, cut it, and choose the way to run points.
+
+    Args:
+        model: A causal language model.
+        examples: Some of the prompts that will be measured, as they will be given to `share`; the
+            first two of each are compared in all ways.
+        options: How the model is cut and run.
+        ranks: The ranks that share the prompts; each of them makes this call.
+        way: The way an earlier measurement of the same run took; no faster one is considered.
+    """
     check_kind("model", model, nn.Module, "pass the model itself, not its name")
     anatomy = dissect(model, options.layer_path)
-    _check_prompts(prompts, anatomy)
+    check_prompts(examples, anatomy)
     in_step = ranks.size > 1 and is_sharded(model)
-    placed = tuple(item.to(anatomy.device, torch.long) for item in prompts)
+    a, b = (item[:2].to(anatomy.device, torch.long) for item in examples[:2])
     with (
         _turn(anatomy),
         ranks.failing_together(),
         undisturbed(model),
-        _precision(anatomy, options.precision),
+        in_precision(options.precision, anatomy),
     ):
         stream = Stream(
             anatomy,
             layer=options.layer,
             output=options.output,
-            sample=placed[0][:1, :_SAMPLE_TOKENS],
+            sample=a[:1, :_SAMPLE_TOKENS],
             before_call=ranks.sync_errors if in_step else None,
         )
-        _check_precision(stream, options.precision)
+        check_precision(options.precision, stream)
         budget = _budget(stream, options.max_tokens, ranks, in_step)
         engine = choose_engine(
             stream,
-            placed[0],
-            placed[1],
+            a,
+            b,
             wanted=options.engine,
+            way=way,
             budget=budget,
-            ranks=ranks if in_step else ALONE,
+            ranks=ranks,
+            in_step=in_step,
         )
-        names = get_args(EngineName)
-        engine.name = names[ranks.broadcast_number(names.index(engine.name))]
-        count = len(placed[0])
-        mine = ranks.share(count).to(anatomy.device)
-        share = placed if ranks.size == 1 else tuple(item[mine] for item in placed)
-        yield Session(engine, share, count, ranks, in_step)
+        yield Session(engine, ranks, in_step)
 
 
 def _turn(anatomy: Anatomy) -> AbstractContextManager[Any]:
-    """Held while a model is measured: hooks of two threads would see one another's forwards."""
+    """Return the lock of a model: hooks of two threads would see one another's forwards."""
     # By its first block, which all wrappers of a model share.
     return _turns.setdefault(anatomy.blocks[0], RLock())
 
 
 def _budget(stream: Stream, max_tokens: int | None, ranks: RankGroup, in_step: bool) -> TokenBudget:
-    """The same on every process, so that all cut their shares into as many chunks."""
+    """Return the same budget on every rank, so that all cut their shares into as many chunks."""
     device = stream.anatomy.device
     budget = (
         TokenBudget.for_device(device, bytes_per_token=stream.bytes_per_token)
@@ -167,30 +199,8 @@ def _budget(stream: Stream, max_tokens: int | None, ranks: RankGroup, in_step: b
     return TokenBudget(ranks.minimum(budget.tokens), fixed=in_step)
 
 
-@contextmanager
-def _precision(anatomy: Anatomy, wanted: Precision) -> Iterator[None]:
-    """The run's own precision, or full precision: no autocast, no TF32."""
-    if wanted == "run":
-        yield
-        return
-    matmul = torch.get_float32_matmul_precision()
-    with ExitStack() as stack:
-        stack.enter_context(without_autocast_patch(anatomy.root))
-        stack.enter_context(torch.autocast(anatomy.device.type, enabled=False))
-        stack.callback(torch.set_float32_matmul_precision, matmul)
-        torch.set_float32_matmul_precision("highest")
-        yield
-
-
-def _check_precision(stream: Stream, wanted: Precision) -> None:
-    if wanted == "float32" and stream.precision != torch.float32:
-        raise InputError(
-            f"precision='float32': the weights or the sharding run {stream.precision}; pass "
-            "precision='run', or keep the weights in float32"
-        )
-
-
-def _check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
+def check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
+    """Refuse prompts that cannot be measured in this model, with both sides."""
     for item in prompts:
         check_kind("prompts", item, Tensor, "pass token ids, a LongTensor (item, token)")
     shapes = ", ".join(str(tuple(item.shape)) for item in prompts)

@@ -32,10 +32,11 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor
 
 from sr_monitor.errors import InputError, refused
+from sr_monitor.model.engine import Chunk
 from sr_monitor.options import Options
 from sr_monitor.probes.keys import Key
 
@@ -53,29 +54,8 @@ Progress: TypeAlias = Callable[[int, int], None]
 RGB: TypeAlias = UInt8[np.ndarray, "row column 3"]
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """The outputs of some points of one pass, on the device.
-
-    A *context* is a prompt whose last activation is replaced: on paths the number of the pair, in
-    slices 3 times the number of the triple plus that of the corner. A *place* is the number of the
-    point within its context: the step of a path, or row times resolution plus column of a slice.
-    """
-
-    contexts: Int[Tensor, " point"]
-    """The context of each point, counted within this rank's share."""
-    places: Int[Tensor, " point"]
-    """Its place there."""
-    outputs: Float[Tensor, "point d_output"]
-    """F at the point."""
-    clean: Float[Tensor, "point d_output"]
-    """F of the context as it is: the output at the first point of its path, or at its corner."""
-
-    @property
-    def distance(self) -> Float[Tensor, " point"]:
-        """||F - F of the clean context||, in float32."""
-        gap: Tensor = (self.outputs.float() - self.clean.float()).norm(dim=-1)
-        return gap
+def no_progress(done: int, total: int) -> None:
+    """Show no progress."""
 
 
 @runtime_checkable

@@ -10,23 +10,24 @@ where F_A(x) is the output of A's run with the activation at `layer`, last posit
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sr_monitor.errors import check_word, whole
-from sr_monitor.model.engine import Context, EngineName
+from sr_monitor.model.engine import Chunk, Context
 from sr_monitor.model.memory import in_chunks
+from sr_monitor.model.precision import Precision
 from sr_monitor.model.ranks import ALONE, RankGroup
-from sr_monitor.model.session import Precision, Session, SessionOptions, open_session
+from sr_monitor.model.selfcheck import EngineName
+from sr_monitor.model.session import Session, SessionOptions, Share, open_session
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, option
 from sr_monitor.probes import sharpness
-from sr_monitor.probes.base import Probe
+from sr_monitor.probes.base import Probe, Progress, Riders, no_progress
 from sr_monitor.probes.sampling import STRATEGIES, Sampling
+from sr_monitor.prompts.prompt_set import PromptSet
 
 # The ends of a path are in every sample, so these can be repeated whatever the sampling.
 _NUM_REPEATED_PAIRS = 8
@@ -115,6 +116,13 @@ class PathsProbe(PathsOptions, Probe):
 
     name = "paths"
 
+    def measure(
+        self, session: Session, prompts: PromptSet, riders: Riders, progress: Progress
+    ) -> Paths:
+        """Walk along as many paths as there are pairs of prompts, up to `num_pairs`."""
+        share = session.share(*prompts.pairs(min(self.num_pairs, prompts.num_pairs)))
+        return _Walk(share, self, riders).run(progress)
+
 
 def measure_paths(
     model: nn.Module,
@@ -129,7 +137,7 @@ def measure_paths(
     layer_path: str | None = None,
     max_tokens: int | None = None,
     precision: Precision = "run",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     ranks: RankGroup = ALONE,
 ) -> Paths:
     """Measures d(alpha) for every pair of prompts.
@@ -163,8 +171,7 @@ def measure_paths(
         InputError: Something asked for cannot be done; the message names the fix.
         PeerError: Another process of the ranks could not do its share.
     """
-    num_steps = whole("num_steps", num_steps, least=2)
-    check_word("sampling", sampling, Sampling)
+    paths = PathsOptions(num_steps=num_steps, sampling=sampling)
     options = SessionOptions(
         layer=layer,
         output=output,
@@ -174,43 +181,45 @@ def measure_paths(
         precision=precision,
     )
     with open_session(model, (prompts_a, prompts_b), options, ranks) as session:
-        return _Measurement(session, num_steps, sampling).run(progress)
+        share = session.share(prompts_a, prompts_b)
+        return _Walk(share, paths, Riders(session, ())).run(progress or no_progress)
 
 
-class _Measurement:
-    """This process's pairs of one session on their way to `Paths`."""
+class _Walk:
+    """This rank's pairs on their way to `Paths`: from A's activation to B's, in A's context."""
 
-    def __init__(self, session: Session, num_steps: int, sampling: Sampling) -> None:
-        self.session = session
-        self.engine = session.engine
-        self.prompts = session.prompts[0]
-        self.a, self.b = session.activations()
-        self.alphas = torch.linspace(0, 1, num_steps, dtype=torch.float64).float()
-        # What adaptive sampling looks at hangs on the pairs: processes would not stay in step.
-        self.sample = STRATEGIES["grid" if session.in_step else sampling]
+    def __init__(self, share: Share, options: PathsOptions, riders: Riders) -> None:
+        session = share.session
+        self.share, self.riders, self.engine = share, riders, session.engine
+        self.prompts = share.prompts[0]
+        self.a, self.b = share.activations()
+        self.alphas = torch.linspace(0, 1, options.num_steps, dtype=torch.float64).float()
+        # Adaptive sampling chooses points per pair, so ranks would run different numbers of
+        # forwards.
+        self.sample = STRATEGIES["grid" if session.in_step else options.sampling]
         count, place = len(self.prompts), self.a  # float32, whatever torch's default type is
-        self.distance = place.new_full((count, num_steps), torch.nan)
+        self.distance = place.new_full((count, options.num_steps), torch.nan)
         self.noise = place.new_full((count,), torch.nan)
         self.num_points = torch.zeros(count, dtype=torch.long)
         self.lengths = place.new_zeros(count)
         self.repeated = self._repeated_pairs()
+        riders.begin(count, options.num_steps, share.gather)
 
     def _repeated_pairs(self) -> list[int]:
-        """This process's part of those pairs, spread over all, that the noise is measured on."""
-        session = self.session
-        num_repeated = min(session.count, _NUM_REPEATED_PAIRS)
-        spread = torch.linspace(0, session.count - 1, num_repeated, dtype=torch.float32)
-        first = session.ranks.rank * len(self.prompts)
+        """Return this rank's part of those pairs, spread over all, that show the noise."""
+        share = self.share
+        num_repeated = min(share.count, _NUM_REPEATED_PAIRS)
+        spread = torch.linspace(0, share.count - 1, num_repeated, dtype=torch.float32)
+        first = share.session.ranks.rank * len(self.prompts)
         return [n - first for n in spread.round().long().tolist() if n >= first]
 
-    def run(self, progress: Callable[[int, int], None] | None) -> Paths:
-        """Measures all pairs, some at a time."""
+    def run(self, progress: Progress) -> Paths:
+        """Measure all pairs, some at a time."""
         count, num_tokens = self.prompts.shape
 
         def measure(pairs: slice) -> None:
             self._measure(pairs)
-            if progress is not None:
-                progress(pairs.stop, count)
+            progress(pairs.stop, count)
 
         # A pair's points are made at once; a point takes about an eighth of a token's memory.
         each = num_tokens + len(self.alphas) // 8
@@ -218,39 +227,49 @@ class _Measurement:
         return self._gathered()
 
     def _gathered(self) -> Paths:
-        """What all processes found."""
-        gather = self.session.gather
+        """Put together what all ranks found."""
+        gather = self.share.gather
         distance, noise, lengths = map(gather, (self.distance, self.noise, self.lengths))
-        # A pair that is not finite, or that its own noise drowns, says nothing about the others.
-        ends = distance[:, -1]
-        share = (noise / lengths)[noise.isfinite() & (lengths > 0)]
-        telling = (noise / ends)[noise.isfinite() & (ends > noise)]
+        # Noise goes with the length of the output. A pair that is not finite, or that the noise
+        # drowns, says nothing about the others.
+        ends, measured = distance[:, -1], noise.isfinite() & (lengths > 0)
+        share = (noise / lengths)[measured]
+        of_pairs = lengths * (share.max() if len(share) else math.nan)
+        telling = (noise / ends)[measured & (ends > of_pairs)]
         return Paths(
             alphas=self.alphas,
             distance=distance,
             input_distance=gather((self.a - self.b).norm(dim=-1)),
             noise_distance=float(noise.where(noise.isfinite(), 0).max()),
-            noise=lengths * (share.max() if len(share) else math.nan),
+            noise=of_pairs,
             noise_floor=float(telling.max()) if len(telling) else math.nan,
             num_points=int(gather(self.num_points).sum()),
-            engine=self.engine.name,
+            engine=self.engine.way,
         )
 
     def _measure(self, pairs: slice) -> None:
-        """Looks along the paths of some pairs, whose contexts are opened once, and at the noise."""
+        """Look along the paths of some pairs, whose contexts are opened once, and at the noise."""
         context = self.engine.open(self.prompts[pairs])
-        reference: Tensor | None = None
+        clean: Tensor | None = None
         self.distance[pairs] = torch.nan  # what a piece that ran out of memory has left
         self.num_points[pairs] = 0
 
         def look(chosen: Tensor, steps: Tensor) -> Tensor:
-            nonlocal reference
+            nonlocal clean
             numbers = chosen + pairs.start
+            distance = self.distance.new_empty(steps.shape)
+
+            def see(chunk: Chunk) -> None:
+                # Within this look: "point" numbers of its pairs, and of its steps.
+                distance[chunk.contexts, chunk.places] = chunk.distance.to(distance.device)
+                places = steps[chunk.contexts, chunk.places]
+                self.riders.read(replace(chunk, contexts=numbers[chunk.contexts], places=places))
+
             points = self._points(numbers, self.alphas[steps])
-            given = None if reference is None else reference[chosen]
-            distance, first = self.engine.distances(context.some(chosen), points, given)
-            if reference is None:
-                reference = first
+            given = None if clean is None else clean[chosen]
+            found = self.engine.run(context.some(chosen), points, see, given)
+            clean = found if clean is None else clean
+            # Which pairs, against which steps: "some 1" and "some point".
             self.distance[numbers[:, None], steps] = distance.nan_to_num(
                 nan=torch.inf, posinf=torch.inf
             )
@@ -258,24 +277,24 @@ class _Measurement:
             return distance
 
         self.sample(look, len(context.prompts), len(self.alphas))
-        assert reference is not None
+        assert clean is not None
         # The rounding of a distance goes with the longer of the two outputs it lies between.
         ends = self.distance[pairs, -1]
-        lengths = reference.float().norm(dim=-1).to(ends.device)
+        lengths = clean.float().norm(dim=-1).to(ends.device)
         self.lengths[pairs] = torch.where(ends.isfinite(), torch.maximum(lengths, ends), lengths)
-        self._repeat(context, pairs, reference)
+        self._repeat(context, pairs, clean)
 
     def _repeat(
-        self, context: Context, pairs: slice, reference: Float[Tensor, "pair d_output"]
+        self, context: Context, pairs: slice, clean: Float[Tensor, "pair d_output"]
     ) -> None:
-        """How far the ends of some paths land from where they landed before.
+        """Find how far the ends of some paths land from where they landed before.
 
         The same two points again, one rounding step of the run's precision away and in a batch of
         another shape. Bit-equal points would take bit-equal ways through most kernels, and show
         nothing of what rounding does to the different points of a path.
         """
         mine = [n for n in self.repeated if pairs.start <= n < pairs.stop]
-        if not mine and not self.session.in_step:
+        if not mine and not self.share.session.in_step:
             return
         numbers = torch.tensor(mine or [pairs.start])
         chosen = numbers - pairs.start
@@ -283,7 +302,7 @@ class _Measurement:
         nudge = 1 + sign * torch.finfo(self.engine.stream.precision).eps
         ends = self.alphas[[0, -1]].expand(len(numbers), -1)
         points = self._points(numbers, ends)
-        again, _ = self.engine.distances(context.some(chosen), points * nudge, reference[chosen])
+        again, _ = self.engine.distances(context.some(chosen), points * nudge, clean[chosen])
         before = self.distance[numbers][:, [0, -1]]
         if mine:
             self.noise[numbers] = (again - before).abs().amax(dim=1)
@@ -291,5 +310,6 @@ class _Measurement:
     def _points(
         self, pairs: Int[Tensor, " pair"], alphas: Float[Tensor, "pair point"]
     ) -> Float[Tensor, "pair point d_model"]:
+        # "pair point 1" times "pair 1 d_model".
         alphas = alphas.to(self.a.device)[..., None]
         return (1 - alphas) * self.a[pairs, None] + alphas * self.b[pairs, None]

@@ -12,21 +12,25 @@ The distance map of corner k is || F_k(x(u, v)) - F_k(k's own activation) ||, in
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sr_monitor.errors import InputError, whole
-from sr_monitor.model.engine import EngineName
+from sr_monitor.errors import InputError
+from sr_monitor.model.engine import Chunk
 from sr_monitor.model.memory import in_chunks
+from sr_monitor.model.precision import Precision
 from sr_monitor.model.ranks import ALONE, RankGroup
-from sr_monitor.model.session import Precision, Session, SessionOptions, open_session
+from sr_monitor.model.selfcheck import EngineName
+from sr_monitor.model.session import Session, SessionOptions, Share, open_session
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, option
-from sr_monitor.probes.base import Probe
+from sr_monitor.probes.base import Probe, Progress, Riders, no_progress
+from sr_monitor.prompts.prompt_set import PromptSet
+
+_SPAN = (-0.25, 1.25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +75,15 @@ class SlicesProbe(SlicesOptions, Probe):
 
     name = "slices"
 
+    def measure(
+        self, session: Session, prompts: PromptSet, riders: Riders, progress: Progress
+    ) -> Slices | None:
+        """Measure as many slices as there are triples of prompts, up to `num_slices`."""
+        num_slices = min(self.num_slices, prompts.num_triples)
+        if num_slices == 0:
+            return None
+        return _measure(session.share(*prompts.triples(num_slices)), self, riders, progress)
+
 
 def measure_slices(
     model: nn.Module,
@@ -80,13 +93,13 @@ def measure_slices(
     *,
     layer: int = 1,
     resolution: int = 41,
-    span: tuple[float, float] = (-0.25, 1.25),
+    span: tuple[float, float] = _SPAN,
     output: Output = "final_norm",
     engine: EngineName = "auto",
     layer_path: str | None = None,
     max_tokens: int | None = None,
     precision: Precision = "run",
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     ranks: RankGroup = ALONE,
 ) -> Slices:
     """Measures the plane through every triple of prompts.
@@ -115,7 +128,7 @@ def measure_slices(
     Raises:
         InputError: Something asked for cannot be done; the message names the fix.
     """
-    resolution = whole("resolution", resolution, least=2)
+    plane = SlicesOptions(num_slices=len(prompts_a), slice_resolution=resolution)
     if len(span) != 2 or not -math.inf < span[0] < span[1] < math.inf:
         raise InputError(f"span={span}: pass the lowest coordinate, then a higher one")
     options = SessionOptions(
@@ -126,45 +139,64 @@ def measure_slices(
         max_tokens=max_tokens,
         precision=precision,
     )
-    with open_session(model, (prompts_a, prompts_b, prompts_c), options, ranks) as session:
-        return _measure(session, torch.linspace(*span, resolution, dtype=torch.float64), progress)
+    prompts = prompts_a, prompts_b, prompts_c
+    with open_session(model, prompts, options, ranks) as session:
+        share = session.share(*prompts)
+        riders = Riders(session, ())
+        return _measure(share, plane, riders, progress or no_progress, span=span)
 
 
 def _measure(
-    session: Session,
-    coordinates: Float[Tensor, " row"],
-    progress: Callable[[int, int], None] | None,
+    share: Share,
+    options: SlicesOptions,
+    riders: Riders,
+    progress: Progress,
+    span: tuple[float, float] = _SPAN,
 ) -> Slices:
-    engine = session.engine
-    corners = torch.stack(session.activations(), dim=1)
-    prompts = torch.stack(session.prompts, dim=1)
-    resolution = len(coordinates)
-    maps = corners.new_empty(len(corners), 3, resolution, resolution)
+    """Measure this rank's triples, one after the other, and gather all."""
+    engine, resolution = share.session.engine, options.slice_resolution
+    coordinates = torch.linspace(*span, resolution, dtype=torch.float64)
+    corners = torch.stack(share.activations(), dim=1)
+    prompts = torch.stack(share.prompts, dim=1)
+    maps = corners.new_empty(len(corners), 3, resolution**2)
     feet = _foot(corners)
     weights = _weights(coordinates.to(corners), feet)
+    riders.begin(3 * len(corners), resolution**2, share.gather)
 
     for triple, weight in enumerate(weights):
-        # No matrix product: autocast and TF32 would round the points.
+        # No matrix product: autocast and TF32 would round the points. Weights are "point 1".
         of_a, of_b, of_c = weight[..., None].unbind(dim=1)
         plane = of_a * corners[triple, 0] + of_b * corners[triple, 1] + of_c * corners[triple, 2]
         # Each corner's own activation comes first: its output is what distances are taken to.
         points = torch.cat([corners[triple][:, None], plane.expand(3, -1, -1)], dim=1)
 
         def measure(chosen: slice, triple: int = triple, points: Tensor = points) -> None:
-            context = engine.open(prompts[triple, chosen])
-            distance, _ = engine.distances(context, points[chosen])
-            maps[triple, chosen] = distance[:, 1:].reshape(-1, resolution, resolution)
+            def see(chunk: Chunk) -> None:
+                corner, place = chunk.contexts + chosen.start, chunk.places - 1
+                inside = place >= 0  # without the corners' own activations
+                corner, place = corner[inside], place[inside]
+                maps[triple, corner, place] = chunk.distance[inside].to(maps.device)
+                riders.read(
+                    Chunk(
+                        contexts=3 * triple + corner,
+                        places=place,
+                        outputs=chunk.outputs[inside],
+                        clean=chunk.clean[inside],
+                    )
+                )
+
+            engine.run(engine.open(prompts[triple, chosen]), points[chosen], see)
 
         in_chunks(3, tokens_each=prompts.shape[2], budget=engine.budget, work=measure)
-        if progress is not None:
-            progress(triple + 1, len(corners))
-    distance = session.gather(maps.nan_to_num(nan=torch.inf, posinf=torch.inf))
+        progress(triple + 1, len(corners))
+    distance = share.gather(maps.nan_to_num(nan=torch.inf, posinf=torch.inf))
     return Slices(
         coordinates=coordinates.float(),
-        distance=distance,
-        foot=session.gather(feet),
+        # "triple corner point" to "triple corner row column".
+        distance=distance.reshape(-1, 3, resolution, resolution),
+        foot=share.gather(feet),
         num_points=distance.numel() + 3 * len(distance),
-        engine=engine.name,
+        engine=engine.way,
     )
 
 

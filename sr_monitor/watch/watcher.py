@@ -24,9 +24,9 @@ from sr_monitor.display.writers.base import Writer
 from sr_monitor.display.writers.jsonl import JSONLWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.errors import InputError, check_folder_name, check_kind, warn, whole
-from sr_monitor.model.engine import EngineName
+from sr_monitor.model.precision import Precision
 from sr_monitor.model.ranks import RankGroup
-from sr_monitor.model.session import Precision
+from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.stream import Output
 from sr_monitor.probes import keys
 from sr_monitor.probes.base import Probe

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sr_monitor import measure_paths
 from sr_monitor.errors import InputError
-from sr_monitor.model.engine import EngineName
 from sr_monitor.model.loading import load_model
+from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.replay import replay
 from sr_monitor.replay.discover import find_checkpoints
 from sr_monitor.replay.models import (

@@ -1,0 +1,181 @@
+"""Choose the way to run points: the fastest one that agrees with the plain way.
+
+The choice is a rule and no clock, so the same model gives the same bits every time: `shared` where
+it agrees with the plain way on a few points, else `rows`, else `plain`. The comparison is made
+anew in every session, because hooks, adapters and patched forwards come and go; it costs a few
+forward passes. A run keeps to the way it began with: it goes on with no faster one.
+
+    engine = choose_engine(stream, prompts_a, prompts_b, wanted="auto", budget=budget)
+"""
+
+import sys
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sr_monitor.errors import InputError, PeerError, is_out_of_memory, warn
+from sr_monitor.model.engine import POINTS_PER_ROW, Engine, Way
+from sr_monitor.model.memory import TokenBudget, in_chunks
+from sr_monitor.model.ranks import ALONE, RankGroup
+from sr_monitor.model.stream import Stream, tolerance
+
+EngineName = Literal["auto", "shared", "rows", "plain"]
+
+_WAYS: tuple[Way, ...] = get_args(Way)
+_OUR_FRAMES = ("sr_monitor", "contextlib")
+
+
+def choose_engine(
+    stream: Stream,
+    prompts_a: Int[Tensor, "pair token"],
+    prompts_b: Int[Tensor, "pair token"],
+    *,
+    wanted: EngineName,
+    budget: TokenBudget,
+    way: Way | None = None,
+    ranks: RankGroup = ALONE,
+    in_step: bool = False,
+) -> Engine:
+    """Return the fastest way that agrees with the plain one, or the one wanted if it does.
+
+    Args:
+        stream: The model, cut at the layer.
+        prompts_a: Prompts to compare on; the first two pairs are taken.
+        prompts_b: Where their paths lead.
+        wanted: "auto", or the only way to consider.
+        budget: How much runs at once.
+        way: The way an earlier measurement of the same run took: no faster one is considered.
+        ranks: The ranks that measure together; all take the leader's way.
+        in_step: Whether they have to run equally many forwards, and so compare together.
+
+    Raises:
+        InputError: The wanted way does not work, or does not agree.
+    """
+    chosen: list[Way] = []
+
+    def compare(_: slice) -> None:
+        few = min(2, budget.items(prompts_a.shape[1]))
+        comparing = ranks if in_step else ALONE
+        check = _Check(stream, prompts_a[:few], prompts_b[:few], budget, comparing)
+        chosen.append(check.choose(wanted, _WAYS[_WAYS.index(way or "shared") :]))
+
+    if wanted == "plain":
+        return Engine(stream, "plain", budget)
+    in_chunks(1, tokens_each=1, budget=budget, work=compare)
+    return Engine(stream, _WAYS[ranks.broadcast_number(_WAYS.index(chosen[-1]))], budget)
+
+
+class _Check:
+    """A comparison of fast ways with the plain way, on a few points of some paths."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        prompts_a: Int[Tensor, "pair token"],
+        prompts_b: Int[Tensor, "pair token"],
+        budget: TokenBudget,
+        ranks: RankGroup,
+    ) -> None:
+        self.stream, self.budget, self.ranks = stream, budget, ranks
+        a, b = stream.read(prompts_a).float(), stream.read(prompts_b).float()
+        points = torch.stack([a, (a + b) / 2, b], dim=1)
+        plain = Engine(stream, "plain", budget)
+        expected, clean = plain.distances(plain.open(prompts_a), points)
+        telling = ranks.broadcast(expected.isfinite().all(dim=1).cpu())
+        self.prompts, self.points = prompts_a[telling], points[telling]
+        self.expected: Float[Tensor, "pair point"] = expected[telling]
+        self.scale = float(clean[telling].float().norm(dim=-1).amax()) if telling.any() else 0.0
+
+    def choose(self, wanted: EngineName, ways: tuple[Way, ...]) -> Way:
+        """Return the first of the ways that agrees; weights of NaN can only go the plain way."""
+        if not len(self.prompts):
+            return "plain"
+        complaints = []
+        for way in self._candidates(wanted, ways):
+            complaint = self._complaint(Engine(self.stream, way, self.budget))
+            if complaint is None:
+                break
+            complaints.append(complaint)
+        else:
+            way = "plain"
+        if complaints and wanted != "auto":
+            raise InputError(f"engine={wanted!r}: {complaints[0]}; pass engine='auto' or 'plain'")
+        if complaints:
+            text = f"{'; '.join(complaints)}; the slower way {way!r} is used instead"
+            warn(text, category=UserWarning, stacklevel=_level_of_caller())
+        return way
+
+    def _candidates(self, wanted: EngineName, ways: tuple[Way, ...]) -> list[Way]:
+        """Return the fast ways to try; refuse a wanted one that the model has no place for."""
+        cache = self.stream.prefill(self.prompts)
+        possible: list[Way] = []
+        if cache is not None:
+            shares = self.stream.can_share_rows(cache, self.prompts.shape[1] - 1)
+            possible = ["shared", "rows"] if shares else ["rows"]
+        if wanted == "auto":
+            return [way for way in possible if way in ways]
+        if wanted not in possible:
+            raise InputError(
+                f"engine={wanted!r} cannot run {type(self.stream.anatomy.core).__name__} on "
+                f"prompts of {self.prompts.shape[1]} tokens: "
+                + (
+                    "it keeps no keys and values of earlier tokens; pass engine='plain' or 'auto'"
+                    if cache is None
+                    else "its attention takes no mask of ours there (a sliding window shorter than "
+                    "the prompt, ALiBi, or flash attention); pass engine='rows' or 'auto'"
+                )
+            )
+        return [way for way in possible if way == wanted]
+
+    def _complaint(self, engine: Engine) -> str | None:
+        """Say what is wrong with a fast way: it fails, or its distances differ; None if nothing is.
+
+        First with few points, then with as many as share a row: some models run out of positions.
+        """
+        most = min(POINTS_PER_ROW, self.budget.tokens)
+        for more in (0, max(0, most - self.points.shape[1])):
+            # "pair point d_model" and "pair point", the last point repeated `more` times.
+            tried = torch.cat([self.points, self.points[:, -1:].expand(-1, more, -1)], dim=1)
+            expected = torch.cat([self.expected, self.expected[:, -1:].expand(-1, more)], dim=1)
+            try:
+                measured, _ = engine.distances(engine.open(self.prompts), tried)
+            except Exception as error:
+                if is_out_of_memory(error) or isinstance(error, PeerError):
+                    raise
+                self.ranks.all_failed(error)
+                reason = str(error).strip().split("\n")[0]
+                return f"the {engine.way!r} way of measuring fails on this model, {reason!r}"
+            complaint = self._disagreement(engine, expected, measured)
+            if self.ranks.broadcast_number(int(complaint is not None)):
+                return complaint or f"the {engine.way!r} way disagrees on the leading rank"
+        return None
+
+    def _disagreement(
+        self,
+        engine: Engine,
+        expected: Float[Tensor, "pair point"],
+        measured: Float[Tensor, "pair point"],
+    ) -> str | None:
+        gap = (expected - measured).abs()
+        # Pairs that hardly move are set against the output's own length: rounding is no mistake.
+        largest = max(float(expected.max()), 0.05 * self.scale)
+        allowed = tolerance(engine.stream.precision)
+        if float(gap.max()) <= allowed * largest:
+            return None
+        worst, relative = int(gap.argmax()), float(gap.max() / largest)
+        return (
+            f"the {engine.way!r} way of measuring disagrees with the plain way on this model: a "
+            f"distance of {float(measured.flatten()[worst]):.6g} against "
+            f"{float(expected.flatten()[worst]):.6g}, {relative:.2g} of the largest where "
+            f"{allowed:.2g} is allowed"
+        )
+
+
+def _level_of_caller() -> int:
+    """Return the `stacklevel` of the line that asked to measure: the first that is not ours."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith(_OUR_FRAMES):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,0 +1,68 @@
+"""Measure all probes of one model in one session.
+
+Points are run once for all probes that look at them: those of `paths` for paths and for whatever
+rides on them, then those of `slices`, and so on. Derived probes come last.
+
+    parts = measure_probes(model, prompts, [PathsProbe(num_pairs=64), Divergence()], options)
+    parts["paths"].max_slope
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from torch import nn
+
+from sr_monitor.model.engine import Way
+from sr_monitor.model.ranks import ALONE, RankGroup
+from sr_monitor.model.session import SessionOptions, open_session
+from sr_monitor.probes.base import Part, Probe, Progress, Riders, no_progress
+from sr_monitor.prompts.prompt_set import PromptSet
+
+Bar: TypeAlias = Callable[[str], Progress]
+"""Starts a progress bar by its name."""
+
+
+def no_bar(_: str) -> Progress:
+    """Start no progress bar."""
+    return no_progress
+
+
+def measure_probes(
+    model: nn.Module,
+    prompts: PromptSet,
+    probes: Sequence[Probe],
+    options: SessionOptions,
+    *,
+    ranks: RankGroup = ALONE,
+    way: Way | None = None,
+    bar: Bar = no_bar,
+) -> dict[str, Part]:
+    """Return the parts of all probes, by name.
+
+    Args:
+        model: A causal language model; it comes back exactly as it was.
+        prompts: What is measured.
+        probes: The probes; their names differ, and those they ride on are among them.
+        options: How the model is cut and run.
+        ranks: The ranks that share the prompts; each of them makes this call, and gets all parts.
+        way: The way an earlier measurement of the same run took; no faster one is considered.
+        bar: Starts a progress bar for each probe that runs points.
+    """
+    parts: dict[str, Part] = {}
+    examples = prompts.pairs(min(2, prompts.num_pairs))
+    with open_session(model, examples, options, ranks, way) as session:
+        for probe in (each for each in probes if each.measures):
+            riders = Riders(session, [each for each in probes if each.rides == probe.name])
+            part = probe.measure(session, prompts, riders, bar(probe.name))
+            if part is not None:
+                parts |= {probe.name: part, **riders.parts()}
+    return parts | derived(probes, parts)
+
+
+def derived(probes: Sequence[Probe], parts: dict[str, Part]) -> dict[str, Part]:
+    """Return the parts that can be computed from others and are not there yet."""
+    found: dict[str, Part] = {}
+    for probe in probes:
+        if probe.name not in parts and (part := probe.derive(parts | found)) is not None:
+            found[probe.name] = part
+    return found
