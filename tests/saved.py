@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from sr_monitor.cli.demo import python_texts
+from sr_monitor.prompts.python_corpus import python_texts
 
 VOCABULARY = 300
 SIZES: dict[str, Any] = {

@@ -21,7 +21,7 @@ from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.display.writers.wandb import WandbWriter
 from sr_monitor.model.ranks import RankGroup
 from sr_monitor.model.wrappers import class_names
-from sr_monitor.prompts.training_data import count_tokens
+from sr_monitor.prompts.token_ids import count_tokens
 from sr_monitor.watch.guard import ErrorGuard
 from sr_monitor.watch.watcher import CallbackCore, Prompts
 

@@ -137,7 +137,7 @@ def measure(
 
     How sharp the boundaries between its stable regions are: a table, curves and slices.
     """
-    from sr_monitor.replay.prompts import choose_prompts
+    from sr_monitor.prompts.choose import choose_prompts
 
     folder = out or Path("stable-regions") / Path(model).resolve().name
     _check_writable(folder)

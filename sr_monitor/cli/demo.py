@@ -9,14 +9,10 @@ else it does.
     outcome.rows()
 """
 
-import ast
 import importlib
-import sysconfig
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +24,7 @@ from sr_monitor.model.loading import quiet, require_transformers
 from sr_monitor.probes.drawing import draw_curves, draw_film, save_figure
 from sr_monitor.probes.statistics import summarise
 from sr_monitor.prompts.corpora import Tokenizer, encode
-from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.prompts.python_corpus import docstrings, python_prompts, python_texts
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measurement import Bar
@@ -88,32 +84,6 @@ class Outcome:
         loss = f"{self.losses[record.step]:.2f}" if record.step in self.losses else ""
         quartiles = f"{slope.q25:.3f} to {slope.q75:.3f}"
         return (f"{record.step}", loss, f"{slope.median:.3f}", quartiles)
-
-
-def python_texts() -> list[str]:
-    """The help topics that any Python brings along: about 460,000 characters of English."""
-    from pydoc_data.topics import topics
-
-    return [topics[name] for name in sorted(topics)]
-
-
-@cache
-def docstrings() -> tuple[str, ...]:
-    """The docstrings of the standard library's single-file modules."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found: list[str | None] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old string escapes in other people's code
-        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-            nodes = ast.walk(ast.parse(path.read_bytes()))
-            found += [ast.get_docstring(node) for node in nodes if isinstance(node, documented)]
-    return tuple(text for text in found if text)
-
-
-def python_prompts(tokenizer: Tokenizer, **options: Any) -> PromptSet:
-    """Prompts cut from the help topics, for when there is no other text at hand."""
-    source = "the help topics of Python"
-    return PromptSet.from_texts(python_texts(), tokenizer, source=source, **options)
 
 
 def run_demo(folder: Path, plan: DemoPlan, framework: Framework, bar: Bar) -> Outcome:

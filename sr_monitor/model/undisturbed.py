@@ -17,6 +17,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,9 +31,35 @@ _MOST_VALUES = 2**20
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Eval mode, no gradients and eager code inside; everything as it was afterwards."""
+    with preserving_random_states(), _preserving(model):
+        yield
+
+
+@contextmanager
+def preserving_random_states() -> Iterator[None]:
+    """Put the global generators of torch, CUDA, Python and numpy back as they were before."""
+    undo: list[Callable[[], object]] = [
+        partial(torch.set_rng_state, torch.get_rng_state()),
+        partial(random.setstate, random.getstate()),
+    ]
+    # Asking for the states of GPUs that are not in use would start them.
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        undo.append(partial(torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
+    # Where numpy is not loaded nobody has seeded it, and there is nothing to keep.
+    numpy: Any = sys.modules.get("numpy.random")
+    if numpy is not None:
+        undo.append(partial(numpy.set_state, numpy.get_state(legacy=False)))
+    try:
+        yield
+    finally:
+        for put_back in undo:
+            put_back()
+
+
+@contextmanager
+def _preserving(model: nn.Module) -> Iterator[None]:
     # Modes are kept module by module: a submodule held in eval mode must not wake up in training.
     modes = [(module, module.training) for module in model.modules()]
-    generators = _random_states()
     # What autocast casts without gradients would stay in its cache for the caller's own backward.
     cached = torch.is_autocast_cache_enabled()
     buffers = [(module, dict(module._buffers), _numbers(module)) for module, _ in modes]
@@ -51,8 +78,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             _restore_buffers(module, own, numbers)
         _restore_values(copies)
         torch.set_autocast_cache_enabled(cached)
-        for put_back, state in generators:
-            put_back(state)
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
@@ -99,18 +124,3 @@ def _eager() -> AbstractContextManager[Any]:
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
-
-
-def _random_states() -> list[tuple[Callable[[Any], Any], Any]]:
-    """How each global generator is put back, and into which state."""
-    states: list[tuple[Callable[[Any], Any], Any]] = [
-        (torch.set_rng_state, torch.get_rng_state()),
-        (random.setstate, random.getstate()),
-    ]
-    if torch.cuda.is_available():
-        states.append((torch.cuda.set_rng_state_all, torch.cuda.get_rng_state_all()))
-    # Where it is not loaded nobody has seeded it, and there is nothing to keep.
-    numpy: Any = sys.modules.get("numpy.random")
-    if numpy is not None:
-        states.append((numpy.set_state, numpy.get_state(legacy=False)))
-    return states

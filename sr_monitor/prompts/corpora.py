@@ -1,4 +1,4 @@
-"""Where prompts come from: texts, data sets and files, turned into windows of token ids.
+"""Texts and data sets, turned into windows of token ids.
 
 A corpus is its texts joined by line breaks and tokenised without special tokens: no BOS. Prompts
 are drawn from its non-overlapping windows of `num_tokens`, without replacement, in the order of a
@@ -8,20 +8,19 @@ A corpus can be larger than anybody wants to tokenise. It is cut into blocks of 
 characters, at single spaces, where the usual tokenisers cut as well; blocks are tokenised until
 there are 20 windows for each prompt. Of texts at hand these are blocks drawn at random from the
 whole corpus, taken in corpus order; of a data set, which may be a stream, they are the first ones.
-A corpus with fewer windows is used whole, so every road gives the same prompts there.
+A corpus with fewer windows is used whole, so there a text, a file and a data set give the same
+prompts.
 
-    request = WindowRequest(call="example", num_tokens=10, num_prompts=257, seed=0)
+    request = WindowRequest("example", num_tokens=10, num_prompts=257, seed=0)
     windows = request.from_texts(["a long text", "another"], tokenizer)  # "prompt token"
 """
 
 import hashlib
 import inspect
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -29,6 +28,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from sr_monitor.errors import InputError, check_kind
+from sr_monitor.prompts.files import is_pair
+from sr_monitor.prompts.token_ids import token_ids_of
 
 _BLOCK = 4000
 _CUT = re.compile(r"(?<=\S) (?=\S)")
@@ -58,6 +59,36 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, **options)["input_ids"])
 
 
+def encode_pairs(pairs: Sequence[Any], tokenizer: Tokenizer, call: str) -> list[list[int]]:
+    """Tokenise both members of each pair; all must have the same number of tokens."""
+    rows: list[list[int]] = []
+    for index, pair in enumerate(pairs):
+        if not is_pair(pair):
+            raise InputError(f'{call}: pair {index} is {pair!r}, not {{"a": text, "b": text}}')
+        a, b = encode(tokenizer, pair["a"]), encode(tokenizer, pair["b"])
+        first = len(rows[0]) if rows else len(a)
+        if not len(a) == len(b) == first:
+            raise InputError(
+                f"{call}: in pair {index} ({pair['a']!r}, {pair['b']!r}) a has {len(a)} tokens and "
+                f"b has {len(b)}, in pair 0 a has {first}; all texts must have the same number of "
+                "tokens: reword them, or make one set for each length"
+            )
+        rows += [a, b]
+    return rows
+
+
+def decode_all(tokenizer: object, windows: Int64[Tensor, "prompt token"]) -> tuple[str, ...] | None:
+    """Return the text of each prompt, None without a tokenizer that decodes."""
+    decode = getattr(tokenizer, "decode", None)
+    return None if decode is None else tuple(str(decode(ids)) for ids in windows.tolist())
+
+
+def special_ids(tokenizer: object) -> set[int]:
+    """Return the ids of BOS, EOS and padding, as far as the tokenizer has them."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {token for name in names if (token := getattr(tokenizer, name, None)) is not None}
+
+
 def blocks(texts: Iterable[Any], call: str) -> Iterator[str]:
     """Cut the corpus of `texts` into blocks; joined again they are the corpus.
 
@@ -71,7 +102,7 @@ def blocks(texts: Iterable[Any], call: str) -> Iterator[str]:
         separator = "" if text.endswith("\n") else "\n"
         start = 0
         while len(rest) - start > 2 * _BLOCK:
-            # NOTE: a corpus without spaces is cut anywhere, at the price of one odd token.
+            # A corpus without spaces is cut anywhere, at the price of one odd token.
             cut = _CUT.search(rest, start + _BLOCK, start + 2 * _BLOCK)
             stop = cut.start() if cut else start + 2 * _BLOCK
             yield rest[start:stop]
@@ -81,21 +112,22 @@ def blocks(texts: Iterable[Any], call: str) -> Iterator[str]:
         yield rest
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class WindowRequest:
-    """A wish for prompts of equal length, drawn from the windows of a corpus."""
+    """Parameters for sampling prompts of equal length from the windows of a corpus."""
 
     call: str
-    """Who asks; error messages begin with it."""
+    """What the user called; error messages begin with it."""
+    _: KW_ONLY
     num_tokens: int
     """The length of a prompt."""
     num_prompts: int
-    """How many prompts are drawn."""
+    """How many prompts to draw."""
     seed: int
     """The seed of every random choice."""
 
     def __post_init__(self) -> None:
-        """Refuse a wish that makes no pair of prompts with a context."""
+        """Refuse prompts without a context, and fewer than make a pair."""
         if self.num_tokens < 2:
             raise InputError(
                 f"{self.call}: a prompt needs at least 2 tokens, a last one and a context before "
@@ -108,15 +140,15 @@ class WindowRequest:
             )
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Return a generator of its own for each purpose; the global one is never used."""
+        """Return a new generator for one purpose; the global one is never used."""
         digest = hashlib.sha256(f"{purpose} {self.seed}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def from_texts(
-        self, texts: Iterable[Any], tokenizer: Tokenizer
+        self, texts: str | Iterable[Any], tokenizer: Tokenizer
     ) -> Int64[Tensor, "prompt token"]:
         """Draw from blocks that are spread over the whole corpus."""
-        parts = list(blocks(texts, self.call))
+        parts = list(blocks([texts] if isinstance(texts, str) else texts, self.call))
         order = torch.randperm(len(parts), generator=self.generator("blocks")).tolist()
         encoded = dict(self._enough((i, encode(tokenizer, parts[i])) for i in order))
         return self.draw(chain.from_iterable(encoded[i] for i in sorted(encoded)))
@@ -135,9 +167,27 @@ class WindowRequest:
                 f"{self.num_prompts} prompts of {self.num_tokens} tokens need "
                 f"{self.num_prompts * self.num_tokens}; give more text or ask for fewer prompts"
             )
+        # (window * token,) becomes (window, token); what does not fill a window is left out.
         windows = corpus[: num_windows * self.num_tokens].view(num_windows, self.num_tokens)
         order = torch.randperm(num_windows, generator=self.generator("windows"))
         return windows[order[: self.num_prompts]]
+
+    def swap_last_tokens(
+        self, windows: Int64[Tensor, "window token"]
+    ) -> Int64[Tensor, "prompt token"]:
+        """Follow each window by a copy that ends with another last token, one of another window."""
+        generator = self.generator("swaps")
+        last, swapped = windows[:, -1], windows.clone()
+        for index, token in enumerate(last):
+            others = last[last != token]
+            if len(others) == 0:
+                raise InputError(
+                    f"{self.call}: all {len(windows)} prompts drawn end with the same token, "
+                    f"{int(token)}; give more varied text"
+                )
+            swapped[index, -1] = others[torch.randint(len(others), (), generator=generator)]
+        # (window, side, token) becomes (window * side, token): the sides of a pair are neighbours.
+        return torch.stack([windows, swapped], dim=1).flatten(0, 1)
 
     def _enough(self, parts: Iterable[tuple[int, list[int]]]) -> Iterator[tuple[int, list[int]]]:
         """Pass on `parts` until they hold enough tokens to draw from."""
@@ -149,46 +199,7 @@ class WindowRequest:
                 return
 
 
-def swap_last_tokens(
-    windows: Int64[Tensor, "window token"], call: str, generator: torch.Generator
-) -> Int64[Tensor, "prompt token"]:
-    """Follow each window by a copy that ends with another last token, that of another window."""
-    last, swapped = windows[:, -1], windows.clone()
-    for index, token in enumerate(last):
-        others = last[last != token]
-        if len(others) == 0:
-            raise InputError(
-                f"{call}: all {len(windows)} prompts drawn end with the same token, {int(token)}; "
-                "give more varied text"
-            )
-        swapped[index, -1] = others[torch.randint(len(others), (), generator=generator)]
-    return torch.stack([windows, swapped], dim=1).flatten(0, 1)
-
-
-def is_pair(entry: Any) -> bool:
-    """Whether `entry` is a mapping with the texts "a" and "b"."""
-    return isinstance(entry, Mapping) and all(isinstance(entry.get(k), str) for k in ("a", "b"))
-
-
-def encode_pairs(pairs: Sequence[Any], tokenizer: Tokenizer, call: str) -> list[list[int]]:
-    """Tokenise both members of each pair and insist on one length."""
-    rows: list[list[int]] = []
-    for index, pair in enumerate(pairs):
-        if not is_pair(pair):
-            raise InputError(f'{call}: pair {index} is {pair!r}, not {{"a": text, "b": text}}')
-        a, b = encode(tokenizer, pair["a"]), encode(tokenizer, pair["b"])
-        first = len(rows[0]) if rows else len(a)
-        if not len(a) == len(b) == first:
-            raise InputError(
-                f"{call}: in pair {index} ({pair['a']!r}, {pair['b']!r}) a has {len(a)} tokens and "
-                f"b has {len(b)}, in pair 0 a has {first}; all texts must have the same number of "
-                "tokens: reword them, or make one set for each length"
-            )
-        rows += [a, b]
-    return rows
-
-
-def open_dataset(name: str, config: str | None, split: str, call: str) -> Any:
+def open_dataset(name: str, config: str | None, split: str, call: str) -> Iterable[Any]:
     """Stream a data set of the hub, or of a local folder."""
     try:
         from datasets import load_dataset
@@ -198,16 +209,17 @@ def open_dataset(name: str, config: str | None, split: str, call: str) -> Any:
             "run: pip install 'sr-monitor[transformers]'"
         ) from error
     try:
-        return load_dataset(name, config, split=split, streaming=True)
+        rows: Iterable[Any] = load_dataset(name, config, split=split, streaming=True)
     except (OSError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"{call}: cannot open {name!r} (config={config!r}, split={split!r}): {reason}"
         ) from error
+    return rows
 
 
 def dataset_ids(
-    dataset: Any, tokenizer: Tokenizer | None, column: str, call: str
+    dataset: Iterable[Any], tokenizer: Tokenizer | None, column: str, call: str
 ) -> Iterator[list[int]]:
     """Return the token ids of a data set piece by piece, reading rows as they are needed.
 
@@ -227,69 +239,11 @@ def dataset_ids(
         texts = (row[column] for row in rows if row[column] is not None)
         return (encode(tokenizer, block) for block in blocks(texts, call))
     if "input_ids" in first:
-        names = ("bos_token_id", "eos_token_id", "pad_token_id")
-        special = {getattr(tokenizer, name, None) for name in names}
-        return (_row_ids(row, special) for row in rows)
+        special = special_ids(tokenizer)
+        found_ids = (chain.from_iterable(token_ids_of(row) or ()) for row in rows)
+        return ([token for token in ids if token not in special] for ids in found_ids)
     raise InputError(
         f"{call}: the columns are {sorted(first)} and there is "
         f"{'no' if tokenizer is None else 'a'} tokenizer; pass a tokenizer and column= the "
         "name of a text column, or a data set with a column 'input_ids'"
     )
-
-
-def _row_ids(row: Mapping[str, Any], special: set[Any]) -> list[int]:
-    ids, mask = to_tensor(row["input_ids"]), to_tensor(row.get("attention_mask", ()))
-    if mask.shape == ids.shape:
-        ids = ids[mask.bool()]
-    return [token for token in ids.flatten().tolist() if token not in special]
-
-
-def to_tensor(values: Any) -> Tensor:
-    """Return `values`, a tensor, an array or nested lists, as a tensor on the CPU."""
-    return values.cpu() if isinstance(values, Tensor) else torch.tensor(values)
-
-
-def read_text(path: Path, call: str) -> str:
-    """Read a file as utf-8; a missing, empty or binary one and a folder are refused."""
-    if path.is_dir():
-        raise InputError(f"{call}: this is a folder; name a file in it")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{call}: cannot be read as utf-8 text: {error}") from error
-    if not text.strip():
-        raise InputError(f"{call}: the file is empty")
-    return text
-
-
-def parse_entries(text: str, path: Path, call: str) -> list[dict[str, Any]]:
-    """Return the objects of JSON lines, or a plain text as one {"text": ...}.
-
-    A name that ends in .jsonl, .ndjson or .json says JSON lines; so does a first line that is one.
-    """
-    # NOTE: not `splitlines`, which also cuts at separators that may stand inside a JSON string.
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if path.suffix not in {".jsonl", ".ndjson", ".json"} and not _kind(parse_json(lines[0][1])):
-        return [{"text": text}]
-    entries = [parse_json(line) for _, line in lines]
-    for (number, line), entry in zip(lines, entries, strict=True):
-        if not _kind(entry) or _kind(entry) != _kind(entries[0]):
-            raise InputError(
-                f"{call}: line {number} is {line[:60]!r}; the lines of a JSON file must be all "
-                '{"text": "..."} or all {"a": "...", "b": "...", "label": "..."}'
-            )
-    return entries
-
-
-def _kind(entry: Any) -> str:
-    if is_pair(entry):
-        return "pair"
-    return "text" if isinstance(entry, Mapping) and isinstance(entry.get("text"), str) else ""
-
-
-def parse_json(text: str) -> Any:
-    """Return what `text` says, None if it is no JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None

@@ -1,7 +1,7 @@
 """Which prompts are measured, and how pairs and triples are formed from them.
 
 A `PromptSet` is fixed: the same prompts at every step, in every run and in every replay. Its
-fingerprint says so, and its file can be read by people.
+fingerprint proves it, and its file can be read by people.
 
 There are two ways to form pairs. In a "chain" the prompts are unrelated and pair i is
 (prompt i, prompt i + 1), triple i is (i, i + 1, i + 2). In an "explicit" set pair i is
@@ -12,27 +12,19 @@ There are two ways to form pairs. In a "chain" the prompts are unrelated and pai
 """
 
 import hashlib
-import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
-from sr_monitor.prompts import corpora
+from sr_monitor.prompts import corpora, files
 from sr_monitor.prompts.corpora import Tokenizer, WindowRequest
-
-_SCHEMA = 1
-_FORMAT = "sr-monitor prompts"
-_SAVED = re.compile(rf'\s*{{\s*"format"\s*:\s*"{_FORMAT}"')
-_INTEGERS = {torch.int64, torch.int32, torch.int16, torch.int8}
-_INTEGERS |= {torch.uint32, torch.uint16, torch.uint8}
+from sr_monitor.prompts.token_ids import token_matrix
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -120,14 +112,19 @@ class PromptSet:
         return a, b, c
 
     def texts_of_triple(self, index: int) -> tuple[str, ...] | None:
-        """The texts of the corners of a triple; None where there are no texts."""
+        """Return the texts of the corners of a triple; None where there are no texts."""
         if not 0 <= index < self.num_triples:
             raise InputError(
                 f"PromptSet.texts_of_triple({index}): the set has {self.num_triples} triples; "
                 f"ask for 0 to {self.num_triples - 1}"
             )
-        first = index * (1 if self.pairing == "chain" else 2)
+        first = index * self._step
         return self.texts and self.texts[first : first + 3]
+
+    @property
+    def _step(self) -> int:
+        """How many prompts lie between the first prompts of neighbouring pairs."""
+        return 1 if self.pairing == "chain" else 2
 
     def _members(self, size: int, num: int | None, available: int, what: str) -> list[Tensor]:
         if num is None:
@@ -137,8 +134,7 @@ class PromptSet:
                 f"PromptSet.{what}({num}): the set has {available} {what}; ask for 0 to "
                 f"{available}, or make a larger set"
             )
-        step = 1 if self.pairing == "chain" else 2
-        return [self.token_ids[k::step][:num].clone() for k in range(size)]
+        return [self.token_ids[k :: self._step][:num].clone() for k in range(size)]
 
     def save(self, path: str | Path) -> None:
         """Write the set as JSON, one line per prompt; the file appears whole or not at all."""
@@ -149,44 +145,36 @@ class PromptSet:
         write_whole(path, self.to_json().encode("utf-8", errors="backslashreplace"))
 
     def to_json(self) -> str:
-        """The set as text that people can read; `from_json` reads it again."""
-        header = {
-            "format": _FORMAT,
-            "schema": _SCHEMA,
-            "fingerprint": self.fingerprint,
-            "source": self.source,
-            "seed": self.seed,
-            "pairing": self.pairing,
-            "labels": self.labels,
-        }
-        texts = self.texts or [None] * len(self.token_ids)
-        prompts = [
-            {"tokens": tokens, "text": text}
-            for tokens, text in zip(self.token_ids.tolist(), texts, strict=True)
-        ]
-        lines = [f"  {_json(key)}: {_json(value)}," for key, value in header.items()]
-        rows = ",\n".join(f"    {_json(prompt)}" for prompt in prompts)
-        return "\n".join(["{", *lines, '  "prompts": [', rows, "  ]", "}", ""])
+        """Return the set as text that people and `from_json` can read."""
+        names = ("fingerprint", "source", "seed", "pairing", "labels")
+        rows = zip(self.token_ids.tolist(), self.texts or [None] * len(self.token_ids), strict=True)
+        return files.format_saved(
+            {name: getattr(self, name) for name in names},
+            ({"tokens": tokens, "text": text} for tokens, text in rows),
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "PromptSet":
         """Read a saved set; one that was changed or comes from a later version is refused."""
         call = f"PromptSet.load({str(path)!r})"
-        return cls.from_json(corpora.read_text(Path(path), call), call=call)
+        return cls.from_json(files.read_text(Path(path), call), call=call)
 
     @classmethod
     def from_json(cls, text: str, *, call: str = "PromptSet.from_json") -> "PromptSet":
         """Read what `to_json` wrote; error messages begin with `call`."""
-        content = corpora.parse_json(text)
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise InputError(f"{call}: this is no file that PromptSet.save wrote")
-        if content.get("schema") != _SCHEMA:
-            raise InputError(
-                f"{call}: the file has schema {content.get('schema')}, this sr-monitor reads "
-                f"schema {_SCHEMA}; run: pip install --upgrade sr-monitor, or make a new set"
-            )
+        content = files.parse_saved(text, call)
         try:
-            prompts, fingerprint = cls._from_json(content, call), content["fingerprint"]
+            ids = [prompt["tokens"] for prompt in content["prompts"]]
+            texts = tuple(prompt["text"] for prompt in content["prompts"])
+            prompts = cls(
+                token_ids=token_matrix(ids, call),
+                texts=None if None in texts else texts,
+                source=content["source"],
+                seed=content["seed"],
+                labels=content["labels"] and tuple(content["labels"]),
+                pairing=content["pairing"],
+            )
+            fingerprint = content["fingerprint"]
         except (KeyError, TypeError) as error:
             raise InputError(f"{call}: the file is damaged ({error!r}); save it again") from error
         if prompts.fingerprint != fingerprint:
@@ -197,24 +185,11 @@ class PromptSet:
         return prompts
 
     @classmethod
-    def _from_json(cls, content: dict[str, Any], call: str) -> "PromptSet":
-        texts = [prompt["text"] for prompt in content["prompts"]]
-        labels = content["labels"]
-        return cls(
-            token_ids=_token_matrix([prompt["tokens"] for prompt in content["prompts"]], call),
-            texts=None if None in texts else tuple(texts),
-            source=content["source"],
-            seed=content["seed"],
-            labels=None if labels is None else tuple(labels),
-            pairing=content["pairing"],
-        )
-
-    @classmethod
     def from_token_ids(
         cls, ids: Tensor | Iterable[Any], *, source: str = "token ids"
     ) -> "PromptSet":
         """Take prompts as they are: a tensor or nested sequences, "prompt token"."""
-        return cls(token_ids=_token_matrix(ids, "PromptSet.from_token_ids"), source=source)
+        return cls(token_ids=token_matrix(ids, "PromptSet.from_token_ids"), source=source)
 
     @classmethod
     def from_texts(
@@ -232,11 +207,8 @@ class PromptSet:
         See `sr_monitor.prompts.corpora` for how they are drawn, also from a very large corpus.
         """
         call = f"PromptSet.from_texts({source}, {num_tokens=}, {num_prompts=})"
-        request = WindowRequest(
-            call=call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed
-        )
-        windows = request.from_texts([texts] if isinstance(texts, str) else texts, tokenizer)
-        return cls._drawn(windows, tokenizer, source, seed)
+        request = WindowRequest(call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed)
+        return cls._drawn(request.from_texts(texts, tokenizer), tokenizer, source, seed)
 
     @classmethod
     def from_last_token_swaps(
@@ -255,15 +227,14 @@ class PromptSet:
         another window of the sample.
         """
         call = f"PromptSet.from_last_token_swaps({source}, {num_tokens=}, {num_pairs=})"
-        request = WindowRequest(call=call, num_tokens=num_tokens, num_prompts=num_pairs, seed=seed)
-        windows = request.from_texts([texts] if isinstance(texts, str) else texts, tokenizer)
-        prompts = corpora.swap_last_tokens(windows, call, request.generator("swaps"))
+        request = WindowRequest(call, num_tokens=num_tokens, num_prompts=num_pairs, seed=seed)
+        prompts = request.swap_last_tokens(request.from_texts(texts, tokenizer))
         return cls._drawn(prompts, tokenizer, f"last-token swaps in {source}", seed, "explicit")
 
     @classmethod
     def from_dataset(
         cls,
-        dataset: Any,
+        dataset: str | Iterable[Any],
         tokenizer: Tokenizer | None = None,
         *,
         column: str = "text",
@@ -284,9 +255,7 @@ class PromptSet:
         if isinstance(dataset, str):
             source = " ".join(filter(None, ["data set", dataset, config, split]))
         call = f"PromptSet.from_dataset({source}, {num_tokens=}, {num_prompts=})"
-        request = WindowRequest(
-            call=call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed
-        )
+        request = WindowRequest(call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed)
         if isinstance(dataset, str):
             dataset = corpora.open_dataset(dataset, config, split, call)
         windows = request.from_stream(corpora.dataset_ids(dataset, tokenizer, column, call))
@@ -308,13 +277,13 @@ class PromptSet:
         {"a": ..., "b": ..., "label": ...}, explicit pairs. A file is read whole.
         """
         path, call = Path(path), f"PromptSet.from_file({str(path)!r})"
-        content = corpora.read_text(path, call)
-        if _SAVED.match(content):
-            return cls.load(path)
+        content = files.read_text(path, call)
+        if files.is_saved(content):
+            return cls.from_json(content, call=call)
         if tokenizer is None:
             raise InputError(f"{call}: this is no saved PromptSet, so a tokenizer is needed")
-        entries = corpora.parse_entries(content, path, call)
-        if corpora.is_pair(entries[0]):
+        entries = files.parse_entries(content, path, call)
+        if files.is_pair(entries[0]):
             return cls.from_pairs(entries, tokenizer, source=str(path))
         return cls.from_texts(
             [entry["text"] for entry in entries],
@@ -327,7 +296,11 @@ class PromptSet:
 
     @classmethod
     def from_pairs(
-        cls, pairs: Iterable[Any], tokenizer: Tokenizer, *, source: str = "pairs"
+        cls,
+        pairs: Iterable[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        *,
+        source: str = "pairs",
     ) -> "PromptSet":
         """Take explicit pairs of texts, {"a": ..., "b": ..., "label": ...}; the label is optional.
 
@@ -337,7 +310,7 @@ class PromptSet:
         rows = corpora.encode_pairs(pairs, tokenizer, call)
         labels = tuple(str(pair.get("label", "")) for pair in pairs)
         return cls(
-            token_ids=_token_matrix(rows, call),
+            token_ids=token_matrix(rows, call),
             texts=tuple(pair[side] for pair in pairs for side in ("a", "b")),
             source=source,
             labels=labels if any(labels) else None,
@@ -353,31 +326,5 @@ class PromptSet:
         seed: int,
         pairing: str = "chain",
     ) -> "PromptSet":
-        texts = None
-        if tokenizer is not None:
-            texts = tuple(str(tokenizer.decode(ids)) for ids in token_ids.tolist())
+        texts = corpora.decode_all(tokenizer, token_ids)
         return cls(token_ids=token_ids, texts=texts, source=source, seed=seed, pairing=pairing)
-
-
-def _token_matrix(ids: Tensor | Iterable[Any], call: str) -> Int64[Tensor, "prompt token"]:
-    """Copy `ids` to one int64 tensor; all but whole numbers of one length is refused."""
-    try:
-        rows = [corpora.to_tensor(row) for row in ids]
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{call}: these are no token ids: {error}") from error
-    for index, row in enumerate(rows):
-        if row.ndim != 1 or (row.numel() and row.dtype not in _INTEGERS):
-            raise InputError(
-                f"{call}: prompt {index} is a {row.ndim}-dimensional {row.dtype} tensor; "
-                "every prompt must be one sequence of int token ids"
-            )
-        if len(row) != len(rows[0]):
-            raise InputError(
-                f"{call}: prompt {index} has {len(row)} tokens, but prompt 0 has {len(rows[0])}; "
-                "all prompts must have the same number of tokens"
-            )
-    return torch.stack([row.long() for row in rows]) if rows else torch.empty(0, 0).long()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

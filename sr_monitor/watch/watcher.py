@@ -31,13 +31,10 @@ from sr_monitor.model.stream import Output
 from sr_monitor.probes import keys
 from sr_monitor.probes.base import Probe
 from sr_monitor.probes.sampling import Sampling
+from sr_monitor.prompts.corpora import WindowRequest
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.prompts.training_data import (
-    holds_ids,
-    prompts_from_batch,
-    prompts_from_dataset,
-    token_ids_of,
-)
+from sr_monitor.prompts.token_ids import token_ids_of
+from sr_monitor.prompts.training_data import prompts_from_batch, prompts_from_dataset
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.guard import ErrorGuard, OnError
@@ -215,23 +212,28 @@ class CallbackCore:
 
     def sample(self, batch: Any, loader: Any, tokenizer: Any) -> PromptSet | None:
         """Prompts from the batch, if there is one, or from what the training's loader reads."""
-        options: dict[str, Any] = {
-            "tokenizer": tokenizer,
-            "num_tokens": self.num_tokens,
-            "num_prompts": self.config.num_prompts,
-            "seed": self.seed,
-        }
-        if batch is not None:
-            return prompts_from_batch(batch, **options) or self._from_batches(batch, options)
-        self._rows, self._num_batches = [], 0
-        collate = getattr(loader, "collate_fn", None)
-        return prompts_from_dataset(getattr(loader, "dataset", None), collate=collate, **options)
+        request = WindowRequest(
+            "StableRegionCallback",
+            num_tokens=self.num_tokens,
+            num_prompts=self.config.num_prompts,
+            seed=self.seed,
+        )
+        if batch is None:
+            self._rows, self._num_batches = [], 0
+            return prompts_from_dataset(getattr(loader, "dataset", None), request, tokenizer)
+        prompts = prompts_from_batch(batch, request, tokenizer)
+        if prompts is not None:
+            return prompts
+        # This batch and those before it, where one alone holds too little.
+        self._rows += token_ids_of(batch) or []
+        self._num_batches += 1
+        return prompts_from_batch({"input_ids": self._rows}, request, tokenizer)
 
     def is_last_chance(self, batch: Any) -> bool:
         """Whether further batches would not help: this one holds no ids, or there were many."""
         if batch is None:
             return False
-        return self._num_batches + 1 >= _MOST_BATCHES or not holds_ids(batch)
+        return self._num_batches + 1 >= _MOST_BATCHES or not token_ids_of(batch)
 
     def at_step(
         self,
@@ -253,12 +255,6 @@ class CallbackCore:
             self.monitor = None
 
     # ---- inside --------------------------------------------------------------------------------
-
-    def _from_batches(self, batch: Any, options: dict[str, Any]) -> PromptSet | None:
-        """Prompts from this batch and those before it, where one alone holds too little."""
-        self._rows += token_ids_of(batch) or []
-        self._num_batches += 1
-        return prompts_from_batch({"input_ids": self._rows}, **options)
 
     def _choose_prompts(
         self,

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from sr_monitor import cli
-from sr_monitor.cli.demo import DemoPlan, Framework, Outcome, docstrings, python_texts, run_demo
+from sr_monitor.cli.demo import DemoPlan, Framework, Outcome, run_demo
 from sr_monitor.errors import InputError
 from sr_monitor.probes import keys
+from sr_monitor.prompts.python_corpus import docstrings, python_texts
 from sr_monitor.watch.config import MonitorConfig
 
 TINY = DemoPlan(

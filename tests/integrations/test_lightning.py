@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from sr_monitor_lightning import StableRegionCallback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
 from sr_monitor import InputError, PromptSet, Record, at, measure_paths
 from sr_monitor.display.writers.memory import MemoryWriter
@@ -422,12 +422,34 @@ class Stream(IterableDataset[Any]):
             yield {"input_ids": ids, "labels": ids}
 
 
-def test_without_a_length_the_first_batch_gives_the_prompts(tmp_path: Path) -> None:
-    def stream() -> Any:
-        return loader(Stream(), shuffle=False)
+class Drawing(Dataset[Any]):
+    """Rows by index, drawn from a generator of their own; `collate` draws from it, too."""
 
-    plain = train(tmp_path / "plain", data=stream)
-    watched = train(tmp_path / "watched", [small(**QUICK)], data=stream)
+    def __init__(self) -> None:
+        self.own = torch.Generator().manual_seed(1)
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.randint(61, (40,), generator=self.own)
+
+    def collate(self, rows: list[Tensor]) -> dict[str, Tensor]:
+        ids = torch.stack(rows)[torch.randperm(len(rows), generator=self.own)]
+        return {"input_ids": ids, "labels": ids}
+
+
+@pytest.mark.parametrize("kind", [Stream, Drawing])
+def test_the_first_batch_gives_the_prompts_where_reading_has_consequences(
+    kind: type, tmp_path: Path
+) -> None:
+    def data() -> Any:
+        dataset = kind()
+        collate = getattr(dataset, "collate", None)
+        return loader(dataset, shuffle=kind is Drawing, collate_fn=collate)
+
+    plain = train(tmp_path / "plain", data=data)
+    watched = train(tmp_path / "watched", [small(**QUICK)], data=data)
 
     assert_equal_trainings(plain, watched)
     assert steps(watched.records) == [0, 2, 4]

@@ -750,6 +750,7 @@ def test_pairs_of_unequal_length_are_named() -> None:
         ([{"a": "the", "b": 3}], "pair 0 is"),
     ],
 )
+@pytest.mark.usefixtures("_as_users_run_it")
 def test_bad_pairs_are_refused(pairs: list[Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         PromptSet.from_pairs(pairs, _Letters())

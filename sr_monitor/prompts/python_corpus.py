@@ -1,0 +1,47 @@
+"""Text that comes with any Python, for when there is no other at hand: nothing is downloaded.
+
+prompts = python_prompts(tokenizer, num_prompts=257)
+"""
+
+import ast
+import sysconfig
+import warnings
+from functools import cache
+from pathlib import Path
+
+from sr_monitor.prompts.corpora import Tokenizer
+from sr_monitor.prompts.prompt_set import PromptSet
+
+
+def python_texts() -> list[str]:
+    """Return Python's help topics: about 460,000 characters of English."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+@cache
+def docstrings() -> tuple[str, ...]:
+    """Return the docstrings of the standard library's single-file modules."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found: list[str | None] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old string escapes in other people's code
+        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+            nodes = ast.walk(ast.parse(path.read_bytes()))
+            found += [ast.get_docstring(node) for node in nodes if isinstance(node, documented)]
+    return tuple(text for text in found if text)
+
+
+def python_prompts(
+    tokenizer: Tokenizer, *, num_tokens: int = 10, num_prompts: int = 257, seed: int = 0
+) -> PromptSet:
+    """Draw prompts from the help topics."""
+    return PromptSet.from_texts(
+        python_texts(),
+        tokenizer,
+        num_tokens=num_tokens,
+        num_prompts=num_prompts,
+        seed=seed,
+        source="the help topics of Python",
+    )
