@@ -1,6 +1,8 @@
 """What every test starts from: one thread, a fixed global seed, and no warning unseen."""
 
+import pickle
 from collections.abc import Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -35,3 +37,23 @@ def _as_users_run_it() -> Iterator[None]:
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+class Trap:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.marker,)
+
+
+@pytest.fixture
+def trap(tmp_path: Path) -> Iterator[Trap]:
+    """A trap that is known to work, and must not have snapped at the end."""
+    trap = Trap(tmp_path / "ran")
+    pickle.loads(pickle.dumps(trap))
+    trap.marker.unlink()
+    yield trap
+    assert not trap.marker.exists()

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
-from transformers.utils import logging
 
+from sr_monitor.model.loading import quiet
 from sr_monitor.prompts.python_corpus import python_texts
 
 VOCABULARY = 300
@@ -23,15 +23,24 @@ SIZES: dict[str, Any] = {
 }
 
 
+def tiny_model(kind: str = "Llama", head: str = "ForCausalLM", **config: Any) -> Any:
+    """Make a model of this kind, with random weights."""
+    made = getattr(transformers, f"{kind}Config")(**(SIZES | config))
+    return getattr(transformers, f"{kind}{head}")(made).eval()
+
+
+def save_folder(model: Any, folder: Path, **options: Any) -> Path:
+    """Call `save_pretrained`, without its progress bar."""
+    with quiet(transformers):
+        model.save_pretrained(folder, **options)
+    return folder
+
+
 def save_model(folder: Path, kind: str = "Llama", head: str = "ForCausalLM", **config: Any) -> Path:
     """Save a model of this kind, its weights drawn from seed 0."""
-    import transformers
-
-    made = getattr(transformers, f"{kind}Config")(**(config or SIZES))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _quietly(getattr(transformers, f"{kind}{head}")(made), folder)
-    return folder
+        return save_folder(tiny_model(kind, head, **config), folder)
 
 
 def save_tokenizer(folder: Path) -> Path:
@@ -45,14 +54,5 @@ def save_tokenizer(folder: Path) -> Path:
         show_progress=False,
     )
     backend.train_from_iterator(python_texts()[:5], trainer)
-    fast: Any = PreTrainedTokenizerFast
-    _quietly(fast(tokenizer_object=backend), folder)
-    return folder
-
-
-def _quietly(thing: Any, folder: Path) -> None:
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    thing.save_pretrained(folder)
-    if shown:
-        logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+    fast: Any = transformers.PreTrainedTokenizerFast
+    return save_folder(fast(tokenizer_object=backend), folder)

@@ -15,30 +15,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tests.saved import SIZES
+from tests.saved import save_folder as save_folder
+from tests.saved import tiny_model as tiny_model
 
 Weights = dict[str, Tensor]
-
-
-def tiny_model(kind: str = "Llama", **config: Any) -> Any:
-    """A causal language model of this kind, with random weights."""
-    made = getattr(transformers, f"{kind}Config")(**(SIZES | config))
-    return getattr(transformers, f"{kind}ForCausalLM")(made).eval()
 
 
 def weights_of(model: nn.Module) -> Weights:
     """A copy of all weights."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def save_folder(model: Any, folder: Path, **options: Any) -> Path:
-    """`save_pretrained`, without its progress bar."""
-    log: Any = transformers.utils.logging
-    shown = log.is_progress_bar_enabled()
-    log.disable_progress_bar()
-    model.save_pretrained(folder, **options)
-    if shown:
-        log.enable_progress_bar()
-    return folder
 
 
 def prompts(num: int = 8) -> list[dict[str, Tensor]]:

@@ -1,6 +1,6 @@
-"""A model and its tokenizer, from a folder or by a hub name, for the command line.
+"""Models, tokenizers, devices and dtypes by name, as the command line takes them.
 
-Safe on files from strangers: safetensors first, torch files with `weights_only=True`, and code
+Safe on files from strangers: safetensors first, torch files with `weights_only=True`, and the code
 that comes with a model is run only when asked for. A checkpoint that lacks weights is refused:
 transformers would fill them with random numbers, and those would be measured.
 
@@ -18,24 +18,36 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from pickle import UnpicklingError
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.model.devices import find_device, torch_dtype
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_SECONDS = 10.0
 _PLACES = {"model": "folder", "dataset": "file"}
+_REASONS = {
+    "trust_remote_code": "it comes with code of its own, which is run only with "
+    "--trust-remote-code",
+    "instantiate the backend tokenizer": "none of a tokenizer's files (tokenizer.json and others) "
+    "is there",
+    "does not recognize this architecture": "{}; try a newer one, pip install --upgrade "
+    "transformers",
+    "ignore_mismatched_sizes": "its weights do not have the shapes that its config.json says",
+    "UnpicklingError": "its torch file holds more than weights, and is not run; save it as "
+    "safetensors",
+    "SafetensorError": "its safetensors file is damaged ({}); copy or download it again",
+}
+"""What transformers' errors mean, by a part of their text or their class."""
 
 
 def load_model(
     source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> nn.Module:
-    """The causal language model in a folder or on the hub, ready to be measured.
+    """Load the causal language model in a folder or on the hub, ready to be measured.
 
     Args:
         source: a folder that `save_pretrained` wrote, or the hub's name of a model.
@@ -47,41 +59,36 @@ def load_model(
     load_config(source, trust_remote_code=trust_remote_code)  # refused before weights are read
     # NOTE: otherwise a model without safetensors is sent to a converter on the hub.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    transformers = require_transformers("loading a model")
-    with quiet(transformers):
-        model, report = _load(
-            transformers.AutoModelForCausalLM,
-            source,
-            trust_remote_code=trust_remote_code,
-            dtype=torch_dtype(dtype, place),
-            output_loading_info=True,
-            weights_only=True,
-        )
+    model, report = _load(
+        "AutoModelForCausalLM",
+        source,
+        trust_remote_code=trust_remote_code,
+        dtype=torch_dtype(dtype, place),
+        output_loading_info=True,
+        weights_only=True,
+    )
     _check_complete(model, report["missing_keys"], source)
     return model.eval().to(place)  # type: ignore[no-any-return]
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The config of a causal language model, which has no weights yet."""
-    transformers = require_transformers("loading a model")
+    """Load the config of a causal language model, and no weights."""
+    require_transformers("loading a model")
     _check_source(source)
-    with quiet(transformers):
-        config = _load(transformers.AutoConfig, source, trust_remote_code=trust_remote_code)
+    config = _load("AutoConfig", source, trust_remote_code=trust_remote_code)
     _check_config(config, source)
     return config
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that lies beside a model."""
-    transformers = require_transformers("loading a model")
-    with quiet(transformers):
-        try:
-            return _load(transformers.AutoTokenizer, source, trust_remote_code=trust_remote_code)
-        except InputError as error:
-            raise InputError(
-                f"{error}. Its tokenizer is needed to cut prompts from text: put it there "
-                "(tokenizer.save_pretrained), or name a saved prompts.json, which holds token ids"
-            ) from error
+    """Load the tokenizer that lies beside a model."""
+    try:
+        return _load("AutoTokenizer", source, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        raise InputError(
+            f"{error}. Its tokenizer is needed to cut prompts from text: put it there "
+            "(tokenizer.save_pretrained), or name a saved prompts.json, which holds token ids"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -98,16 +105,43 @@ class TokenizerOnDemand:
         return load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
 
     def __call__(self, text: str, /, *, add_special_tokens: bool, verbose: bool = False) -> Any:
-        """The tokens of a text."""
+        """Return the tokens of a text."""
         return self._loaded(text, add_special_tokens=add_special_tokens, verbose=verbose)
 
     def decode(self, ids: list[int], /) -> Any:
-        """The text of tokens."""
+        """Return the text of tokens."""
         return self._loaded.decode(ids)
 
 
+def find_device(name: str) -> torch.device:
+    """Return the device of this name, after trying it; "auto" is the accelerator, or the CPU."""
+    there = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if there else None
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        count = torch.accelerator.device_count()
+        others = [f"{accelerator.type}:{index}" for index in range(count) if accelerator]
+        raise InputError(
+            f"device {name!r} cannot be used here ({_first_line(error)}); "
+            f"name one that can: {', '.join(['cpu', *others])}"
+        ) from error
+    return device
+
+
+def torch_dtype(name: str, device: torch.device) -> torch.dtype | Literal["auto"]:
+    """Return the dtype of this name; "auto" is as stored, and float32 on a CPU."""
+    # NOTE: half precision is slow on most CPUs, and its noise is amplified by the slope.
+    if name == "auto" and device.type == "cpu":
+        return torch.float32
+    return "auto" if name == "auto" else getattr(torch, name)
+
+
 def check_hub(name: str, kind: Literal["model", "dataset"]) -> None:
-    """Refuses at once what the hub does not have, or has and does not give out."""
+    """Refuse at once what the hub does not have, or does not give out."""
     # NOTE: its own libraries would retry for half a minute, and then not say which it was.
     hub = import_module("huggingface_hub")
     try:
@@ -122,7 +156,7 @@ def check_hub(name: str, kind: Literal["model", "dataset"]) -> None:
 
 
 def require_transformers(call: str) -> ModuleType:
-    """The library, or how to install it."""
+    """Import the library, or say how to install it."""
     try:
         return import_module("transformers")
     except ImportError as error:
@@ -131,97 +165,9 @@ def require_transformers(call: str) -> ModuleType:
         ) from error
 
 
-def _check_source(source: str) -> None:
-    """Refuses what is neither a folder with a model nor a name the hub knows."""
-    path = Path(source)
-    if path.is_dir():
-        _check_folder(path)
-    elif path.exists():
-        raise InputError(f"{source!r} is a file; name the folder it lies in, with its config.json")
-    elif not _HUB_NAME.fullmatch(source) or source.startswith("."):
-        raise InputError(f"there is no folder {source!r}; name a folder that holds a model")
-    elif not _is_cached(source):
-        check_hub(source, "model")
-
-
-def _check_folder(path: Path) -> None:
-    if (path / "config.json").is_file():
-        return
-    inside = sorted(str(config.parent) for config in path.glob("*/config.json"))
-    hint = (
-        f"there is one in {inside[0]!r}"
-        if len(inside) == 1
-        else f"there are some in it, {', '.join(map(repr, inside[:3]))}"
-        if inside
-        else "name a folder that save_pretrained wrote"
-    )
-    raise InputError(f"the folder {str(path)!r} holds no model (no config.json); {hint}")
-
-
-def _is_cached(name: str) -> bool:
-    hub = import_module("huggingface_hub")
-    return isinstance(hub.try_to_load_from_cache(name, "config.json"), str)
-
-
-def _load(loader: Any, source: str, **options: Any) -> Any:
-    """Calls `from_pretrained`; whatever it refuses is about what it was given."""
-    from safetensors import SafetensorError
-
-    refusals = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, UnpicklingError)
-    try:
-        return loader.from_pretrained(source, **options)
-    except refusals as error:
-        raise InputError(f"{source!r} cannot be loaded: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """Why transformers refused; in words that name the fix where the cause is a known one."""
-    text, first = str(error), _first_line(error)
-    if "trust_remote_code" in text:
-        return "it comes with code of its own, which is run only with --trust-remote-code"
-    if "instantiate the backend tokenizer" in text:
-        return "there are none of a tokenizer's files (tokenizer.json and others)"
-    if "does not recognize this architecture" in text:
-        return f"{first}; try a newer one, pip install --upgrade transformers"
-    if "ignore_mismatched_sizes" in text:
-        return "its weights do not have the shapes that its config.json says"
-    if isinstance(error, UnpicklingError):
-        return "its torch file holds more than weights, and is not run; save it as safetensors"
-    if type(error).__name__ == "SafetensorError":
-        return f"its safetensors file is damaged ({first}); copy or download it again"
-    return first
-
-
-def _check_config(config: Any, source: str) -> None:
-    """Refuses what has no decoder before its weights are read."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.is_encoder_decoder or not (known or own_code):
-        kind = (config.architectures or [config.model_type])[0]
-        raise InputError(
-            f"{source!r} holds a {kind}, which is no decoder-only language model; name a causal "
-            "one, such as a GPT, Llama or OLMo"
-        )
-
-
-def _check_complete(model: Any, missing: Any, source: str) -> None:
-    """Refuses a checkpoint that lacks weights of the model, the unembedding aside."""
-    unembedding = model.get_output_embeddings()
-    aside = set() if unembedding is None else {id(weight) for weight in unembedding.parameters()}
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    absent = sorted(name for name in missing if id(weights.get(name)) not in aside)
-    if absent:
-        raise InputError(
-            f"{source!r} lacks {len(absent)} of the weights of a {type(model).__name__} "
-            f"({absent[0]}, ...); random numbers would be measured, so save the whole model"
-        )
-
-
 @contextmanager
 def quiet(transformers: ModuleType) -> Iterator[None]:
-    """Keeps the noise of loading off the terminal, and puts everybody's settings back."""
+    """Keep the noise of loading off the terminal, and put the user's settings back."""
     log = transformers.utils.logging
     hub_log = logging.getLogger("huggingface_hub")
     verbosity, bars, hub_level = log.get_verbosity(), log.is_progress_bar_enabled(), hub_log.level
@@ -238,6 +184,76 @@ def quiet(transformers: ModuleType) -> Iterator[None]:
         hub_log.setLevel(hub_level)
         if bars:
             log.enable_progress_bar()
+
+
+def _check_source(source: str) -> None:
+    """Refuse what is neither a folder with a model nor a name that the hub knows."""
+    path = Path(source)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InputError(
+                f"the folder {source!r} holds no model (no config.json); {_hint(path)}"
+            )
+    elif path.exists():
+        raise InputError(f"{source!r} is a file; name the folder it lies in, with its config.json")
+    elif not _HUB_NAME.fullmatch(source) or source.startswith("."):
+        raise InputError(f"there is no folder {source!r}; name a folder that holds a model")
+    elif not isinstance(_hub_cache(source), str):
+        check_hub(source, "model")
+
+
+def _hint(path: Path) -> str:
+    """Return which folders inside hold a model."""
+    inside = sorted(repr(str(config.parent)) for config in path.glob("*/config.json"))
+    if not inside:
+        return "name a folder that save_pretrained wrote"
+    return f"name one that is in it, such as {', '.join(inside[:3])}"
+
+
+def _hub_cache(name: str) -> object:
+    return import_module("huggingface_hub").try_to_load_from_cache(name, "config.json")
+
+
+def _load(auto_class: str, source: str, **options: Any) -> Any:
+    """Call `from_pretrained`; whatever it refuses is about what it was given."""
+    transformers = require_transformers("loading a model")
+    try:
+        with quiet(transformers):
+            return getattr(transformers, auto_class).from_pretrained(source, **options)
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files raise nearly anything
+        text = f"{type(error).__name__}: {error}"
+        reason = next((reason for sign, reason in _REASONS.items() if sign in text), "{}")
+        said = reason.format(_first_line(error))
+        raise InputError(f"{source!r} cannot be loaded: {said}") from error
+
+
+def _check_config(config: Any, source: str) -> None:
+    """Refuse what has no decoder before its weights are read."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.is_encoder_decoder or not (known or own_code):
+        kind = (config.architectures or [config.model_type])[0]
+        raise InputError(
+            f"{source!r} holds a {kind}, which is no decoder-only language model; name a causal "
+            "one, such as a GPT, Llama or OLMo"
+        )
+
+
+def _check_complete(model: Any, missing: Any, source: str) -> None:
+    """Refuse a checkpoint that lacks weights of the model, the unembedding aside."""
+    unembedding = model.get_output_embeddings()
+    aside = set() if unembedding is None else {id(weight) for weight in unembedding.parameters()}
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    absent = sorted(name for name in missing if id(weights.get(name)) not in aside)
+    if absent:
+        raise InputError(
+            f"{source!r} lacks {len(absent)} of the weights of a {type(model).__name__} "
+            f"({absent[0]}, ...); random numbers would be measured, so save the whole model"
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,41 +9,25 @@ recognised too, and refused with the command that converts them.
         print(checkpoint.name.step, checkpoint.path)
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote
-from typing import Literal
+
+from torch import Tensor
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.names import CheckpointName, closest, read_name
-from sr_monitor.replay.readers.sharded import METADATA
-from sr_monitor.replay.reading import read_index, read_torch
-
-Kind = Literal["huggingface", "fsdp", "lightning", "sharded", "peft", "deepspeed", "unknown"]
+from sr_monitor.replay.readers import CheckpointReader, looked_for, recognise
+from sr_monitor.replay.readers.huggingface import FSDP_FOLDER
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """The name of a repository."""
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-"""A Hugging Face model's weights: the first that is there counts."""
-FSDP_FOLDER = "pytorch_model_fsdp_0"
-"""Where the Trainer puts the shards of an FSDP model."""
 
 _ADDRESS = re.compile(rf"https?://[^/]+/(?P<repo>{REPO.pattern})(/tree/(?P<revision>[^/?#]+))?.*")
 _GLOB = re.compile(r"[*?\[]")
 _LAST = re.compile(r"last(-v\d+)?\.ckpt")
-_LOOKED_FOR = (
-    "a Hugging Face model (model.safetensors or pytorch_model.bin), a Trainer's checkpoint-N, "
-    f"its FSDP shards ({FSDP_FOLDER}), a Lightning .ckpt file or folder"
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,10 +36,10 @@ class LocalCheckpoint:
 
     name: CheckpointName
     """Step, stage and branch: from the name, or else from what is inside."""
-    kind: Kind
-    """How its weights are kept."""
     path: Path
     """The folder or the file."""
+    reader: CheckpointReader | None
+    """What reads files of its kind; None if the kind is not known."""
     config: Path | None = None
     """The folder with its config.json; None where the architecture has to be named."""
     problem: str | None = None
@@ -64,12 +48,14 @@ class LocalCheckpoint:
     @property
     def num_bytes(self) -> int:
         """Its size, without the optimizer's state where that lies apart."""
-        path = self.path / FSDP_FOLDER if self.kind == "fsdp" else self.path
-        files = path.rglob("*") if path.is_dir() else [path]
-        if self.kind == "huggingface":
-            stems = {name.split(".")[0] for name in WEIGHT_FILES}
-            files = (file for stem in stems for file in path.glob(f"{stem}*"))
+        files = [] if self.reader is None else self.reader.files(self.path)
         return sum(file.stat().st_size for file in files if file.is_file())
+
+    def read(self) -> dict[str, Tensor]:
+        """Return its weights, by the names they were saved under, on the CPU."""
+        if self.problem is not None or self.reader is None:
+            raise InputError(self.problem or "")
+        return self.reader.read(self.path)
 
 
 def is_repo(source: str) -> bool:
@@ -139,93 +125,38 @@ def _inside(path: Path) -> list[LocalCheckpoint]:
     """Return the checkpoints right in a folder, or the folder itself if it is the only one."""
     inside = []
     for entry in sorted(path.iterdir()) if path.is_dir() else []:
-        kind = _kind_of(entry)
+        reader = recognise(entry)
         # A step in the name gives a checkpoint away even where its files do not.
-        if kind != "unknown" or (entry.is_dir() and read_name(entry.name)):
-            inside.append(_checkpoint(entry, kind))
-    if (kind := _kind_of(path)) == "unknown":
+        if reader is not None or (entry.is_dir() and read_name(entry.name)):
+            inside.append(_checkpoint(entry, reader))
+    if (reader := recognise(path)) is None:
         return inside
     steps = [checkpoint for checkpoint in inside if read_name(checkpoint.path.name)]
     if any(not checkpoint.problem for checkpoint in steps):  # the final model lies beside them
         return steps
-    return [_checkpoint(path, kind)]
+    return [_checkpoint(path, reader)]
 
 
-def _kind_of(path: Path) -> Kind:
-    if path.is_file():
-        return "lightning" if path.suffix == ".ckpt" else "unknown"
-    # NOTE: transformers, too, takes a folder with an adapter for an adapter, whatever else it has.
-    if (path / "adapter_config.json").is_file():
-        return "peft"
-    if any((path / name).is_file() for name in WEIGHT_FILES):
-        return "huggingface"
-    if (path / FSDP_FOLDER / METADATA).is_file():
-        return "fsdp"
-    if (path / METADATA).is_file():
-        return "sharded"
-    if any(path.glob("*model_states.pt")) or any(path.glob("*/*model_states.pt")):
-        return "deepspeed"
-    return "unknown"
-
-
-def _checkpoint(path: Path, kind: Kind) -> LocalCheckpoint:
-    resolved = path.resolve()
-    name, problem = read_name(resolved.name), _problem(path, kind)
+def _checkpoint(path: Path, reader: CheckpointReader | None) -> LocalCheckpoint:
+    place = path.resolve()
+    name = read_name(place.name)
+    if reader is None:
+        problem = f"'{path}' holds no weights that are known; looked for {looked_for()}"
+        name = name or CheckpointName(place.name)
+        return LocalCheckpoint(name=name, path=path, reader=None, problem=problem)
+    step, problem_found = None, reader.problem(path)
     if name is None:
-        step: int | None = None
         try:
-            step = _step_inside(path, kind)
+            step = reader.step(path)
         except InputError as error:
-            problem = str(error)
-        name = CheckpointName(resolved.name, step=step or 0)
-    places = (place for place in (path, resolved.parent) if (place / "config.json").is_file())
-    config = next(places, None)
-    return LocalCheckpoint(name=name, kind=kind, path=path, config=config, problem=problem)
-
-
-def _step_inside(path: Path, kind: Kind) -> int | None:
-    """Return the step that a checkpoint itself says it is at."""
-    if kind in ("lightning", "sharded"):
-        file = path if kind == "lightning" else path / "meta.pt"
-        step = read_torch(file).get("global_step") if file.exists() else None
-    else:
-        try:
-            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        step = state.get("global_step") if isinstance(state, dict) else None
-    return step if isinstance(step, int) else None
-
-
-def _problem(path: Path, kind: Kind) -> str | None:
-    """Return why a checkpoint cannot be read, with the command that makes it readable."""
-    here, merged = f"{path}", f"{path}-merged"
-    if kind == "peft":
-        return f"{here!r} holds a PEFT adapter, not a whole model; merge it: python -c " + quote(
-            f"from peft import AutoPeftModelForCausalLM as M; "
-            f"M.from_pretrained({here!r}).merge_and_unload().save_pretrained({merged!r})"
-        )
-    if kind == "deepspeed":
-        script = path / "zero_to_fp32.py"
-        run = quote(f"{script}") if script.is_file() else "-m deepspeed.utils.zero_to_fp32"
-        return (
-            f"{here!r} holds DeepSpeed shards, which only DeepSpeed reads; convert them: "
-            f"python {run} {quote(here)} {quote(merged)}"
-        )
-    if kind == "unknown":
-        return f"{here!r} holds no weights that are known; looked for {_LOOKED_FOR}"
-    return _missing_shard(path) if kind == "huggingface" else None
-
-
-def _missing_shard(path: Path) -> str | None:
-    """Return that a file named by the index of the weights is missing, if one is."""
-    weights = next(path / name for name in WEIGHT_FILES if (path / name).is_file())
-    try:
-        shards = read_index(weights) if weights.suffix == ".json" else []
-    except InputError as error:
-        return str(error)
-    missing = next((shard for shard in shards if not shard.is_file()), None)
-    return None if missing is None else f"{str(missing)!r} is missing; copy or download it again"
+            problem_found = str(error)
+    return LocalCheckpoint(
+        name=name or CheckpointName(place.name, step=step or 0),
+        path=path,
+        reader=reader,
+        config=reader.config(path),
+        problem=problem_found,
+    )
 
 
 def _without_links(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
@@ -272,7 +203,7 @@ def _hint(path: Path) -> str:
     if path.is_file():
         return "name the folder that it lies in"
     deeper = (entry for depth in ("*/*", "*/*/*") for entry in sorted(path.glob(depth)))
-    place = next((entry.parent for entry in deeper if _kind_of(entry) != "unknown"), None)
+    place = next((entry.parent for entry in deeper if recognise(entry) is not None), None)
     if place is not None:
         return f"there are some in {str(place)!r}"
-    return f"looked, in it and in the folders in it, for {_LOOKED_FOR}"
+    return f"looked, in it and in the folders in it, for {looked_for()}"

@@ -1,7 +1,7 @@
 """One model in memory for all checkpoints of a run.
 
-A checkpoint whose config equals that of the one before gets its weights put into the same model;
-any other has a model built for it. Either is equal, bit for bit, to what `from_pretrained` gives.
+While the config stays the same, the weights of each checkpoint go into the same model; another
+config gets a new one. Either is equal, bit for bit, to what `from_pretrained` returns.
 
     keeper = ModelKeeper(Loading(device="auto"))
     models = (keeper.load(checkpoint) for checkpoint in find_checkpoints("runs/gpt2"))
@@ -18,15 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.model.devices import find_device, torch_dtype
-from sr_monitor.model.loading import load_config, quiet, require_transformers
+from sr_monitor.model.loading import (
+    find_device,
+    load_config,
+    quiet,
+    require_transformers,
+    torch_dtype,
+)
 from sr_monitor.replay.discover import LocalCheckpoint
-from sr_monitor.replay.weights import put_weights, read_weights
+from sr_monitor.replay.weights import put_weights
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""What the weights may be asked for as."""
+"""What the weights may be converted to."""
 
-_BESIDE = ("_name_or_path", "transformers_version", "architectures", "dtype")
+_IRRELEVANT = ("_name_or_path", "transformers_version", "architectures", "dtype")
 """Entries of a config that make no difference to the model."""
 
 
@@ -46,7 +51,7 @@ class Loading:
     """Run the code that comes with a model."""
 
     def __post_init__(self) -> None:
-        """Refuses a dtype that there is not; a folder is known by its real path from now on."""
+        """Refuse what contradicts itself; keep a folder by its real path."""
         if self.dtype not in DTYPES:
             raise InputError(f"replay: dtype={self.dtype!r}: pass one of {', '.join(DTYPES)}")
         if self.device_map not in (None, "auto"):
@@ -60,12 +65,48 @@ class Loading:
             object.__setattr__(self, "base", str(Path(self.base).resolve()))
 
     def check_device(self) -> None:
-        """Refuses a device that cannot be used on this machine."""
+        """Refuse a device that cannot be used on this machine."""
         find_device(self.device)
 
 
+class ModelKeeper:
+    """Holds one model, and gives it the weights of one checkpoint after the other."""
+
+    def __init__(self, loading: Loading) -> None:
+        """Start without a model."""
+        self.loading = loading
+        self._model: nn.Module | None = None
+        self._kind: object = None
+
+    def load(self, checkpoint: LocalCheckpoint) -> nn.Module:
+        """Return the model with these weights, in eval mode; the weights before are gone."""
+        weights = checkpoint.read()
+        config = config_of(checkpoint, self.loading)
+        dtype = torch_dtype(self.loading.dtype, find_device(self.loading.device))
+        if dtype == "auto":
+            # NOTE: a config from elsewhere does not know in which format these weights are stored.
+            stored = config.dtype if checkpoint.config is not None else None
+            dtype = stored or stored_dtype(weights.values())
+        model = self._model_for(config, dtype)
+        put_weights(model, weights, str(checkpoint.path))
+        return model.eval()
+
+    def _model_for(self, config: Any, dtype: torch.dtype) -> nn.Module:
+        """Return the model at hand if its config is the same, else a new one in its place."""
+        kind = (dtype, {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT})
+        if self._model is None or self._kind != kind:
+            self._model = self._kind = None  # two at a time may not fit
+            spread_out = self.loading.device_map is not None
+            place = "cpu" if spread_out else find_device(self.loading.device)
+            trust = self.loading.trust_remote_code
+            model = build_model(config, dtype, place, trust_remote_code=trust)
+            self._model = spread(model) if spread_out else model
+            self._kind = kind
+        return self._model
+
+
 def config_of(checkpoint: LocalCheckpoint, loading: Loading) -> Any:
-    """The config of its model: its own, or else that of the base."""
+    """Return the config of its model: its own, or else that of the base."""
     source = loading.base if checkpoint.config is None else str(checkpoint.config)
     if source is None:
         raise InputError(
@@ -82,7 +123,7 @@ def build_model(
     *,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """A model whose weights are yet to be put in: they are whatever was in memory."""
+    """Build a model whose weights are yet to be put in: they are whatever was in memory."""
     transformers = require_transformers("replaying checkpoints")
     from transformers.initialization import no_init_weights
 
@@ -95,12 +136,11 @@ def build_model(
         for weight in model.state_dict(keep_vars=True).values():
             weight._is_hf_initialized = True
         model.initialize_weights()  # of what is in no file: positions, say, in float32
-    built: nn.Module = model.eval().to(device)
-    return built
+    return model.eval().to(device)  # type: ignore[no-any-return]
 
 
 def spread(model: nn.Module) -> nn.Module:
-    """The model over all accelerators of this machine, as accelerate places it.
+    """Place a model over all accelerators of this machine, as accelerate does.
 
     Weights are replaced where they lie, so all of them have to lie on a device.
     """
@@ -113,46 +153,10 @@ def spread(model: nn.Module) -> nn.Module:
             f"{sum(weight.numel() for weight in model.parameters()):,} parameters; pass "
             "dtype='bfloat16', or device='cpu' without device_map"
         )
-    spread_out: nn.Module = accelerate.dispatch_model(model, placed)
-    return spread_out
-
-
-class ModelKeeper:
-    """Holds one model, and gives it the weights of one checkpoint after the other."""
-
-    def __init__(self, loading: Loading) -> None:
-        """A place for one model, which is loaded like this."""
-        self.loading = loading
-        self._model: nn.Module | None = None
-        self._kind: object = None
-
-    def load(self, checkpoint: LocalCheckpoint) -> nn.Module:
-        """The model with these weights, in eval mode; the one that was given before is gone."""
-        weights = read_weights(checkpoint)
-        config = config_of(checkpoint, self.loading)
-        dtype = torch_dtype(self.loading.dtype, find_device(self.loading.device))
-        if dtype == "auto":
-            # NOTE: a config from elsewhere does not know in which format these weights are stored.
-            said = config.dtype if checkpoint.config is not None else None
-            dtype = said or stored_dtype(weights.values())
-        model = self._model_for(config, dtype)
-        put_weights(model, weights, str(checkpoint.path))
-        return model.eval()
-
-    def _model_for(self, config: Any, dtype: torch.dtype) -> nn.Module:
-        """The one at hand if it is of this kind, else a new one in its place."""
-        kind = (dtype, {k: v for k, v in config.to_dict().items() if k not in _BESIDE})
-        if self._model is None or self._kind != kind:
-            self._model = self._kind = None  # two at a time may not fit
-            all_over, trust = self.loading.device_map, self.loading.trust_remote_code
-            place = "cpu" if all_over else find_device(self.loading.device)
-            model = build_model(config, dtype, place, trust_remote_code=trust)
-            self._model = spread(model) if all_over else model
-            self._kind = kind
-        return self._model
+    return accelerate.dispatch_model(model, placed)  # type: ignore[no-any-return]
 
 
 def stored_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The first floating one, as `from_pretrained` takes it."""
+    """Return the first floating dtype, as `from_pretrained` does."""
     floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
     return next(floating, torch.float32)

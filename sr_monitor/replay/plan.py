@@ -16,7 +16,6 @@ from pathlib import Path
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.discover import (
-    FSDP_FOLDER,
     REPO,
     LocalCheckpoint,
     describe_missing,
@@ -34,6 +33,7 @@ from sr_monitor.replay.names import (
     read_names,
     split_runs,
 )
+from sr_monitor.replay.readers.huggingface import FSDP_FOLDER
 from sr_monitor.replay.stops import SIZES, Stop, is_sweep, says_step
 
 _SHOWN = 5

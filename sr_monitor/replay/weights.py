@@ -1,16 +1,16 @@
 """The weights of a checkpoint, put into a model.
 
-Names in a checkpoint are those of the model behind a prefix: that of the trainer's module, of a
-compiled or a sharded wrapper. It is found by matching them with the model's own names. Nothing
-is changed in the model before everything is known to fit.
+The names in a checkpoint are those of the model behind a prefix: the attribute of a trainer's
+module, a compiled or a sharded wrapper. It is found by matching them with the model's own names.
+The model is not touched before everything is known to fit.
 
     model = build_model(config_of(checkpoint, Loading()), torch.float32)
-    load_into(model, checkpoint)
+    put_weights(model, checkpoint.read(), str(checkpoint.path))
 """
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,52 +20,25 @@ from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import quiet, require_transformers
-from sr_monitor.replay.discover import FSDP_FOLDER, WEIGHT_FILES, LocalCheckpoint
-from sr_monitor.replay.reading import read_index, read_safetensors, read_sharded, read_torch
 
 _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 _USUAL = ("", "model.", "net.", "module.", "lm.")
-"""Prefixes that win where several fit equally well, as a teacher's or an average's may."""
+"""Prefixes that win where several fit equally well, as the copy of a teacher or an average may."""
 _SHOWN = 3
 
-
-def read_weights(checkpoint: LocalCheckpoint) -> dict[str, Tensor]:
-    """All its weights, under the names that they were saved with, on the CPU."""
-    if checkpoint.problem is not None:
-        raise InputError(checkpoint.problem)
-    if checkpoint.kind == "fsdp":
-        return read_sharded(checkpoint.path / FSDP_FOLDER)
-    if checkpoint.kind == "sharded":
-        return read_sharded(checkpoint.path)
-    if checkpoint.kind == "lightning":
-        return _tensors(read_torch(checkpoint.path))
-    there = (checkpoint.path / name for name in WEIGHT_FILES)
-    file = next((path for path in there if path.is_file()), None)
-    if file is None:
-        raise InputError(
-            f"{str(checkpoint.path)!r}: its weights are gone since the listing; if a training that "
-            "keeps only its last checkpoints goes on there (save_total_limit), copy them first"
-        )
-    files = read_index(file) if file.suffix == ".json" else [file]
-    if files[0].suffix == ".safetensors":
-        return read_safetensors(files)
-    return {name: t for file in files for name, t in _tensors(read_torch(file)).items()}
+Weights = Mapping[str, Tensor]
 
 
-def load_into(model: nn.Module, checkpoint: LocalCheckpoint) -> None:
-    """Replaces all the weights of a model by those of a checkpoint, or refuses them all."""
-    put_weights(model, read_weights(checkpoint), str(checkpoint.path))
-
-
-def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
-    """Replaces all the weights of a model; `source` is what an error calls them."""
-    fit = _match(weights, model, source)
-    if (fit.missing or fit.unexpected) and hasattr(model, "from_pretrained"):
-        fit = _converted(fit, model)
-    _check(fit, model, source)
+def put_weights(model: nn.Module, weights: Weights, source: str) -> None:
+    """Replace all the weights of a model, or none; errors call the weights `source`."""
     own = _own(model)
+    fit = _match(weights, model, own, source)
+    if (fit.missing or fit.unexpected) and hasattr(model, "from_pretrained"):
+        fit = _convert(fit, model)
+    _check_names(fit, own, f"{source!r} does not hold the weights of this {type(model).__name__}")
+    _check_values(fit.weights, own, source)
     with torch.no_grad():
         for name, tensor in fit.weights.items():
             own[name].copy_(tensor)
@@ -73,98 +46,86 @@ def put_weights(model: nn.Module, weights: Mapping[str, Tensor], source: str) ->
 
 @dataclass
 class _Fit:
-    """Weights by the model's names, and where the two sides differ."""
+    """Weights that fit a model, and where the two sides differ."""
 
-    weights: dict[str, Tensor]
-    """By the names of the model, without wrappers."""
+    weights: Weights
+    """By the model's names, without wrappers."""
     missing: list[str] = field(default_factory=list)
     unexpected: dict[str, Tensor] = field(default_factory=dict)
-    """By the names of the file, without prefix."""
-
-
-def _tensors(content: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a torch file; a trainer's are under "state_dict"."""
-    inner = content.get("state_dict", content)
-    return {name: tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
+    """By the names of the file, without the prefix."""
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:
-    """The model's weights as they are in memory, by their names without wrappers."""
-    state = model.state_dict().items()
+    """Return the model's weights as they lie in memory, by their names without wrappers."""
+    state = model.state_dict(keep_vars=True).items()
     return {_WRAPPERS.sub("", name): t for name, t in state if isinstance(t, Tensor)}
 
 
-def _match(weights: Mapping[str, Tensor], model: nn.Module, source: str) -> _Fit:
-    """Finds the prefix, and tells what does not fit under it."""
-    own = _own(model)
+def _match(weights: Weights, model: nn.Module, own: Weights, source: str) -> _Fit:
+    """Find the prefix, and what does not fit under it."""
     clean = {_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
-    prefix = _find_prefix(clean, own, source)
+    prefix = _find_prefix(list(clean), own, source)
     bare = {n.removeprefix(prefix): t for n, t in clean.items() if n.startswith(prefix)}
-    fit = _Fit({name: tensor for name, tensor in bare.items() if name in own})
-    there = {_place(own[name]) for name in fit.weights}
-    fit.missing = [name for name, tensor in own.items() if _place(tensor) not in there]
+    fitting = {name: tensor for name, tensor in bare.items() if name in own}
+    given = {_place(own[name]) for name in fitting}
+    missing = [name for name, tensor in own.items() if _place(tensor) not in given]
     ignored = _ignored(model)
-    unexpected = (name for name in bare if name not in own and not ignored.search(name))
-    fit.unexpected = {name: bare[name] for name in unexpected}
-    return fit
+    others = {n: t for n, t in bare.items() if n not in own and not ignored.search(n)}
+    return _Fit(fitting, missing, others)
 
 
-def _find_prefix(names: Iterable[str], own: Iterable[str], source: str) -> str:
-    """What the most names have before a name of the model, and the fewest before another."""
-    known, names = set(own), list(names)
-    counts = Counter(name[: -len(end)] for name in names for end in _ends(name) if end in known)
-    if not counts:
-        return ""
-    most = max(counts.values())
-    under = {
+def _find_prefix(names: Sequence[str], own: Weights, source: str) -> str:
+    """Return the prefix under which the most names are the model's, and the fewest are not."""
+    counts = Counter(name[: -len(end)] for name in names for end in _ends(name) if end in own)
+    most = max(counts.values(), default=0)
+    sizes = {
         prefix: sum(name.startswith(prefix) for name in names)
         for prefix, count in counts.items()
         if count == most
     }
-    best = [prefix for prefix, count in under.items() if count == min(under.values())]
-    usual = [prefix for prefix in _USUAL if prefix in best]
-    if len(best) > 1 and not usual:
+    best = [prefix for prefix, size in sizes.items() if size == min(sizes.values())]
+    best = [prefix for prefix in _USUAL if prefix in best][:1] or best
+    if len(best) > 1:
         raise InputError(
             f"{source!r} holds the model {len(best)} times, under {', '.join(map(repr, best))}; "
             "save the one that is meant by itself, with save_pretrained"
         )
-    return (usual or best)[0]
+    return best[0] if best else ""
 
 
 def _ends(name: str) -> Iterable[str]:
-    """The name, and what is left of it after each of its dots."""
+    """Return the name, and what is left of it after each of its dots."""
     parts = name.split(".")
     return (".".join(parts[index:]) for index in range(len(parts)))
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
-    """The same for tied weights only."""
+    """Return what is equal for tied weights only."""
     return tensor.data_ptr() or id(tensor), tuple(tensor.shape)
 
 
 def _ignored(model: Any) -> re.Pattern[str]:
-    """Names of what older versions saved, and what a model makes by itself."""
-    kept = set(model.state_dict())
-    made = {name for name, _ in model.named_buffers() if name not in kept}
-    patterns = {*(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())}
-    patterns |= {re.escape(".".join(name.split(".")[-2:])) + "$" for name in made}
+    """Match names that older versions saved, and buffers that the model computes."""
+    saved = model.state_dict()
+    computed = (name for name, _ in model.named_buffers() if name not in saved)
+    patterns = {re.escape(".".join(name.split(".")[-2:])) + "$" for name in computed}
+    patterns |= set(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     return re.compile("|".join(f"(?:{pattern})" for pattern in patterns) or "(?!)")
 
 
-def _converted(fit: _Fit, model: Any) -> _Fit:
-    """The weights after what transformers does to names and shapes of published ones."""
-    transformers = require_transformers("loading a model")
-    with quiet(transformers):
+def _convert(fit: _Fit, model: Any) -> _Fit:
+    """Let transformers rename and join weights, as it does for published checkpoints."""
+    with quiet(require_transformers("loading a model")):
         try:
             fresh, report = type(model).from_pretrained(
                 None,
                 config=deepcopy(model.config),
-                state_dict=fit.weights | fit.unexpected,
+                state_dict={**fit.weights, **fit.unexpected},
                 dtype=model.dtype,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError):  # parts of what would be put together lack
+        except (OSError, ValueError, RuntimeError):  # parts of what would be joined are missing
             return fit
     missing = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}
     unexpected = {name: torch.empty(0) for name in sorted(report["unexpected_keys"])}
@@ -173,38 +134,42 @@ def _converted(fit: _Fit, model: Any) -> _Fit:
     return _Fit(_own(fresh))
 
 
-def _check(fit: _Fit, model: nn.Module, source: str) -> None:
-    """Refuses weights that are not the model's, with both sides."""
-    own, kind = _own(model), type(model).__name__
+def _check_names(fit: _Fit, own: Weights, refusal: str) -> None:
+    """Refuse weights that are not the model's, with both sides."""
     shapes = {n: (tuple(t.shape), tuple(own[n].shape)) for n, t in fit.weights.items()}
     wrong = [f"{n} {a} and not {b}" for n, (a, b) in shapes.items() if a != b]
     told = []
     if fit.missing or fit.unexpected:
-        told.append(f"it lacks {len(fit.missing)} of {len(own)}{_listed(fit.missing)}")
-        told.append(f"it has {len(fit.unexpected)} others{_listed(fit.unexpected)}")
+        told.append(f"it lacks {len(fit.missing)} of {len(own)}{_shown(fit.missing)}")
+        told.append(f"it has {len(fit.unexpected)} others{_shown(list(fit.unexpected))}")
     if wrong:
-        told.append(f"{len(wrong)} have other shapes{_listed(wrong)}")
+        told.append(f"{len(wrong)} have other shapes{_shown(wrong)}")
     if told:
         raise InputError(
-            f"{source!r} does not hold the weights of this {kind}: {', '.join(told)}; name the "
-            "model that it was saved from (its config.json, or --base)"
+            f"{refusal}: {', '.join(told)}; name the model that it was saved from (its "
+            "config.json, or --base)"
         )
-    _check_values(fit, model, source)
 
 
-def _check_values(fit: _Fit, model: nn.Module, source: str) -> None:
-    """Refuses NaN and Inf, and two weights where the model has one."""
-    parameters = {_WRAPPERS.sub("", n) for n, _ in model.named_parameters(remove_duplicate=False)}
-    broken = [n for n, t in fit.weights.items() if n in parameters and not _is_finite(t)]
-    if broken:
+def _check_values(weights: Weights, own: Weights, source: str) -> None:
+    """Refuse NaN and Inf, whole numbers, and two weights where the model has one."""
+    floats = {name for name, t in own.items() if t.is_floating_point()}
+    whole = [name for name, t in weights.items() if name in floats and not t.is_floating_point()]
+    if whole:
         raise InputError(
-            f"{source!r} holds NaN or Inf in {len(broken)} of {len(fit.weights)} weights "
-            f"({_some(broken)}); the run had diverged, or the file is damaged: leave it out"
+            f"{source!r} holds whole numbers for {len(whole)} of {len(weights)} weights"
+            f"{_shown(whole)}, which is how quantised ones are kept; save the model in bfloat16"
         )
-    own, first = _own(model), dict[tuple[object, ...], str]()
-    for name, tensor in fit.weights.items():
+    parameters = floats & {name for name, t in own.items() if isinstance(t, nn.Parameter)}
+    if broken := [n for n, t in weights.items() if n in parameters and not _is_finite(t)]:
+        raise InputError(
+            f"{source!r} holds NaN or Inf in {len(broken)} of {len(weights)} weights"
+            f"{_shown(broken)}; the run had diverged, or the file is damaged: leave it out"
+        )
+    first: dict[tuple[object, ...], str] = {}
+    for name, tensor in weights.items():
         other = first.setdefault(_place(own[name]), name)
-        if other != name and not torch.equal(fit.weights[other], tensor):
+        if other != name and not torch.equal(weights[other], tensor):
             raise InputError(
                 f"{source!r} holds two different weights, {other} and {name}, which are one and "
                 "the same in this model; set tie_word_embeddings to false in its config.json"
@@ -212,15 +177,11 @@ def _check_values(fit: _Fit, model: nn.Module, source: str) -> None:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    """Whether neither NaN nor Inf is in it; both show in the extremes."""
-    if not tensor.is_floating_point() or tensor.numel() == 0:
-        return True
-    return bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
+    """Return whether no element is NaN or Inf; both show in the extremes."""
+    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor)).isfinite().all())
 
 
-def _listed(names: Collection[str]) -> str:
-    return f" ({_some(list(names))})" if names else ""
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+def _shown(names: Sequence[str]) -> str:
+    """Return the first of the names, in brackets."""
+    dots = ", ..." if len(names) > _SHOWN else ""
+    return f" ({', '.join(names[:_SHOWN])}{dots})" if names else ""

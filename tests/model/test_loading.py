@@ -2,10 +2,10 @@
 
 import json
 import logging
-import pickle
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -19,8 +19,17 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from sr_monitor.errors import InputError
-from sr_monitor.model.loading import TokenizerOnDemand, check_hub, load_model, load_tokenizer
+from sr_monitor.model.loading import (
+    TokenizerOnDemand,
+    check_hub,
+    find_device,
+    load_model,
+    load_tokenizer,
+    torch_dtype,
+)
 from tests.saved import save_model, save_tokenizer
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -43,52 +52,50 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def test_a_saved_model_comes_back(saved: Path) -> None:
-    model = load_model(str(saved), device="cpu")
-    expected = weights_of(saved)
+def save_weights(weights: dict[str, torch.Tensor], folder: Path) -> None:
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+def edit_config(folder: Path, **entries: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | entries))
+
+
+@pytest.mark.parametrize("in_torch_file", [False, True])
+def test_a_saved_model_comes_back(copy: Path, in_torch_file: bool) -> None:
+    expected = weights_of(copy)
+    if in_torch_file:
+        (copy / "model.safetensors").unlink()
+        torch.save(expected, copy / "pytorch_model.bin")
+    model = load_model(str(copy), device="cpu")
     found = model.state_dict()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
     assert not model.training
 
 
 def test_half_precision_is_measured_in_float32_on_a_cpu(copy: Path) -> None:
-    half = {name: weight.bfloat16() for name, weight in weights_of(copy).items()}
-    save_file(half, copy / "model.safetensors", {"format": "pt"})
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    save_weights({name: weight.bfloat16() for name, weight in weights_of(copy).items()}, copy)
+    edit_config(copy, dtype="bfloat16")
     assert next(load_model(str(copy), device="cpu").parameters()).dtype == torch.float32
     asked_for = load_model(str(copy), device="cpu", dtype="bfloat16")
     assert next(asked_for.parameters()).dtype == torch.bfloat16
+    assert (torch_dtype("auto", CPU), torch_dtype("bfloat16", CPU)) == (
+        torch.float32,
+        torch.bfloat16,
+    )
+    assert torch_dtype("auto", torch.device("cuda")) == "auto"
 
 
-def test_torch_files_are_read_as_weights_only(copy: Path) -> None:
-    expected = weights_of(copy)
-    (copy / "model.safetensors").unlink()
-    torch.save(expected, copy / "pytorch_model.bin")
-    found = load_model(str(copy), device="cpu").state_dict()
-    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+def test_auto_is_the_accelerator_or_the_cpu() -> None:
+    assert find_device("auto").type == ("cuda" if torch.accelerator.is_available() else "cpu")
+    assert find_device("cpu") == CPU
 
 
-class _Trap:
-    """Writes a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.marker,)
-
-
-def test_code_in_a_torch_file_is_not_run(copy: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
-    pickle.loads(pickle.dumps(_Trap(marker)))
-    assert marker.exists()
-    marker.unlink()
-    (copy / "model.safetensors").unlink()
-    torch.save({"trap": _Trap(marker)}, copy / "pytorch_model.bin")
-    with pytest.raises(InputError, match="holds more than weights, and is not run; save it as"):
-        load_model(str(copy), device="cpu")
-    assert not marker.exists()
+@pytest.mark.parametrize("name", ["gpu", "cuda:99", "meta", ""])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name: str) -> None:
+    expected = f"device {re.escape(repr(name))} cannot be used here .*; name one that can: cpu"
+    with pytest.raises(InputError, match=expected):
+        find_device(name)
 
 
 CONFIGURATION = """
@@ -106,92 +113,76 @@ class OwnForCausalLM(LlamaForCausalLM):
 """
 
 
-@pytest.fixture
-def with_code(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A model with code of its own, which leaves a file `ran` behind."""
+def test_code_of_a_model_is_run_only_when_asked_for(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     modules = str(tmp_path / "modules")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", modules)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    code = CONFIGURATION.format(marker=str(copy / "ran"))
-    (copy / "configuration_own.py").write_text(code)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    ran = copy / "ran"
+    (copy / "configuration_own.py").write_text(CONFIGURATION.format(marker=str(ran)))
     (copy / "modeling_own.py").write_text(MODELING)
-    config = json.loads((copy / "config.json").read_text())
     own = {"AutoConfig": "configuration_own.OwnConfig"}
     own["AutoModelForCausalLM"] = "modeling_own.OwnForCausalLM"
-    config |= {"model_type": "own", "architectures": ["OwnForCausalLM"], "auto_map": own}
-    (copy / "config.json").write_text(json.dumps(config))
-    before = set(sys.modules)
-    yield copy
-    for name in set(sys.modules) - before:
-        if name.startswith("transformers_modules"):
-            del sys.modules[name]
-
-
-def test_code_of_a_model_is_run_only_when_asked_for(with_code: Path) -> None:
+    edit_config(copy, model_type="own", architectures=["OwnForCausalLM"], auto_map=own)
     with pytest.raises(InputError, match="which is run only with --trust-remote-code"):
-        load_model(str(with_code), device="cpu")
-    assert not (with_code / "ran").exists()
-    model = load_model(str(with_code), device="cpu", trust_remote_code=True)
-    assert type(model).__name__ == "OwnForCausalLM"
-    assert (with_code / "ran").exists()
+        load_model(str(copy), device="cpu")
+    assert not ran.exists()
+    model = load_model(str(copy), device="cpu", trust_remote_code=True)
+    assert (type(model).__name__, ran.exists()) == ("OwnForCausalLM", True)
 
 
-def test_a_checkpoint_that_lacks_weights_is_refused(copy: Path) -> None:
-    some = {name: weight for name, weight in weights_of(copy).items() if "layers.2" not in name}
-    save_file(some, copy / "model.safetensors", {"format": "pt"})
+def test_code_in_a_torch_file_is_not_run(copy: Path, trap: object) -> None:
+    (copy / "model.safetensors").unlink()
+    torch.save({"trap": trap}, copy / "pytorch_model.bin")
+    with pytest.raises(InputError, match="holds more than weights, and is not run; save it as"):
+        load_model(str(copy), device="cpu")
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused_unless_it_is_the_unembedding(
+    copy: Path,
+) -> None:
+    whole = weights_of(copy)
+    save_weights({n: weight for n, weight in whole.items() if n != "lm_head.weight"}, copy)
+    load_model(str(copy), device="cpu")
+    save_weights({n: weight for n, weight in whole.items() if "layers.2" not in n}, copy)
     expected = "lacks 9 of the weights of a LlamaForCausalLM .*layers.2.*; random numbers"
     with pytest.raises(InputError, match=expected):
         load_model(str(copy), device="cpu")
 
 
-def test_the_unembedding_may_be_missing(copy: Path) -> None:
-    some = {name: weight for name, weight in weights_of(copy).items() if name != "lm_head.weight"}
-    save_file(some, copy / "model.safetensors", {"format": "pt"})
-    assert load_model(str(copy), device="cpu") is not None
+def halve(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-def test_damaged_files_are_refused(copy: Path) -> None:
-    whole = (copy / "model.safetensors").read_bytes()
-    (copy / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"safetensors file is damaged .*; copy or download"):
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (halve, "safetensors file is damaged .*; copy or download"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
+        (lambda folder: (folder / "config.json").unlink(), "no config.json.*save_pretrained wrote"),
+        (lambda folder: edit_config(folder, hidden_size=64), "weights do not have the shapes"),
+        (lambda folder: edit_config(folder, model_type="new"), "newer one, pip install --upgrade"),
+        (lambda folder: edit_config(folder, model_type=["llama"]), "cannot be loaded: "),
+        (lambda folder: edit_config(folder, num_hidden_layers="two"), "cannot be loaded: "),
+        (lambda folder: edit_config(folder, model_type="t5"), "is no decoder-only"),
+    ],
+)
+def test_damaged_and_other_models_are_refused(
+    copy: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    damage(copy)
+    with pytest.raises(InputError, match=said):
         load_model(str(copy), device="cpu")
-    (copy / "model.safetensors").write_bytes(whole)
-    config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
-    with pytest.raises(InputError, match="its weights do not have the shapes"):
-        load_model(str(copy), device="cpu")
-    (copy / "config.json").write_text(json.dumps(config | {"model_type": "new_kind"}))
-    with pytest.raises(InputError, match="try a newer one, pip install --upgrade"):
-        load_model(str(copy), device="cpu")
-    (copy / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not a valid JSON file"):
-        load_model(str(copy), device="cpu")
 
 
-def test_models_without_a_causal_decoder_are_refused(tmp_path: Path) -> None:
-    sizes = {
-        "vocab_size": 50,
-        "d_model": 16,
-        "d_ff": 16,
-        "d_kv": 8,
-        "num_layers": 1,
-        "num_heads": 2,
-    }
-    save_model(tmp_path / "t5", "T5", "ForConditionalGeneration", **sizes)
-    with pytest.raises(InputError, match="holds a T5ForConditionalGeneration, which is no decoder"):
-        load_model(str(tmp_path / "t5"), device="cpu")
-
-
-def test_folders_without_a_model_are_refused(saved: Path, tmp_path: Path) -> None:
-    (tmp_path / "runs").mkdir()
-    with pytest.raises(InputError, match="name a folder that save_pretrained wrote"):
-        load_model(str(tmp_path / "runs"), device="cpu")
-    shutil.copytree(saved, tmp_path / "runs" / "checkpoint-1")
-    with pytest.raises(InputError, match=r"there is one in '.*checkpoint-1'$"):
-        load_model(str(tmp_path / "runs"), device="cpu")
-    shutil.copytree(saved, tmp_path / "runs" / "checkpoint-2")
-    with pytest.raises(InputError, match=r"there are some in it, '.*-1', '.*-2'$"):
-        load_model(str(tmp_path / "runs"), device="cpu")
+def test_models_inside_a_folder_are_pointed_to(saved: Path, tmp_path: Path) -> None:
+    for step in (1, 2):
+        shutil.copytree(saved, tmp_path / f"checkpoint-{step}")
+    with pytest.raises(InputError, match=r"in it, such as '.*checkpoint-1', '.*checkpoint-2'$"):
+        load_model(str(tmp_path), device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -199,10 +190,7 @@ def test_folders_without_a_model_are_refused(saved: Path, tmp_path: Path) -> Non
     [
         ("./nowhere", "there is no folder './nowhere'; name a folder that holds a model"),
         ("a/b/c", "there is no folder 'a/b/c'"),
-        (
-            "somebody/something",
-            "no folder 'somebody/something' here, and the hub cannot be",
-        ),
+        ("somebody/something", "no folder 'somebody/something' here, and the hub cannot be"),
         (__file__, "is a file; name the folder it lies in"),
     ],
 )
@@ -238,27 +226,18 @@ class _Hub(BaseHTTPRequestHandler):
         """Nothing."""
 
 
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def test_the_hub_is_asked_before_anything_is_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no file 'somebody/text' here, and the hub cannot be rea"):
+        check_hub("somebody/text", "dataset")
     with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
-        yield
+        check_hub("somebody/something", "model")
+        with pytest.raises(InputError, match=r"the hub does not give it out .*404.*; check the na"):
+            check_hub("somebody/else", "model")
         server.shutdown()
-
-
-@pytest.mark.usefixtures("hub")
-def test_the_hub_is_asked_before_anything_is_downloaded() -> None:
-    check_hub("somebody/something", "model")
-    with pytest.raises(InputError, match=r"the hub does not give it out .*404.*; check the name"):
-        check_hub("somebody/else", "model")
-
-
-def test_a_hub_that_cannot_be_reached_is_said() -> None:
-    with pytest.raises(InputError, match="no file 'somebody/text' here, and the hub cannot be rea"):
-        check_hub("somebody/text", "dataset")
 
 
 def test_the_tokenizer_is_loaded_when_first_used(saved: Path) -> None:

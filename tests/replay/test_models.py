@@ -14,16 +14,9 @@ from sr_monitor.errors import InputError
 from sr_monitor.model.loading import load_model
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.replay import replay
-from sr_monitor.replay.discover import find_checkpoints
-from sr_monitor.replay.models import (
-    Loading,
-    ModelKeeper,
-    build_model,
-    config_of,
-    spread,
-    stored_dtype,
-)
-from tests.trained import save_folder, tiny_model, train_with_lightning
+from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
+from sr_monitor.replay.models import Loading, ModelKeeper, build_model, config_of, spread
+from tests.saved import save_folder, tiny_model
 from tests.zoo import ARCHITECTURES, build
 
 HUB_SPECIES = [name for name in ARCHITECTURES if name not in ("nano_gpt", "lecture_gpt", "lit_gpt")]
@@ -49,6 +42,21 @@ def assert_equal(found: Any, expected: Any) -> None:
     assert not any(module.training for module in found.modules())
 
 
+def keeper_on_cpu(**loading: Any) -> ModelKeeper:
+    return ModelKeeper(Loading(device="cpu", **loading))
+
+
+def saved(folder: Path, **config: Any) -> LocalCheckpoint:
+    """A tiny model as checkpoint 1."""
+    (checkpoint,) = find_checkpoints(save_folder(tiny_model(**config), folder / "checkpoint-1"))
+    return checkpoint
+
+
+def edit_config(checkpoint: LocalCheckpoint, **entries: Any) -> None:
+    file = checkpoint.path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | entries))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "species",
@@ -61,36 +69,24 @@ def test_it_is_equal_to_from_pretrained(tmp_path: Path, species: str, dtype: str
     folders = [tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]
     for seed, folder in enumerate(folders):
         save_folder(build(species, seed=seed).model, folder)
-    keeper = ModelKeeper(Loading(dtype=dtype, device="cpu"))
+    keeper = keeper_on_cpu(dtype=dtype)
     for checkpoint, folder in zip(find_checkpoints(tmp_path), folders, strict=True):
         expected = load_model(str(folder), dtype=dtype, device="cpu")
         assert_equal(keeper.load(checkpoint), expected)
 
 
 def test_one_model_is_kept_while_configs_are_equal(tmp_path: Path) -> None:
-    for step, sizes in ((1, USUAL), (2, USUAL), (3, LONGER), (4, USUAL)):
-        save_folder(tiny_model(rope_parameters=sizes), tmp_path / f"checkpoint-{step}")
-    rename_in_config(tmp_path / "checkpoint-2")
-    keeper = ModelKeeper(Loading(device="cpu"))
-    kept: list[nn.Module] = []
-    for checkpoint in find_checkpoints(tmp_path):
+    for step, theta in enumerate((1e4, 1e4, 5e5, 1e4)):
+        rope = {"rope_type": "default", "rope_theta": theta}
+        save_folder(tiny_model(rope_parameters=rope), tmp_path / f"checkpoint-{step}")
+    found = find_checkpoints(tmp_path)
+    edit_config(found[1], transformers_version="4.0.0", _name_or_path="elsewhere")
+    keeper, kept = keeper_on_cpu(), []
+    for checkpoint in found:
         kept.append(keeper.load(checkpoint))
-        expected = load_model(str(checkpoint.path), device="cpu")
-        assert_equal(kept[-1], expected)
-    assert kept[0] is kept[1]
-    assert kept[1] is not kept[2]
+        assert_equal(kept[-1], load_model(str(checkpoint.path), device="cpu"))
+    assert [model is kept[0] for model in kept] == [True, True, False, False]
     assert kept[2] is not kept[3]
-
-
-USUAL = {"rope_type": "default", "rope_theta": 10_000.0}
-LONGER = {"rope_type": "default", "rope_theta": 500_000.0}
-
-
-def rename_in_config(folder: Path) -> None:
-    """Another place and version, which make no difference."""
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"transformers_version": "4.0.0", "_name_or_path": "elsewhere"}
-    (folder / "config.json").write_text(json.dumps(config))
 
 
 def test_a_refused_checkpoint_does_not_spoil_the_next(tmp_path: Path) -> None:
@@ -99,102 +95,80 @@ def test_a_refused_checkpoint_does_not_spoil_the_next(tmp_path: Path) -> None:
     damaged = tmp_path / "checkpoint-2" / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     first, second, third = find_checkpoints(tmp_path)
-    keeper = ModelKeeper(Loading(device="cpu"))
-    model = keeper.load(first)
+    keeper = keeper_on_cpu()
+    model = keeper.load(first).train()
     with pytest.raises(InputError, match="is damaged"):
         keeper.load(second)
-    assert_equal(model, load_model(str(first.path), device="cpu"))
+    assert_equal(model.eval(), load_model(str(first.path), device="cpu"))
+    model.train()
     assert keeper.load(third) is model
     assert_equal(model, load_model(str(third.path), device="cpu"))
 
 
-def test_it_stays_in_eval_mode_and_leaves_the_global_seed_alone(tmp_path: Path) -> None:
-    save_folder(tiny_model(), tmp_path / "checkpoint-1")
-    (checkpoint,) = find_checkpoints(tmp_path)
-    keeper = ModelKeeper(Loading(device="cpu"))
-    state = torch.get_rng_state()
-    keeper.load(checkpoint).train()
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not keeper.load(checkpoint).training
-
-
-def test_lightning_needs_the_name_of_a_model(tmp_path: Path) -> None:
-    expected = train_with_lightning(tmp_path / "run")
-    found = find_checkpoints(tmp_path / "run")
-    with pytest.raises(
-        InputError, match=r"step=2.ckpt' does not say which .*--base NAME, a folder"
-    ):
-        ModelKeeper(Loading(device="cpu")).load(found[0])
-    base = save_folder(tiny_model(), tmp_path / "base")
-    keeper = ModelKeeper(Loading(base=str(base), device="cpu"))
-    for checkpoint in found:
-        model = keeper.load(checkpoint)
-        state = model.state_dict()
-        weights = expected[checkpoint.name.step]
-        assert state.keys() == weights.keys()
-        assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
-    other = save_folder(tiny_model(num_hidden_layers=2), tmp_path / "other")
+def test_checkpoints_without_a_config_need_a_base(tmp_path: Path) -> None:
+    source = tiny_model()
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "step=2.ckpt")
+    (found,) = find_checkpoints(tmp_path)
+    with pytest.raises(InputError, match=r"step=2.ckpt' does not say which .*--base NAME"):
+        keeper_on_cpu().load(found)
+    same, other = saved(tmp_path / "same"), saved(tmp_path / "other", num_hidden_layers=2)
+    assert_equal(keeper_on_cpu(base=str(same.path)).load(found), source)
     with pytest.raises(InputError, match="does not hold the weights of this LlamaForCausalLM"):
-        ModelKeeper(Loading(base=str(other), device="cpu")).load(found[0])
+        keeper_on_cpu(base=str(other.path)).load(found)
     with pytest.raises(InputError, match=r"there is no folder './nowhere'"):
-        ModelKeeper(Loading(base="./nowhere", device="cpu")).load(found[0])
+        keeper_on_cpu(base="./nowhere").load(found)
+    assert config_of(other, Loading(base="./nowhere")).num_hidden_layers == 2  # its own first
 
 
-def test_a_config_of_its_own_comes_first(tmp_path: Path) -> None:
-    save_folder(tiny_model(num_hidden_layers=2), tmp_path / "checkpoint-1")
-    (checkpoint,) = find_checkpoints(tmp_path)
-    assert config_of(checkpoint, Loading(base="./nowhere")).num_hidden_layers == 2
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        ({"model_type": "t5"}, "which is no decoder"),
+        ({"model_type": ["llama"]}, "cannot be loaded"),
+        ({"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "only with --trust-remote-"),
+    ],
+)
+def test_models_that_cannot_be_measured_are_refused(
+    tmp_path: Path, entries: dict[str, Any], said: str
+) -> None:
+    checkpoint = saved(tmp_path)
+    code = "from pathlib import Path\nPath(__file__ + '.ran').touch()\n"
+    (checkpoint.path / "own.py").write_text(code)
+    edit_config(checkpoint, **entries)
+    with pytest.raises(InputError, match=said):
+        keeper_on_cpu().load(checkpoint)
+    assert not list(tmp_path.rglob("*.ran"))
 
 
-def test_models_that_cannot_be_measured_are_refused(tmp_path: Path) -> None:
-    save_folder(build("t5").model, tmp_path / "checkpoint-1")
-    (checkpoint,) = find_checkpoints(tmp_path)
-    with pytest.raises(InputError, match="holds a T5ForConditionalGeneration, which is no decoder"):
-        config_of(checkpoint, Loading())
-    (tmp_path / "checkpoint-1" / "config.json").write_text("{")
-    with pytest.raises(InputError, match=r"cannot be loaded: .*not a valid JSON file"):
-        config_of(checkpoint, Loading())
-
-
-def test_half_precision_is_measured_in_float32_on_a_cpu(tmp_path: Path) -> None:
+def test_auto_is_float32_on_a_cpu_and_else_what_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_folder(tiny_model().to(torch.float16), tmp_path / "checkpoint-1")
     (checkpoint,) = find_checkpoints(tmp_path)
-    model = ModelKeeper(Loading(device="cpu")).load(checkpoint)
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert keeper_on_cpu().load(checkpoint).dtype == torch.float32
+    monkeypatch.setattr("sr_monitor.replay.models.torch_dtype", lambda *_: "auto")
+    assert keeper_on_cpu().load(checkpoint).dtype == torch.float16
+    bare = {f"net.{name}": t.bfloat16() for name, t in tiny_model().state_dict().items()}
+    torch.save({"seen": torch.ones(2, dtype=torch.int64)} | bare, tmp_path / "bare.ckpt")
+    (found,) = find_checkpoints(tmp_path / "bare.ckpt")
+    assert keeper_on_cpu(base=str(checkpoint.path)).load(found).dtype == torch.bfloat16
 
 
-def test_the_stored_format_is_that_of_the_first_floating_weight() -> None:
-    whole, half = torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.float16)
-    assert stored_dtype([whole, half, torch.ones(2)]) == torch.float16
-    assert stored_dtype([whole]) == torch.float32
-
-
-def test_building_takes_no_notice_of_what_was_in_memory(tmp_path: Path) -> None:
-    config = tiny_model(tie_word_embeddings=True).config
+def test_building_leaves_the_config_and_the_global_seed_alone() -> None:
+    config, state = tiny_model(tie_word_embeddings=True).config, torch.get_rng_state()
     before = dict(config.to_dict())
     model: Any = build_model(config, torch.bfloat16)
     assert config.to_dict() == before
+    assert torch.equal(torch.get_rng_state(), state)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert model.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
-def test_code_of_a_model_is_run_only_when_asked_for(tmp_path: Path) -> None:
-    folder = save_folder(tiny_model(), tmp_path / "checkpoint-1")
-    (folder / "own.py").write_text("from pathlib import Path\nPath(__file__ + '.ran').touch()\n")
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
-    (folder / "config.json").write_text(json.dumps(config))
-    (checkpoint,) = find_checkpoints(tmp_path)
-    with pytest.raises(InputError, match="which is run only with --trust-remote-code"):
-        ModelKeeper(Loading(device="cpu")).load(checkpoint)
-    assert not list(tmp_path.rglob("*.ran"))
-
-
 def test_a_device_map_holds_the_same_weights_again_and_again(tmp_path: Path) -> None:
     for seed in (1, 2):
         save_folder(build("olmo", seed=seed).model, tmp_path / f"checkpoint-{seed}")
-    keeper, plain = ModelKeeper(Loading(device_map="auto")), ModelKeeper(Loading(device="cpu"))
+    keeper, plain = ModelKeeper(Loading(device_map="auto")), keeper_on_cpu()
     for checkpoint in find_checkpoints(tmp_path):
         found, expected = keeper.load(checkpoint), plain.load(checkpoint)
         for name, weight in tensors_of(expected).items():

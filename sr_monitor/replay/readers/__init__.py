@@ -1,1 +1,25 @@
-"""How saved weights are read, one file for each format."""
+"""How saved weights are read: one file for each kind of checkpoint, each found by itself.
+
+reader = recognise(Path("checkpoint-500"))
+weights = reader.read(Path("checkpoint-500")) if reader else {}
+"""
+
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+from sr_monitor.replay.readers.base import READERS
+from sr_monitor.replay.readers.base import CheckpointReader as CheckpointReader
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")
+
+
+def recognise(path: Path) -> CheckpointReader | None:
+    """Return the reader for the checkpoint that a file or a folder is; None if it is none."""
+    return next((reader for reader in READERS if reader.recognises(path)), None)
+
+
+def looked_for() -> str:
+    """Return what checkpoints are recognised by, for the error that none was found."""
+    return ", ".join(reader.looked_for for reader in READERS if reader.looked_for)

@@ -1,151 +1,149 @@
 """Sharded checkpoints of `torch.distributed.checkpoint`, read without its loader.
 
-Such a folder holds files of tensors, each tensor saved by itself with `torch.save`, and a table
-that says which bytes of which file are which part of which weight. FSDP, Lightning's sharded
-strategies and accelerate write them. Torch's own loader unpickles the table, runs what some of
-its entries hold, and opens whatever paths it names; here the table is data, and each claim in it
-is checked against the files in the folder before memory is taken for it.
+Such a folder holds files in which each part of a weight was saved by itself with `torch.save`, and
+a table of which bytes hold which part. FSDP, Lightning's sharded strategies and accelerate write
+them. Torch's own loader unpickles the table, runs some of what it points to, and opens any path in
+it. Here the table is data, and what it says is checked against the files before memory is taken.
 
-    folder = Path("checkpoint-500/pytorch_model_fsdp_0")
-    weights = read_parts(folder, read_table(folder / METADATA))
+    weights = read_sharded(Path("checkpoint-500/pytorch_model_fsdp_0"))
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 from zipfile import ZipFile
 
 import torch
 from torch import Tensor
 
-from sr_monitor.replay.readers.inert import Name, Stub, pairs, read_inert, strings, stub
+from sr_monitor.replay.readers.base import CheckpointReader, register, step_in
+from sr_monitor.replay.readers.files import explained, read_torch
+from sr_monitor.replay.readers.inert import Name, Stub, fields, only, pairs, read_inert
 
 METADATA = ".metadata"
 """The table of a sharded checkpoint, which is written last."""
 
-_WEIGHTS = ("model", "state_dict")
+_KEYS = ("model", "state_dict")
 """Where the weights are: the key of FSDP, and the other one that Lightning uses."""
-_DCP = "torch.distributed.checkpoint"
-_TABLE, _TENSOR, _PROPERTIES, _CHUNK, _INDEX = (
-    f"{_DCP}.metadata.{name}"
-    for name in (
-        "Metadata",
-        "TensorStorageMetadata",
-        "TensorProperties",
-        "ChunkStorageMetadata",
-        "MetadataIndex",
-    )
-)
-_PLACE = f"{_DCP}.filesystem._StorageInfo"
-_SIZE = "torch.Size"
 _DTYPES = {str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
-_PATHS = (f"pathlib{p}.{kind}Path" for p in ("", "._local") for kind in ("Posix", "Windows"))
-_NAMES = frozenset(
-    [_TABLE, _TENSOR, _PROPERTIES, _CHUNK, _INDEX, _PLACE, _SIZE, *_DTYPES, *_PATHS]
-    + [f"{_DCP}.metadata.{n}" for n in ("BytesStorageMetadata", "StorageMeta")]
-    + [f"{_DCP}.metadata._MEM_FORMAT_ENCODING", "torch.serialization._get_layout"]
-    + ["collections.OrderedDict"]
-)
-"""All that a table may name."""
+_DCP = "torch.distributed.checkpoint"
+_TENSOR = f"{_DCP}.metadata.TensorStorageMetadata"
+_CLASSES = ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING")
+_ALLOWED = {
+    *(f"{_DCP}.metadata.{name}" for name in _CLASSES),
+    *(f"{_DCP}.metadata.{kind}StorageMetadata" for kind in ("Bytes", "Chunk", "Tensor")),
+    *(f"pathlib{part}.{kind}Path" for part in ("", "._local") for kind in ("Posix", "Windows")),
+    *(f"{_DCP}.filesystem._StorageInfo", "torch.serialization._get_layout", "torch.Size"),
+    *("collections.OrderedDict", *_DTYPES),
+}
+"""All that a table may name, to be kept as a name."""
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """A block of a weight, and the bytes of a file that hold it."""
+class _Part(NamedTuple):
+    """A block of a weight, and the bytes that hold it."""
 
     offsets: Shape
     shape: Shape
-    file: str
+    file: Path
     start: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Weight:
-    """A weight, in one part or in several."""
+class _Weight(NamedTuple):
+    """A weight in parts."""
 
     dtype: torch.dtype
     shape: Shape
     parts: list[_Part]
 
 
-Weights = Mapping[str, _Weight]
-"""What the table of a checkpoint lists."""
+@register
+class ShardedFolder(CheckpointReader):
+    """A folder of shards with their table, such as Lightning's sharded `.ckpt` folders."""
+
+    looked_for = f"a folder of shards ({METADATA}), such as Lightning's sharded .ckpt"
+
+    def recognises(self, path: Path) -> bool:
+        """Return whether the table is there."""
+        return (path / METADATA).is_file()
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Return the weights, whole."""
+        return read_sharded(path)
+
+    def step(self, path: Path) -> int | None:
+        """Return the step that Lightning saves beside the shards."""
+        file = path / "meta.pt"
+        return step_in(read_torch(file)) if file.exists() else None
 
 
-def read_table(file: Path) -> Weights:
-    """Return what the table lists as weights, by their names in the model.
+def read_sharded(folder: Path) -> dict[str, Tensor]:
+    """Return the weights in a folder of shards, whole; no process group is needed.
 
     Those under the key "model" or "state_dict" if there is one, else every tensor.
     """
-    table = stub(read_inert(file.read_bytes(), _NAMES)).fields(_TABLE)
-    entries, places = strings(table["state_dict_metadata"]), _places(table["storage_data"])
-    weights = {}
-    for name, own in _weight_names(table.get("planner_data"), entries).items():
-        entry = entries.get(name)
-        if isinstance(entry, Stub) and entry.name == _TENSOR:  # others are pickles, left alone
-            weights[own] = _weight(name, entry, places)
-    return weights
+    with explained(folder / METADATA) as file:
+        weights = _read_table(file)
+    with explained(folder):
+        _check_sizes(weights.values())
+        return {name: _join(weight) for name, weight in weights.items()}
 
 
-def read_parts(folder: Path, weights: Weights) -> dict[str, Tensor]:
-    """Return the weights that a table lists, whole; no process group is needed."""
-    names = {part.file for weight in weights.values() for part in weight.parts}
-    files = {name: _inside(folder, name) for name in names}
-    _check_sizes(weights.values(), {name: file.stat().st_size for name, file in files.items()})
-    return {name: _join(weight, files) for name, weight in weights.items()}
+def _read_table(file: Path) -> dict[str, _Weight]:
+    """Return the weights that the table lists, by their names in the model."""
+    table = fields(read_inert(file.read_bytes(), _ALLOWED))
+    entries, find = fields(table["state_dict_metadata"]), cache(partial(_inside, file.parent))
+    places: dict[object, dict[Shape, dict[str, object]]] = {name: {} for name in entries}
+    for index, place in pairs(table["storage_data"]):
+        key = fields(index)
+        if key.get("offset") is not None:  # pickles have none
+            places[only(str, key["fqn"])][_shape(key["offset"])] = fields(place)
+    return {
+        own: _weight(fields(entry), places[name], find)
+        for name, own in _own_names(table.get("planner_data"), entries).items()
+        # An entry of another class is a pickle, whatever attributes it has been given.
+        if isinstance(entry := entries.get(name), Stub) and entry.name == _TENSOR
+    }
 
 
-def _weight_names(planner: object, entries: Iterable[str]) -> dict[str, str]:
+def _own_names(planner: object, entries: Iterable[str]) -> dict[str, str]:
     """Map the names of the weights in the table to those without the key that they are under."""
-    paths: dict[str, tuple[str, ...]] = {name: (name,) for name in entries}
+    paths = {name: [name] for name in entries}
     if isinstance(planner, Stub) and planner.items:
-        paths = {name: _path(path) for name, path in strings(planner).items()}
+        paths = {
+            name: [key if isinstance(key, str) else str(_count(key)) for key in path]
+            for name, path in fields(planner).items()
+            if isinstance(path, tuple) and path
+        }
     keys = {path[0] for path in paths.values() if len(path) > 1}
-    under = next((key for key in _WEIGHTS if key in keys), None)
+    under = next((key for key in _KEYS if key in keys), None)
     if under is None:
         return {name: ".".join(path) for name, path in paths.items()}
     return {name: ".".join(path[1:]) for name, path in paths.items() if path[0] == under}
 
 
-def _path(path: object) -> tuple[str, ...]:
-    if not (isinstance(path, tuple) and path and all(type(key) in (str, int) for key in path)):
-        raise ValueError("the path of a weight is none")
-    return tuple(map(str, path))
-
-
-def _places(storage: object) -> dict[tuple[str, Shape], Stub]:
-    """Map the name and the offsets of each part to its place in the files."""
-    found = {}
-    for index, place in pairs(storage):
-        fields = stub(index).fields(_INDEX)
-        if fields.get("offset") is not None:  # pickles have none
-            found[str(fields["fqn"]), _shape(fields["offset"])] = stub(place)
-    return found
-
-
-def _weight(name: str, entry: Stub, places: dict[tuple[str, Shape], Stub]) -> _Weight:
-    """Return a weight as its entry describes it, with the place of each of its parts."""
-    fields = entry.fields(_TENSOR)
-    if not isinstance(fields["chunks"], list):
-        raise ValueError(f"{name} has no list of chunks")
-    parts = [_part(name, stub(chunk).fields(_CHUNK), places) for chunk in fields["chunks"]]
-    return _Weight(_dtype(fields["properties"]), _shape(fields["size"]), parts)
-
-
-def _part(name: str, box: dict[str, object], places: dict[tuple[str, Shape], Stub]) -> _Part:
-    offsets, shape = _shape(box["offsets"]), _shape(box["sizes"])
-    place = places[name, offsets].fields(_PLACE)
-    if place.get("transform_descriptors"):
-        raise ValueError(f"{name} is compressed; save it without extensions")
-    file = place["relative_path"]
-    if not isinstance(file, str):
-        raise ValueError(f"{name} is in no file")
-    return _Part(offsets, shape, file, _count(place["offset"]), _count(place["length"]))
+def _weight(
+    entry: dict[str, object],
+    places: Mapping[Shape, dict[str, object]],
+    find: Callable[[str], Path],
+) -> _Weight:
+    """Return a weight with all its parts, as the table describes them."""
+    parts = []
+    for chunk in only(list, entry["chunks"]):
+        box = fields(chunk)
+        offsets, shape = _shape(box["offsets"]), _shape(box["sizes"])
+        place = places[offsets]
+        if place.get("transform_descriptors"):
+            raise ValueError("the shards are compressed; save them without extensions")
+        file = find(only(str, place["relative_path"]))
+        parts.append(_Part(offsets, shape, file, _count(place["offset"]), _count(place["length"])))
+    first, *_ = only(tuple, only(Stub, entry["properties"]).state)
+    return _Weight(_DTYPES[only(Name, first).name], _shape(entry["size"]), parts)
 
 
 def _count(value: object) -> int:
@@ -155,77 +153,65 @@ def _count(value: object) -> int:
 
 
 def _shape(value: object) -> Shape:
-    """Return the sizes in a `torch.Size`."""
-    args = value.args if isinstance(value, Stub) and value.name == _SIZE else ()
-    if not (len(args) == 1 and isinstance(args[0], tuple)):
-        raise ValueError("a shape that is none")
-    return tuple(map(_count, args[0]))
-
-
-def _dtype(properties: object) -> torch.dtype:
-    """Return the dtype, which comes first in the state of a `TensorProperties`."""
-    found = stub(properties)
-    first = found.state[0] if isinstance(found.state, tuple) and found.state else None
-    if found.name != _PROPERTIES or not isinstance(first, Name) or first.name not in _DTYPES:
-        raise ValueError("a dtype that is none")
-    return _DTYPES[first.name]
+    (sizes,) = only(Stub, value).args
+    return tuple(map(_count, only(tuple, sizes)))
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """Return a file in the folder, or refuse one that is elsewhere or no regular file."""
+    """Return a file in the folder; refuse one that is elsewhere or no regular file."""
     path = folder / name
     if ".." in path.parts or not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"its table names {name!r}, outside of the folder")
+        raise ValueError(f"it names {name!r}, outside of the folder")
     if not path.is_file():
         raise ValueError(f"{name!r} is missing")
     return path
 
 
-def _check_sizes(weights: Iterable[_Weight], sizes: Mapping[str, int]) -> None:
+def _check_sizes(weights: Iterable[_Weight]) -> None:
     """Refuse parts that exceed their weight or their file, and bytes that are used twice."""
+    sizes: dict[Path, int] = {}
     total = 0
-    for weight in weights:
-        for part in weight.parts:
-            total += part.length
-            ends = (o + n for o, n in zip(part.offsets, part.shape, strict=True))
-            if any(end > n for end, n in zip(ends, weight.shape, strict=True)):
+    for dtype, whole, parts in weights:
+        for offsets, shape, file, start, length in parts:
+            ends = map(sum, zip(offsets, shape, strict=True))
+            if any(end > size for end, size in zip(ends, whole, strict=True)):
                 raise ValueError("a part reaches beyond its weight")
-            needed = math.prod(part.shape) * weight.dtype.itemsize
-            if part.start + part.length > sizes[part.file] or part.length < needed:
-                raise ValueError(f"{part.file!r} is too short")
-        if sum(math.prod(part.shape) for part in weight.parts) != math.prod(weight.shape):
+            size = sizes.setdefault(file, file.stat().st_size)
+            if start + length > size or length < math.prod(shape) * dtype.itemsize:
+                raise ValueError(f"{file.name!r} is too short")
+            total += length
+        if sum(math.prod(part.shape) for part in parts) != math.prod(whole):
             raise ValueError("the parts of a weight do not add up to it")
     if total > sum(sizes.values()):
         raise ValueError("several weights share the same bytes")
 
 
-def _join(weight: _Weight, files: Mapping[str, Path]) -> Tensor:
+def _join(weight: _Weight) -> Tensor:
     """Return a weight put together from its parts, which have to cover it."""
-    tensors = ((part, _load(files[part.file], part, weight.dtype)) for part in weight.parts)
+    tensors = (_load(part, weight.dtype) for part in weight.parts)
     if len(weight.parts) == 1:
-        return next(tensors)[1]
+        return next(tensors)
     whole = torch.empty(weight.shape, dtype=weight.dtype)
     covered = torch.zeros(weight.shape, dtype=torch.bool)
-    for part, tensor in tensors:
+    for part, tensor in zip(weight.parts, tensors, strict=True):
         box = tuple(slice(o, o + n) for o, n in zip(part.offsets, part.shape, strict=True))
-        whole[box] = tensor
-        covered[box] = True
+        whole[box], covered[box] = tensor, True
     if not covered.all():
         raise ValueError("the parts of a weight overlap")
     return whole
 
 
-def _load(file: Path, part: _Part, dtype: torch.dtype) -> Tensor:
-    """Return the tensor that was saved in these bytes, if it is the one that the table says."""
-    with file.open("rb") as opened:
-        opened.seek(part.start)
-        content = BytesIO(opened.read(part.length))
+def _load(part: _Part, dtype: torch.dtype) -> Tensor:
+    """Return the tensor that was saved in some bytes, if it is the one that the table says."""
+    with part.file.open("rb") as file:
+        file.seek(part.start)
+        content = BytesIO(file.read(part.length))
     if sum(entry.file_size for entry in ZipFile(content).infolist()) > part.length:
-        raise ValueError(f"{part.file!r} is compressed")
+        raise ValueError(f"{part.file.name!r} is compressed")
     content.seek(0)
     tensor: object = torch.load(content, map_location="cpu", weights_only=True)
     if type(tensor) is not Tensor or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        raise ValueError(f"{part.file!r} holds no plain tensor where its table says so")
+        raise ValueError(f"{part.file.name!r} holds no plain tensor where its table says so")
     if (tensor.dtype, tuple(tensor.shape)) != (dtype, part.shape):
-        raise ValueError(f"{part.file!r} holds another tensor than its table says")
+        raise ValueError(f"{part.file.name!r} holds another tensor than its table says")
     return tensor.detach()

@@ -1,0 +1,86 @@
+"""What a reader is: one kind of checkpoint, recognised by its files and read without running them.
+
+A new kind is one file in this folder, which is found by itself:
+
+    @register
+    class NanoGPT(CheckpointReader):
+        looked_for = "nanoGPT's ckpt.pt"
+
+        def recognises(self, path):
+            return path.name == "ckpt.pt"
+
+        def read(self, path):
+            return tensors_in(read_torch(path)["model"])
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from sr_monitor.errors import InputError
+
+READERS: list["CheckpointReader"] = []
+"""The kinds of checkpoint that are known."""
+
+_LARGEST_STEP = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class CheckpointReader(ABC):
+    """One kind of checkpoint; except in `recognises`, each `path` is one of its kind."""
+
+    looked_for: ClassVar[str] = ""
+    """What it is recognised by, for the error that says what was looked for."""
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Return whether a file or a folder is a checkpoint of this kind, by its name and files."""
+
+    def read(self, path: Path) -> dict[str, Tensor]:
+        """Return all the weights, by the names they were saved under, on the CPU.
+
+        A kind that does not override this is recognised only to explain, in `problem`, what to do.
+        """
+        raise InputError(self.problem(path))
+
+    def problem(self, path: Path) -> str | None:
+        """Return why it cannot be read and what to do; None if nothing is known against it."""
+        return None
+
+    def step(self, path: Path) -> int | None:
+        """Return the step it was saved at, if its files say so."""
+        try:
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except Exception:  # a damaged or deeply nested file is no reason to refuse the weights
+            return None
+        return step_in(state)
+
+    def config(self, path: Path) -> Path | None:
+        """Return the folder whose config.json describes the model, if there is one."""
+        places = (path, path.resolve().parent)
+        return next((place for place in places if (place / "config.json").is_file()), None)
+
+    def files(self, path: Path) -> Iterable[Path]:
+        """Return the files that hold the weights."""
+        return path.rglob("*") if path.is_dir() else [path]
+
+
+_Kind = TypeVar("_Kind", bound=type[CheckpointReader])
+
+
+def register(kind: _Kind) -> _Kind:
+    """Add a kind of checkpoint to those that are known; kinds that can be read are asked first."""
+    READERS.append(kind())
+    READERS.sort(key=lambda reader: type(reader).read is CheckpointReader.read)
+    return kind
+
+
+def step_in(state: object) -> int | None:
+    """Return the `global_step` of a trainer's state, if it is a step."""
+    step = state.get("global_step") if isinstance(state, dict) else None
+    return step if type(step) is int and 0 <= step <= _LARGEST_STEP else None
