@@ -257,7 +257,7 @@ def test_a_part_that_the_index_names_has_to_be_there(tmp_path: Path) -> None:
 def test_a_folder_without_a_checkpoint_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "notes.txt").touch()
-    expected = r"no known checkpoint; looked, .* model.safetensors .*_fsdp_0\), a Lightning .ckpt"
+    expected = r"no known checkpoint; looked, .* \(model.safetensors .* a Lightning .ckpt file"
     with pytest.raises(InputError, match=expected):
         find_checkpoints(tmp_path)
     with pytest.raises(InputError, match=r"notes.txt' holds no known checkpoint; name the folder"):
