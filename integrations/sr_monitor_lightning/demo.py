@@ -1,6 +1,6 @@
 """The demo's training, by Lightning.
 
-losses = train(model, windows, plan, prompts, Path("runs/demo"), bar("training"))
+train(model, rows, plan, callback, Path("runs/demo"), tell)
 """
 
 import logging
@@ -10,30 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from sr_monitor import PromptSet, at
-from sr_monitor.cli.demo import DemoPlan
+from sr_monitor.cli.demo_training import DemoPlan, Rows
 from sr_monitor_lightning.callback import StableRegionCallback
 
 
 def train(
     model: nn.Module,
-    windows: Int[Tensor, "window token"],
+    rows: Rows,
     plan: DemoPlan,
-    prompts: PromptSet,
+    callback: StableRegionCallback,
     folder: Path,
-    progress: Callable[[int, int], None],
-) -> dict[int, float]:
-    """Trains `model` on `windows` and watches it; the loss of each step."""
-    module = _Module(model, plan)
-    watch = StableRegionCallback(
-        prompts, schedule=at(plan.steps), log_dir=folder, on_error="raise", **vars(plan.config)
-    )
-    loader = DataLoader(_Windows(windows), batch_size=plan.batch_size, shuffle=True)
+    tell: Callable[[int, float], None],
+) -> None:
+    """Train `model` on `rows`, watched by `callback`; `tell` is told the loss of each step."""
+    loader: DataLoader[Any] = DataLoader(rows, batch_size=plan.batch_size, shuffle=True)  # type: ignore[arg-type]
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
@@ -42,38 +36,28 @@ def train(
             max_steps=plan.num_steps,
             accelerator="cpu",
             gradient_clip_val=1.0,
-            callbacks=[watch, _Progress(progress)],
+            callbacks=[callback],
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-        ).fit(module, loader)
-    return module.losses
-
-
-class _Windows(torch.utils.data.Dataset[dict[str, Tensor]]):
-    def __init__(self, windows: Int[Tensor, "window token"]) -> None:
-        self._windows = windows
-
-    def __len__(self) -> int:
-        return len(self._windows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self._windows[index], "labels": self._windows[index]}
+        ).fit(_Module(model, plan, tell), loader)
 
 
 class _Module(LightningModule):
     """Next-token training of a model."""
 
-    def __init__(self, model: nn.Module, plan: DemoPlan) -> None:
+    def __init__(
+        self, model: nn.Module, plan: DemoPlan, tell: Callable[[int, float], None]
+    ) -> None:
         super().__init__()
         self.model = model
         self.plan = plan
-        self.losses: dict[int, float] = {}
+        self.tell = tell
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         loss: Tensor = self.model(**batch).loss
-        self.losses[self.global_step + 1] = loss.item()
+        self.tell(self.global_step + 1, loss.item())
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -83,13 +67,3 @@ class _Module(LightningModule):
         )
         scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-2, 1, total_iters=warm_up)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
-
-
-class _Progress(Callback):
-    """Says how far the training is."""
-
-    def __init__(self, progress: Callable[[int, int], None]) -> None:
-        self._progress = progress
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        self._progress(trainer.global_step, int(trainer.max_steps))

@@ -1,30 +1,28 @@
 """The demo's training, by the Hugging Face Trainer.
 
-losses = train(model, windows, plan, prompts, Path("runs/demo"), bar("training"))
+train(model, rows, plan, callback, Path("runs/demo"), tell)
 """
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Int
-from torch import Tensor, nn
+from torch import nn
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from sr_monitor import PromptSet, at
-from sr_monitor.cli.demo import DemoPlan
+from sr_monitor.cli.demo_training import DemoPlan, Rows
 from sr_monitor_transformers.callback import StableRegionCallback
 
 
 def train(
     model: nn.Module,
-    windows: Int[Tensor, "window token"],
+    rows: Rows,
     plan: DemoPlan,
-    prompts: PromptSet,
+    callback: StableRegionCallback,
     folder: Path,
-    progress: Callable[[int, int], None],
-) -> dict[int, float]:
-    """Trains `model` on `windows` and watches it; the loss of each step."""
+    tell: Callable[[int, float], None],
+) -> None:
+    """Train `model` on `rows`, watched by `callback`; `tell` is told the loss of each step."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=plan.num_steps,
@@ -41,27 +39,16 @@ def train(
         disable_tqdm=True,
         include_num_input_tokens_seen="all",
     )
-    watch = StableRegionCallback(
-        prompts, schedule=at(plan.steps), log_dir=folder, on_error="raise", **vars(plan.config)
-    )
-    rows: Any = [{"input_ids": window, "labels": window} for window in windows]
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=rows,
-        callbacks=[watch, _Progress(progress)],
-    )
+    data: Any = rows
+    trainer = Trainer(model, arguments, train_dataset=data, callbacks=[callback, _Losses(tell)])
     trainer.remove_callback(PrinterCallback)
     trainer.train()
-    logs = trainer.state.log_history
-    return {int(entry["step"]): entry["loss"] for entry in logs if "loss" in entry}
 
 
-class _Progress(TrainerCallback):
-    """Says how far the training is."""
+class _Losses(TrainerCallback):
+    def __init__(self, tell: Callable[[int, float], None]) -> None:
+        self._tell = tell
 
-    def __init__(self, progress: Callable[[int, int], None]) -> None:
-        self._progress = progress
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._progress(state.global_step, state.max_steps)
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if "loss" in kwargs["logs"]:  # the summary at the end has none
+            self._tell(state.global_step, kwargs["logs"]["loss"])

@@ -1,85 +1,93 @@
-"""What the command line shows: progress, tables, and complaints of one line.
+"""What the command line shows: tables, progress, and complaints of one line.
 
-Results go to stdout; progress, warnings and complaints to stderr. Progress is drawn only on a
-terminal.
+Results go to stdout; progress, warnings and complaints to stderr. Names come from strangers' files:
+control characters and escapes in them are shown as backslash sequences.
 
-    with progress_bars() as bar:
+    with progress() as bar:
         measure_paths(model, prompts_a, prompts_b, progress=bar("paths"))
-    print_facts("gpt2", {"median": "1.41", "seconds": "3.2"})
+    print_table([("median", "1.41"), ("seconds", "3.2")], "<<", title="gpt2")
 """
 
+import os
+import shlex
+import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_ALL = "checkpoints"
+_BYTES = "download"
+_DAY = 24 * 3600.0
+_UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "KB": 1e3, "B": 1}
 
 
-@contextmanager
-def progress_bars() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Bars that vanish at the end; what is yielded gives the bar by a name, new or old."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def start(name: str) -> Callable[[int, int], None]:
-            if name not in tasks:
-                tasks[name] = progress.add_task(name, total=None)
-            return lambda done, total: progress.update(tasks[name], completed=done, total=total)
-
-        yield start
+def visible(text: str) -> str:
+    """Return `text` with everything that is not printable as a backslash sequence."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def print_facts(title: str, facts: Mapping[str, str]) -> None:
-    """A table of two columns: what, and how much."""
-    table = _table(title)
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in facts.items():
-        table.add_row(name, escape(value))
-    _print(table)
+def size(num_bytes: int) -> str:
+    """Return a number of bytes in the unit that suits it, such as "5.12 GB"."""
+    unit = next((unit for unit, scale in _UNITS.items() if num_bytes >= scale), "B")
+    return f"{num_bytes / _UNITS[unit]:.4g} {unit}"
 
 
-def print_rows(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table of numbers under a header."""
-    table = _table(title, show_header=True)
-    for name in header:
-        table.add_column(name, justify="right", header_style="dim", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    _print(table)
+def pasteable(command: str, *words: str | Path) -> str:
+    """Return a command line; a command beside this one that is not on the PATH gets its path."""
+    beside = Path(sys.argv[0]).with_name(command)
+    found = str(beside) if not shutil.which(command) and beside.is_file() else command
+    return shlex.join([found, *map(str, words)])
+
+
+def say(*lines: str) -> None:
+    """Print lines to stdout; say nothing once nobody reads on, as after `| head -1`."""
+    if sys.stdout is None:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    text = "".join(f"{visible(line)}\n" for line in lines)
+    try:
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        drop_output()
+
+
+def drop_output() -> None:
+    """Let stdout lead nowhere: Python would try to flush it at its end, with a traceback."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(kind: str, message: str) -> None:
-    """One line on stderr, however many the message has."""
-    sys.stderr.write(f"sr-monitor: {kind}: {' '.join(message.split())}\n")
+    """Print one line to stderr, however many the message has."""
+    with suppress(AttributeError, OSError, ValueError):  # there may be no stderr
+        sys.stderr.write(f"sr-monitor: {kind}: {visible(' '.join(message.split()))}\n")
+
+
+def print_table(rows: Sequence[Sequence[str]], align: str, *, title: str = "") -> None:
+    """Print rows of cells; `align` has "<" or ">" for each column.
+
+    Nothing is cut off to fit the terminal: names are there to be copied.
+    """
+    rows = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if title:
+        say(title)
+    for row in rows:
+        cells = zip(row, align, widths, strict=True)
+        say("  ".join(f"{cell:{side}{width}}" for cell, side, width in cells).rstrip())
 
 
 @contextmanager
 def one_line_warnings() -> Iterator[None]:
-    """Shows warnings as complaints, without the line of code that gave them."""
+    """Show warnings as complaints, without the line of code that gave them."""
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
         complain("warning", str(message))
 
     with warnings.catch_warnings():
@@ -87,17 +95,55 @@ def one_line_warnings() -> Iterator[None]:
         yield
 
 
-def _table(title: str, *, show_header: bool = False) -> Table:
-    return Table(
-        title=escape(title),
-        title_justify="left",
-        title_style="bold",
-        show_header=show_header,
-        box=None,
-        pad_edge=False,
-        padding=(0, 3, 0, 0),
+@contextmanager
+def progress(
+    console: Console | None = None,
+) -> Iterator[Callable[[str], Callable[[int, int], None]]]:
+    """Draw bars on a terminal, for all checkpoints, a download, and what else is going on.
+
+    What is yielded starts a bar by its name. All bars vanish at the end.
+    """
+    console = console or Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeRemainingColumn(),
     )
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=_DAY,  # a checkpoint may take longer than the usual half minute
+    ) as display:
+        yield _Bars(display).start
 
 
-def _print(table: Table) -> None:
-    Console(highlight=False).print(table)
+class _Bars:
+    def __init__(self, display: Progress) -> None:
+        self._display = display
+        self._tasks: dict[str, TaskID] = {}
+
+    def start(self, name: str) -> Callable[[int, int], None]:
+        """Begin a bar; those that are neither of the whole nor of bytes take turns on one line."""
+        place = name if name in (_ALL, _BYTES) else ""
+        if place != _ALL and place in self._tasks:
+            self._display.remove_task(self._tasks.pop(place))
+        if place not in self._tasks:
+            self._tasks[place] = self._display.add_task(
+                name, total=None, amount="", visible=place != _BYTES
+            )
+        task, show = self._tasks[place], size if place == _BYTES else str
+
+        def update(done: int, total: int) -> None:
+            if task in self._display.task_ids:
+                self._display.update(
+                    task,
+                    completed=done,
+                    total=total,
+                    amount=f"{show(done)}/{show(total)}",
+                    visible=place != _BYTES or done < total,  # a download that is over is not shown
+                )
+
+        return update

@@ -1,28 +1,18 @@
-"""One model, measured once: what the command line asks for, shows and writes.
-
-Paths first, then slices; both of the same model, layer and prompts.
+"""One model, measured once: paths first, then slices, of the same model, layer and prompts.
 
 measurement = measure_model(model, prompts, MonitorConfig(num_pairs=64), bar)
-measurement.write(Path("stable-regions/gpt2"), title="gpt2")
 """
 
-import json
-import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from sr_monitor.errors import InputError
 from sr_monitor.model.ranks import ALONE, RankGroup
-from sr_monitor.probes.drawing import draw_curves, draw_slice, draw_slopes, save_figure
 from sr_monitor.probes.paths import Paths, measure_paths
-from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.probes.slices import Slices, measure_slices
-from sr_monitor.probes.statistics import Summary, median_curve, summarise
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.watch.config import MonitorConfig
 
@@ -46,11 +36,6 @@ class Measurement:
     seconds: float
     """How long it took, model and prompts at hand."""
 
-    @property
-    def slope(self) -> Summary:
-        """The maximum slope over the pairs."""
-        return summarise(self.paths.max_slope, self.paths.kept)
-
     def check_finite(self) -> None:
         """Refuse a measurement that tells nothing, because all outputs are NaN or Inf."""
         if bool(self.paths.distance.isinf().any(dim=1).all()):
@@ -58,76 +43,6 @@ class Measurement:
                 f"not one output of {len(self.paths.distance)} pairs is finite: the weights hold "
                 "NaN or Inf, as after a diverged loss; look at the loss and the learning rate"
             )
-
-    def facts(self) -> dict[str, str]:
-        """The lines of the table."""
-        slope, paths = self.slope, self.paths
-        points = paths.num_points + (self.slices.num_points if self.slices else 0)
-        return {
-            "prompts": f"{len(paths.distance)} pairs of {self.prompts.num_tokens} tokens, "
-            f"{self.prompts.source}",
-            "maximum slope": f"{slope.median:.3f} (median)",
-            "quartiles": f"{slope.q25:.3f} to {slope.q75:.3f}",
-            "95% interval": f"{slope.low:.3f} to {slope.high:.3f} (of the median)",
-            "noise floor": f"{paths.noise_floor:.1e}",
-            "pairs left out": f"{paths.num_left_out}",
-            "seconds": f"{self.seconds:.1f}",
-            "points": f"{points:,} ({paths.engine})",
-        }
-
-    def numbers(self) -> dict[str, Any]:
-        """Everything but the slices' maps, as plain values."""
-        paths = self.paths
-        curves = fill_gaps(paths.alphas, paths.relative)
-        q25, median, q75 = median_curve(curves, paths.kept)
-        return {
-            **asdict(self.config),
-            "num_tokens": self.prompts.num_tokens,
-            "prompts": self.prompts.source,
-            "prompts_fingerprint": self.prompts.fingerprint,
-            "max_slope": asdict(self.slope),
-            "noise_floor": paths.noise_floor,
-            "noise_distance": paths.noise_distance,
-            "num_points": paths.num_points,
-            "engine": paths.engine,
-            "seconds": self.seconds,
-            "curve": {"alpha": paths.alphas, "q25": q25, "median": median, "q75": q75},
-            "pairs": {
-                "kept": paths.kept,
-                "max_slope": paths.max_slope,
-                "location": paths.location,
-                "width": paths.width,
-                "end_distance": paths.end_distance,
-                "input_distance": paths.input_distance,
-            },
-        }
-
-    def write(self, folder: Path, *, title: str, **about: Any) -> list[Path]:
-        """Writes the pictures, the prompts and the numbers; returns their paths."""
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            written = [*self._draw(folder, title), folder / "prompts.json"]
-            self.prompts.save(written[-1])
-            written.append(folder / "measurement.json")
-            written[-1].write_text(_to_json(about | self.numbers()), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write to {str(folder)!r}: {error}; name another") from error
-        return written
-
-    def _draw(self, folder: Path, title: str) -> list[Path]:
-        for earlier in folder.glob("slice-*.png"):  # there may be more of them than now
-            earlier.unlink()
-        pictures = {
-            "curves.png": draw_curves(self.paths, title=title),
-            "slopes.png": draw_slopes(self.paths, title=title),
-        }
-        if self.slices is not None:
-            for index in range(len(self.slices.foot)):
-                figure = draw_slice(self.slices, index, prompts=self.prompts.texts_of_triple(index))
-                pictures[f"slice-{index}.png"] = figure
-        for name, figure in pictures.items():
-            save_figure(figure, folder / name)
-        return [folder / name for name in pictures]
 
 
 def measure_model(
@@ -176,21 +91,3 @@ def measure_model(
         slices=slices,
         seconds=time.perf_counter() - started,
     )
-
-
-def _to_json(numbers: dict[str, Any]) -> str:
-    """One line for each entry at the top."""
-    plain = _plain(numbers).items()
-    lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in plain]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _plain(value: Any) -> Any:
-    """Tensors as lists, and what JSON has no number for as null."""
-    if isinstance(value, Tensor):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,9 +10,11 @@ import torch
 from PIL import Image
 
 from sr_monitor import cli
-from sr_monitor.cli.demo import DemoPlan, Framework, Outcome, run_demo
+from sr_monitor.cli.demo_training import DemoPlan, Framework, Outcome, run_demo
 from sr_monitor.errors import InputError
 from sr_monitor.probes import keys
+from sr_monitor.probes.measuring import no_bar
+from sr_monitor.probes.statistics import summarise
 from sr_monitor.prompts.python_corpus import docstrings, python_texts
 from sr_monitor.watch.config import MonitorConfig
 
@@ -27,11 +28,6 @@ TINY = DemoPlan(
     config=MonitorConfig(num_pairs=4, num_steps=5, num_slices=1, slice_resolution=4),
 )
 FRAMEWORKS: tuple[Framework, ...] = get_args(Framework)
-
-
-def no_bar(_: str) -> Callable[[int, int], None]:
-    """Progress that nobody looks at."""
-    return lambda done, total: None
 
 
 @pytest.fixture(scope="module", params=FRAMEWORKS)
@@ -66,14 +62,9 @@ def test_the_model_is_measured_at_the_steps_and_learns(outcome: Outcome) -> None
     assert [record.step for record in outcome.records] == [0, 2, 6]
     assert sorted(outcome.losses) == [1, 2, 3, 4, 5, 6]
     assert outcome.losses[1] > outcome.losses[6]
-    assert [row[0] for row in outcome.rows()] == ["0", "2", "6"]
-    assert [row[1] for row in outcome.rows()] == ["", *(f"{outcome.losses[k]:.2f}" for k in (2, 6))]
+    assert outcome.records[-1].tokens == 6 * TINY.batch_size * TINY.window
     first, last = outcome.records[0].paths, outcome.records[-1].paths
     assert not torch.equal(first.distance, last.distance)
-
-
-def test_tokens_are_counted(outcome: Outcome) -> None:
-    assert outcome.records[-1].tokens == 6 * TINY.batch_size * TINY.window
 
 
 @pytest.mark.usefixtures("outcome")
@@ -109,28 +100,23 @@ def test_the_command_gives_the_same_numbers_again(
         again.append(run_demo(folder, TINY, framework, bar))
         return again[0]
 
-    monkeypatch.setattr("sr_monitor.cli.run_demo", tiny)
+    monkeypatch.setattr("sr_monitor.cli.demo_training.run_demo", tiny)
     option = ["--lightning"] if framework == "lightning" else []
     assert cli.main(["demo", "--out", str(tmp_path), *option]) == 0
     assert slopes_of(again[0]) == slopes_of(outcome)
+    slopes = summarise(outcome.records[0].paths.max_slope, outcome.records[0].paths.kept)
     assert again[0].losses == outcome.losses
     out, err = capsys.readouterr()
     assert err.splitlines() == [
         f"sr-monitor: results in {tmp_path / 'stable_regions'}; to watch: "
         f"tensorboard --logdir {tmp_path}"
     ]
+    losses = [f"{outcome.losses[step]:.2f}" for step in (2, 6)]
     rows = [line.split() for line in out.splitlines()]
-    assert [row[0] for row in rows if row[0].isdigit()] == ["0", "2", "6"]
+    rows = [row[:2] for row in rows if row[0].isdigit()]
+    assert rows == [["0", f"{slopes.median:.3f}"], ["2", losses[0]], ["6", losses[1]]]
     assert f" measure {tmp_path / 'model'}\n" in out
     assert out.endswith(f"tensorboard --logdir {tmp_path}\n")
-
-
-def test_a_folder_that_cannot_be_is_refused_before_the_work(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "taken").touch()
-    assert cli.main(["demo", "--out", str(tmp_path / "taken")]) == 2
-    assert "is not a folder; name another" in capsys.readouterr().err
 
 
 def test_a_missing_library_is_named_with_its_extra(

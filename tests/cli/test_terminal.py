@@ -1,59 +1,81 @@
 """What the command line shows."""
 
+import io
+import sys
+import time
 import warnings
 
 import pytest
+from rich.console import Console
 
-from sr_monitor.cli.terminal import (
-    complain,
-    one_line_warnings,
-    print_facts,
-    print_rows,
-    progress_bars,
-)
+from sr_monitor.cli.terminal import complain, one_line_warnings, print_table, progress, say, size
+
+Capture = pytest.CaptureFixture[str]
 
 
-def test_a_complaint_is_one_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_complaints_and_warnings_are_one_line_on_stderr(capsys: Capture) -> None:
     complain("error", "a first\n   and a second line")
-    assert capsys.readouterr() == ("", "sr-monitor: error: a first and a second line\n")
-
-
-def test_a_warning_is_a_complaint(capsys: pytest.CaptureFixture[str]) -> None:
     before = warnings.showwarning
     with one_line_warnings():
         warnings.simplefilter("always")
-        warnings.warn("slow\ngoing", stacklevel=1)
-    assert capsys.readouterr() == ("", "sr-monitor: warning: slow going\n")
+        warnings.warn("slow\33\ngoing", stacklevel=1)
     assert warnings.showwarning is before
+    first, second = "a first and a second line", "slow\\x1b going"
+    assert capsys.readouterr() == (
+        "",
+        f"sr-monitor: error: {first}\nsr-monitor: warning: {second}\n",
+    )
 
 
-def test_tables_show_what_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:
-    print_facts("a [bold] model", {"slope": "1.41 [x]"})
-    print_rows("title", ("step", "loss"), [("0", "6.9"), ("200", "4.5")])
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines == [
-        ["a", "[bold]", "model"],
-        ["slope", "1.41", "[x]"],
-        ["title"],
-        ["step", "loss"],
-        ["0", "6.9"],
-        ["200", "4.5"],
+def test_a_table_is_aligned_and_cannot_be_broken(capsys: Capture) -> None:
+    rows = [("step", "name"), ("0", "[bold]\nx\33[31m\x9b\ud800\u202e"), ("200", "é " + 90 * "x")]
+    print_table(rows, "><", title="a title\n")
+    assert capsys.readouterr().out.splitlines() == [
+        "a title\\n",
+        "step  name",
+        "   0  [bold]\\nx\\x1b[31m\\x9b\\ud800\\u202e",
+        f" 200  é {90 * 'x'}",
     ]
 
 
-def test_progress_is_drawn_on_a_terminal_alone(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def draw() -> tuple[str, str]:
-        with progress_bars() as bar:
-            bar("paths")(1, 4)
-            bar("paths")(4, 4)
-        return capsys.readouterr()
+def test_what_an_output_cannot_spell_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    ascii_only = io.TextIOWrapper(raw := io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", ascii_only)
+    say("the café", "日本")
+    assert raw.getvalue() == b"the caf\\xe9\n\\u65e5\\u672c\n"
 
-    monkeypatch.setenv("TTY_COMPATIBLE", "0")
-    assert draw() == ("", "")
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    out, drawn = draw()
-    assert out == ""
-    assert "paths" in drawn
-    assert "4/4" in drawn
+
+def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for closed in (None, io.StringIO()):
+        if closed is not None:
+            closed.close()
+        monkeypatch.setattr(sys, "stdout", None)
+        monkeypatch.setattr(sys, "stderr", closed)
+        say("nobody is there")
+        complain("error", "nobody is there")
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "words"),
+    [(0, "0 B"), (999, "999 B"), (3_210_000, "3.21 MB"), (20_480_000_000, "20.48 GB")],
+)
+def test_sizes_have_the_unit_that_suits_them(num_bytes: int, words: str) -> None:
+    assert size(num_bytes) == words
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_drawn_on_a_terminal_alone(is_terminal: bool) -> None:
+    screen = io.StringIO()
+    with progress(Console(file=screen, force_terminal=is_terminal, width=100)) as bar:
+        whole = bar("checkpoints")
+        whole(3, 20)
+        bar("download")(2_560_000_000, 5_120_000_000)
+        for name in ("loading", "paths"):
+            bar(name)(1, 2)
+            time.sleep(0.15)
+        whole(4, 20)
+        time.sleep(0.15)
+    shown = screen.getvalue()
+    assert bool(shown) is is_terminal
+    for words in ("checkpoints", "3/20", "4/20", "2.56 GB/5.12 GB", "loading", "paths", "1/2"):
+        assert (words in shown) is is_terminal, words

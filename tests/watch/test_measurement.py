@@ -1,10 +1,8 @@
 """One model, measured once."""
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -102,25 +100,3 @@ def test_numbers_of_numpy_are_numbers() -> None:
     config = MonitorConfig(**{name: np.int64(3) for name in names})  # type: ignore[arg-type]
     assert config == MonitorConfig(**dict.fromkeys(names, 3))  # type: ignore[arg-type]
     assert json.loads(json.dumps(asdict(config)))["num_pairs"] == 3
-
-
-def test_a_pair_that_is_left_out_is_null(measurement: Measurement, tmp_path: Path) -> None:
-    distance = measurement.paths.distance.clone()
-    distance[1] = 0
-    with_one_out = replace(measurement, paths=replace(measurement.paths, distance=distance))
-    with_one_out.write(tmp_path, title="", step=7)
-    numbers = json.loads((tmp_path / "measurement.json").read_text())
-    assert numbers["step"] == 7
-    assert numbers["max_slope"]["num_left_out"] == 1
-    assert numbers["pairs"]["kept"] == [True, False, True, True]
-    assert numbers["pairs"]["max_slope"][1] is None
-    expected = measurement.paths.max_slope.tolist()
-    expected[1] = None
-    assert numbers["pairs"]["max_slope"] == expected
-    assert not any(math.isnan(value) for value in numbers["curve"]["median"])
-
-
-def test_a_folder_that_cannot_be_written_to(measurement: Measurement, tmp_path: Path) -> None:
-    (tmp_path / "taken").touch()
-    with pytest.raises(InputError, match=r"cannot write to '.*taken': .*; name another"):
-        measurement.write(tmp_path / "taken", title="")

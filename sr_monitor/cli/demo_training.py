@@ -1,0 +1,191 @@
+"""The demo's training: a small OLMo, watched while its stable regions form.
+
+The text comes with any Python (its help topics, and the docstrings of its standard library), the
+tokenizer is trained on it first, and nothing is downloaded. A framework's own trainer trains the
+model, with our callback. The same machine gives the same numbers every time, whatever else it does.
+
+    outcome = run_demo(Path("runs/demo"), DemoPlan(), "transformers", bar)
+    list(outcome.rows())
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from sr_monitor.model.loading import quiet, require_transformers
+from sr_monitor.probes.drawing import draw_curves, draw_film, save_figure
+from sr_monitor.probes.measuring import Bar
+from sr_monitor.probes.statistics import summarise
+from sr_monitor.prompts.corpora import Tokenizer, encode
+from sr_monitor.prompts.python_corpus import docstrings, python_prompts, python_texts
+from sr_monitor.results.record import Record, list_records
+from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.schedule import at
+
+Framework = Literal["transformers", "lightning"]
+Rows: TypeAlias = list[dict[str, Int[Tensor, " token"]]]
+"""Windows of the text, as a model takes them: input_ids and labels."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoPlan:
+    """What is trained, and when it is measured."""
+
+    steps: tuple[int, ...] = (0, 25, 50, 75, 100, 140, 180, 240)
+    """The steps at which the model is measured; the last ends the training."""
+    batch_size: int = 32
+    """Windows in a batch."""
+    window: int = 64
+    """Tokens in a window."""
+    learning_rate: float = 3e-3
+    """Reached after a tenth of the steps, then held."""
+    vocab_size: int = 1024
+    """Entries of the tokenizer that is trained."""
+    hidden_size: int = 192
+    """Width of the stream; a head takes 32 of it."""
+    num_layers: int = 6
+    """Decoder blocks."""
+    seed: int = 0
+    """Of the weights, the batches and the prompts."""
+    config: MonitorConfig = field(default_factory=lambda: MonitorConfig(num_slices=3))
+    """What is measured each time; as many pairs as `sr-monitor measure` takes, so both agree."""
+
+    @property
+    def num_steps(self) -> int:
+        """How long the training is."""
+        return max(self.steps)
+
+    @property
+    def warm_up(self) -> int:
+        """Updates until the learning rate is reached: a tenth of all."""
+        return max(1, self.num_steps // 10)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What the demo has left."""
+
+    records: Sequence[Record]
+    """The measurements, by step."""
+    losses: Mapping[int, float]
+    """The loss of each step."""
+
+    def rows(self) -> Iterator[tuple[str, ...]]:
+        """Return a line of the table for each measurement: step, loss, median, quartiles."""
+        for record in self.records:
+            slope = summarise(record.paths.max_slope, record.paths.kept)
+            loss = f"{self.losses[record.step]:.2f}" if record.step in self.losses else ""
+            quartiles = f"{slope.q25:.3f} to {slope.q75:.3f}"
+            yield f"{record.step}", loss, f"{slope.median:.3f}", quartiles
+
+
+def run_demo(folder: Path, plan: DemoPlan, framework: Framework, bar: Bar) -> Outcome:
+    """Train a model and watch it; leave it in `folder`, with its records and pictures."""
+    transformers = require_transformers("the demo")
+    adapter = import_module(f"sr_monitor_{framework}")
+    trainer = import_module(f"sr_monitor_{framework}.demo")
+    texts = [*python_texts(), *docstrings()]
+    losses: dict[int, float] = {}
+    progress = bar("training")
+
+    def tell(step: int, loss: float) -> None:
+        losses[step] = loss
+        progress(step, plan.num_steps)
+
+    with quiet(transformers), _one_thread(), torch.random.fork_rng(devices=[]):
+        tokenizer = _train_tokenizer(texts, plan.vocab_size)
+        prompts = python_prompts(tokenizer, num_prompts=plan.config.num_prompts, seed=plan.seed)
+        schedule, options = at(plan.steps), vars(plan.config)
+        callback = adapter.StableRegionCallback(
+            prompts, schedule=schedule, log_dir=folder, on_error="raise", **options
+        )
+        model, rows = _new_model(plan), _rows(tokenizer, texts, plan)
+        torch.manual_seed(plan.seed)
+        trainer.train(model, rows, plan, callback, folder, tell)
+        model.save_pretrained(folder / "model")
+        tokenizer.save_pretrained(folder / "model")
+    records = [Record.load(path) for path in list_records(folder)]
+    _draw(folder, records)
+    return Outcome(records=records, losses=losses)
+
+
+def _rows(tokenizer: Tokenizer, texts: Sequence[str], plan: DemoPlan) -> Rows:
+    """Return the corpus in windows of equal length."""
+    corpus = torch.tensor(encode(tokenizer, "\n".join(texts)))
+    # "token" -> "window token", without what is left over
+    windows = corpus[: len(corpus) // plan.window * plan.window].view(-1, plan.window)
+    return [{"input_ids": window, "labels": window} for window in windows]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Run on one thread, then on as many as before.
+
+    The matrices are so small that a second thread hardly helps, and where other programs want the
+    cores too it hurts; and with one thread the numbers do not depend on how many there are.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
+    """Return a byte-level BPE tokenizer of these texts."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer: Any = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast: Any = PreTrainedTokenizerFast
+    return fast(tokenizer_object=tokenizer)
+
+
+def _new_model(plan: DemoPlan) -> Any:
+    """Return an untrained OLMo; the global random numbers stay where they are."""
+    from transformers import OlmoConfig, OlmoForCausalLM
+
+    config = OlmoConfig(
+        vocab_size=plan.vocab_size,
+        hidden_size=plan.hidden_size,
+        intermediate_size=4 * plan.hidden_size,
+        num_hidden_layers=plan.num_layers,
+        num_attention_heads=plan.hidden_size // 32,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        return OlmoForCausalLM(config)
+
+
+def _draw(folder: Path, records: Sequence[Record]) -> None:
+    """Draw a film of each slice, and the curves of all steps in one picture."""
+    titles = [f"step {record.step}" for record in records]
+    paths = [record.paths for record in records]
+    earlier = list(zip(titles[:-1], paths[:-1], strict=True))
+    save_figure(draw_curves(paths[-1], title=titles[-1], earlier=earlier), folder / "curves.png")
+    frames = [
+        (title, record.slices)
+        for title, record in zip(titles, records, strict=True)
+        if record.slices is not None
+    ]
+    for index in range(len(frames[0][1].foot) if frames else 0):
+        save_figure(draw_film(frames, index), folder / f"film-{index}.png")

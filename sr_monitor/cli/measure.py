@@ -1,0 +1,173 @@
+"""`sr-monitor measure`: one model, measured now; a table, pictures, and the numbers as JSON.
+
+sr-monitor measure runs/demo/model --num-pairs 64 --out stable-regions/demo
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import Tensor, nn
+
+from sr_monitor.cli.options import (
+    Device,
+    Dtype,
+    NumTokens,
+    Prompts,
+    Seed,
+    TrustRemoteCode,
+    check_writable,
+    path_option,
+    takes_config,
+)
+from sr_monitor.cli.terminal import print_table, progress, say
+from sr_monitor.errors import InputError, is_out_of_memory
+from sr_monitor.files import write_whole
+from sr_monitor.model.loading import TokenizerOnDemand, load_model
+from sr_monitor.options import declared
+from sr_monitor.probes.drawing import draw_curves, draw_slice, draw_slopes, save_figure
+from sr_monitor.probes.paths import Paths
+from sr_monitor.probes.sharpness import fill_gaps
+from sr_monitor.probes.statistics import median_curve, summarise
+from sr_monitor.prompts.choose import choose_prompts
+from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.results.record import Record
+from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.measure import take_record
+
+
+@takes_config
+def measure(
+    model: Annotated[str, typer.Argument(help="A folder with a model, or its name on the hub.")],
+    *,
+    prompts: Prompts = None,
+    config: MonitorConfig,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+    num_tokens: NumTokens = 10,
+    trust_remote_code: TrustRemoteCode = False,
+    out: Annotated[
+        Path | None, path_option("Where the results go; else stable-regions/MODEL.")
+    ] = None,
+) -> None:
+    """Print how sharp the boundaries between its stable regions are, and draw curves and slices."""
+    folder = out or Path("stable-regions") / Path(model).resolve().name
+    check_writable(folder)
+    with progress() as bar:
+        loading = bar("loading")
+        network = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        tokenizer = TokenizerOnDemand(model, trust_remote_code)
+        chosen = choose_prompts(
+            prompts, tokenizer, num_tokens=num_tokens, num_prompts=config.num_prompts, seed=seed
+        )
+        loading(1, 1)
+        try:
+            record = take_record(network, chosen, config, step=0, bar=bar)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise
+            raise InputError(f"{model!r} cannot be measured: {error}") from error
+    written = write(folder, record, chosen, config, source=model, **_describe(network))
+    print_table(list(facts(record, chosen, network).items()), "<<", title=model)
+    say(f"wrote {folder}: {', '.join(path.name for path in written)}")
+
+
+def facts(record: Record, prompts: PromptSet, model: nn.Module) -> dict[str, str]:
+    """Return the lines of the table."""
+    about, paths, slices = _describe(model), record.paths, record.slices
+    slope = summarise(paths.max_slope, paths.kept)
+    points = paths.num_points + (slices.num_points if slices else 0)
+    return {
+        "model": f"{about['model']}, {about['dtype']} on {about['device']}",
+        "prompts": f"{len(paths.distance)} pairs of {prompts.num_tokens} tokens, {prompts.source}",
+        "maximum slope": f"{slope.median:.3f} (median)",
+        "quartiles": f"{slope.q25:.3f} to {slope.q75:.3f}",
+        "95% interval": f"{slope.low:.3f} to {slope.high:.3f} (of the median)",
+        "noise floor": f"{paths.noise_floor:.1e}",
+        "pairs left out": f"{paths.num_left_out}",
+        "seconds": f"{record.metadata['seconds']:.1f}",
+        "points": f"{points:,} ({paths.engine})",
+    }
+
+
+def write(
+    folder: Path, record: Record, prompts: PromptSet, config: MonitorConfig, **about: str
+) -> list[Path]:
+    """Write the pictures, the prompts and the numbers; return their paths."""
+    values = {
+        **about,
+        **{name: getattr(config, name) for name in declared(MonitorConfig) if name != "probes"},
+        "num_tokens": prompts.num_tokens,
+        "prompts": prompts.source,
+        "prompts_fingerprint": prompts.fingerprint,
+        "seconds": record.metadata["seconds"],
+        **_numbers(record.paths),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for earlier in folder.glob("slice-*.png"):  # there may be more of them than now
+            earlier.unlink()
+        written = [folder / name for name in _draw(folder, record, prompts)]
+        prompts.save(folder / "prompts.json")
+        write_whole(folder / "measurement.json", _to_json(values).encode())
+    except OSError as error:
+        raise InputError(f"cannot write to {str(folder)!r}: {error}; name another") from error
+    return [*written, folder / "prompts.json", folder / "measurement.json"]
+
+
+def _draw(folder: Path, record: Record, prompts: PromptSet) -> Iterator[str]:
+    save_figure(draw_curves(record.paths, title=folder.name), folder / "curves.png")
+    yield "curves.png"
+    save_figure(draw_slopes(record.paths, title=folder.name), folder / "slopes.png")
+    yield "slopes.png"
+    for index in range(len(record.slices.foot) if record.slices else 0):
+        assert record.slices is not None
+        figure = draw_slice(record.slices, index, prompts=prompts.texts_of_triple(index))
+        save_figure(figure, folder / f"slice-{index}.png")
+        yield f"slice-{index}.png"
+
+
+def _numbers(paths: Paths) -> dict[str, Any]:
+    """Return what was found on the paths, with the median curve."""
+    curves = fill_gaps(paths.alphas, paths.relative)
+    q25, median, q75 = median_curve(curves, paths.kept)
+    by_pair = "kept", "max_slope", "location", "width", "end_distance", "input_distance"
+    alone = "noise_floor", "noise_distance", "num_points", "engine"
+    return {
+        "max_slope": asdict(summarise(paths.max_slope, paths.kept)),
+        **{name: getattr(paths, name) for name in alone},
+        "curve": {"alpha": paths.alphas, "q25": q25, "median": median, "q75": q75},
+        "pairs": {name: getattr(paths, name) for name in by_pair},
+    }
+
+
+def _describe(model: nn.Module) -> dict[str, str]:
+    weight = next(model.parameters())
+    return {
+        "model": type(model).__name__,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+    }
+
+
+def _to_json(values: Mapping[str, Any]) -> str:
+    """Return a JSON object with one line for each entry at the top."""
+    plain = ((key, _plain(value)) for key, value in values.items())
+    lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in plain]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return tensors as lists, and what JSON has no number for as null."""
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

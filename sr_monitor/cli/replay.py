@@ -1,0 +1,174 @@
+"""`sr-monitor replay`: the same measurement over saved checkpoints, here or on the hub.
+
+sr-monitor replay runs/gpt2 --out replays/gpt2
+sr-monitor replay 'allenai/OLMo-1B-0724-hf@step*' --num 20 --dry-run
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sr_monitor.cli.options import (
+    Device,
+    Dtype,
+    NumTokens,
+    Prompts,
+    Seed,
+    TrustRemoteCode,
+    check_writable,
+    path_option,
+    takes_config,
+)
+from sr_monitor.cli.terminal import complain, pasteable, print_table, progress, say, size
+from sr_monitor.errors import InputError
+from sr_monitor.replay import Report
+from sr_monitor.replay import replay as run_replay
+from sr_monitor.replay.models import Loading
+from sr_monitor.replay.names import parse_tokens
+from sr_monitor.replay.plan import make_plan
+from sr_monitor.replay.run import check_base
+from sr_monitor.replay.stops import Stop, twins
+from sr_monitor.watch.config import MonitorConfig
+
+
+@takes_config
+def replay(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="A checkpoint, a folder of them, or owner/name@GLOB, revisions on the hub.",
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None,
+        path_option("Where records and the TensorBoard run go; --dry-run needs none."),
+    ] = None,
+    prompts: Prompts = None,
+    num: Annotated[
+        int | None, typer.Option(min=2, help="At most so many of a run, log-spaced by step.")
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option(help="The checkpoints nearest to these: 4B,10B,100B.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell what would be measured, and its size.")
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="A model of the same architecture, for checkpoints without a config."),
+    ] = None,
+    config: MonitorConfig,
+    dtype: Dtype = "auto",
+    device: Device = "auto",
+    device_map: Annotated[
+        str | None,
+        typer.Option(help="auto: spread a model over all accelerators that does not fit on one."),
+    ] = None,
+    seed: Seed = 0,
+    num_tokens: NumTokens = 10,
+    keep_downloads: Annotated[
+        bool, typer.Option("--keep-downloads", help="Leave in the cache what is downloaded.")
+    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
+    where: Annotated[
+        Literal["local", "ray"],
+        typer.Option("--engine", help="ray: each checkpoint is a Ray task."),
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster; else one on this machine.")
+    ] = None,
+) -> None:
+    """Use the same prompts for all, and go on where an earlier replay was stopped."""
+    if ray_address is not None and where != "ray":
+        raise InputError(
+            f"replay: --ray-address {ray_address!r} is for --engine ray, and the engine is "
+            f"{where!r}; add --engine ray, or leave the address out"
+        )
+    wanted = None if tokens is None else parse_tokens(tokens)
+    if dry_run:
+        stops = make_plan(sources, num=num, tokens=wanted)
+        check_base(stops, Loading(base=base, trust_remote_code=trust_remote_code))
+        _print_plan(stops, base)
+        return
+    if out is None:
+        raise InputError("replay: name the folder for the results, --out DIR (or ask --dry-run)")
+    check_writable(out)
+    with progress() as bar:
+        report = run_replay(
+            sources,
+            out,
+            prompts=prompts,
+            num=num,
+            tokens=wanted,
+            num_tokens=num_tokens,
+            seed=seed,
+            base=base,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            keep_downloads=keep_downloads,
+            engine=where,
+            ray_address=ray_address,
+            bar=bar,
+            config=config,
+        )
+    _print_report(report, out)
+
+
+def _print_plan(stops: Sequence[Stop], base: str | None) -> None:
+    """Print what would be measured; end with 1, as the run would, if not all can be."""
+    same = twins(stops)
+    problems = {stop.label: problem for stop in stops if (problem := _problem(stop, base))}
+    header = ("run", "step", "tokens", "size", "to download", "checkpoint")
+    rows = [_row(stop, same.get(stop.label), problems.get(stop.label)) for stop in stops]
+    print_table([header, *rows], ">>>>><")
+    alone = [stop for stop in stops if stop.label not in same | problems]
+    total, missing = (sum(getattr(s, n) for s in alone) for n in ("num_bytes", "missing_bytes"))
+    say(
+        f"{len(stops)} checkpoints, {len(alone)} to measure: {size(total)}, "
+        f"{size(missing)} of it to download"
+    )
+    if problems:
+        raise typer.Exit(1)
+
+
+def _problem(stop: Stop, base: str | None) -> str:
+    """Return why it could not be measured; "" where nothing is known against it."""
+    if stop.needs_base and base is None:
+        return "it has no config.json; name a model of the same architecture: --base NAME"
+    return stop.problem
+
+
+def _row(stop: Stop, twin: Stop | None, problem: str | None) -> tuple[str, ...]:
+    """Return a checkpoint's line in the table; `twin` is another with the same weights."""
+    note = f" (the same weights as {twin.label})" if twin else ""
+    note = f" (cannot be measured: {problem})" if problem else note
+    tokens = stop.name.tokens
+    return (
+        stop.run or "-",
+        f"{stop.name.step}" if stop.has_step else "-",
+        "-" if tokens is None else f"{tokens / 1e9:.4g}B",
+        size(stop.num_bytes),
+        size(0 if twin else stop.missing_bytes),
+        stop.label + note,
+    )
+
+
+def _print_report(report: Report, out: Path) -> None:
+    """Print what became of the checkpoints; end with 1 if one could not be measured."""
+    done = f"{len(report.measured)} measured"
+    if report.kept:
+        done += f", {len(report.kept)} had been before"
+    for label, other in report.same.items():
+        say(f"{label}: the same weights as {other}")
+    for label, reason in report.failures.items():
+        complain("error", f"{label}: {reason}")
+    say(f"wrote {out}: {done}, {len(report.failures)} failed")
+    say(f"to watch it: {pasteable('tensorboard', '--logdir', out)}")
+    if report.failures:
+        raise typer.Exit(1)

@@ -1,0 +1,199 @@
+"""What all commands share: help, refusals, an end by Ctrl-C, and an output that nobody reads."""
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sr_monitor.cli import main
+from sr_monitor.options import declared
+from sr_monitor.watch.config import MonitorConfig
+from tests.replays import checkpoints
+
+Capture = pytest.CaptureFixture[str]
+MANY = ("--num-pairs", "2000", "--num-steps", "2001", "--device", "cpu")  # takes minutes
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two checkpoints of a training."""
+    return checkpoints(tmp_path_factory.mktemp("run"), 1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Relative paths lead into a folder of the test."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").symlink_to(run)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"]])
+def test_help_lists_the_commands(
+    words: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sr-monitor", *words])
+    assert main() == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    listed = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line]
+    assert listed == ["measure", "demo", "replay"]
+
+
+@pytest.mark.parametrize("name", ["measure", "replay"])
+def test_help_says_what_every_option_is(name: str, capsys: Capture) -> None:
+    assert main([name, "--help"]) == 0
+    flags, _, out = capsys.readouterr().out.partition("Options:")[2].partition("\0")
+    said = " ".join((flags + out).split())
+    for option, field in declared(MonitorConfig).items():
+        flag = {"engine": "way", "probes": "probe"}.get(option, option).replace("_", "-")
+        assert f" --{flag} " in said
+        assert field.metadata["doc"] in said
+        assert isinstance(field.default, tuple | None) or f"[default: {field.default}" in said
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("main(['--help']), main(['demo', '--help'])", {"torch"}),
+        ("main(['measure', '--help']), main(['replay', '--help'])", {"transformers", "datasets"}),
+    ],
+)
+def test_help_waits_for_nothing_heavy(code: str, heavy: set[str]) -> None:
+    heavy = heavy | {"matplotlib", "huggingface_hub", "ray", "tensorboard"}
+    probe = (
+        f"from sr_monitor.cli import main; {code}; import sys; print({heavy} & {{*sys.modules}})"
+    )
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("measure", "Missing argument"),
+        ("measure ./nowhere", "there is no folder './nowhere'"),
+        ("measure run", "holds no model (no config.json)"),
+        ("mesure x", "No such command 'mesure'"),
+        ("--version-of-what", "No such option"),
+        ("demo --out run/checkpoint-1/config.json", "is not a folder; name another"),
+        ("demo --out=", "Invalid value for '--out': it is empty; name a folder"),
+        ("measure run/checkpoint-1 --out=", "Invalid value for '--out': it is empty"),
+        ("measure run/checkpoint-1 --layer -1", "Invalid value for '--layer'"),
+        ("measure run/checkpoint-1 --sampling random", "is not one of 'grid', 'adaptive'"),
+        ("measure run/checkpoint-1 --probe regoins", "--probe 'regoins': there is no such probe"),
+        ("replay run --out out --probe regoins", "--probe 'regoins': there is no such probe"),
+        ("replay \33[2J\nx --out out", "there is no folder '\\x1b[2J\\nx'"),
+        ("measure \33[2J", "there is no folder '\\x1b[2J'"),
+        ("\33[2J", "No such command '\\x1b[2J'"),
+    ],
+)
+def test_mistakes_are_one_line(capsys: Capture, command: str, told: str) -> None:
+    assert main(command.split(" ")) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("sr-monitor: error: ")
+    assert told in err
+    assert err.removesuffix("\n").isprintable()
+
+
+@contextmanager
+def interrupt_after(seconds: float) -> Iterator[None]:
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    # What runs in the background, as tests may, ignores an interrupt.
+    restore = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, restore)
+
+
+@pytest.mark.parametrize("command", ["measure run/checkpoint-1", "replay run"])
+def test_interrupted_by_the_user(capsys: Capture, command: str) -> None:
+    with interrupt_after(1.5):
+        assert main([*command.split(), "--out", "out", *MANY]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_interrupted_while_it_imports(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "sr_monitor.cli.demo":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "sr_monitor.cli.demo", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    assert main(["demo"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_of_ours_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("sr_monitor.cli.measure.take_record", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["measure", "run/checkpoint-1", "--device", "cpu"])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError(13, "Permission denied", "prompts.json"), "Permission denied: 'prompts"),
+        (RuntimeError("CUDA out of memory"), "memory ran out (CUDA out of memory); pass a smaller"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, error: Exception, told: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sr_monitor.cli.measure.take_record", fail)
+    assert main(["measure", "run/checkpoint-1", "--device", "cpu"]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def warn(*_: object, **__: object) -> Callable[[], None]:
+        warnings.simplefilter("always")
+        warnings.warn("the fast way\ndiffers", stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sr_monitor.cli.measure.take_record", warn)
+    assert main(["measure", "run/checkpoint-1", "--device", "cpu"]) == 130
+    assert capsys.readouterr().err == "sr-monitor: warning: the fast way differs\n"
+
+
+@pytest.mark.parametrize("command", ["--help", "replay run --dry-run"])
+def test_an_output_that_nobody_reads_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, command: str
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as `| head -1` does once it has its line
+    with os.fdopen(writer, "w") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(command.split()) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_an_output_that_does_not_fit_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert main(["replay", "run", "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("sr-monitor: error: [Errno 28] No space left on device; make room there")
+    assert err.count("\n") == 1
