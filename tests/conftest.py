@@ -8,6 +8,8 @@ import jaxtyping
 import pytest
 import torch
 
+from tests import checked  # noqa: F401  (for --jaxtyping-packages, which imports no submodule)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
