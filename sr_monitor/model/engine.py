@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sr_monitor.model.cache import rows_of
 from sr_monitor.model.memory import TokenBudget
-from sr_monitor.model.stream import Stream, rows_of
+from sr_monitor.model.stream import Stream
 
 Way = Literal["shared", "rows", "plain"]
 

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from sr_monitor.errors import InputError, PeerError, is_out_of_memory, warn
 from sr_monitor.model.engine import POINTS_PER_ROW, Engine, Way
+from sr_monitor.model.examination import tolerance
 from sr_monitor.model.memory import TokenBudget, in_chunks
 from sr_monitor.model.ranks import ALONE, RankGroup
-from sr_monitor.model.stream import Stream, tolerance
+from sr_monitor.model.stream import Stream
 
 EngineName = Literal["auto", "shared", "rows", "plain"]
 

@@ -1,0 +1,134 @@
+"""Which modules of a model are its decoder blocks.
+
+Blocks are given as modules, named by the path of their container, or they are the only container
+that can be meant: an `nn.ModuleList`, an `nn.ModuleDict` whose keys count up ("0", "1", ...), or an
+`nn.Sequential` of blocks of one class. Containers inside another one (experts, heads) are no
+candidates, nor are those whose items have no `forward`, which hold the parts of a layer.
+
+    blocks = find_blocks(model)
+    blocks = find_blocks(model, [*model.encoder, *model.middle])
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from sr_monitor.errors import InputError, refused
+
+LayerPath: TypeAlias = str | Sequence[nn.Module] | None
+
+_Container: TypeAlias = nn.ModuleList | nn.Sequential | nn.ModuleDict
+
+
+def find_blocks(core: nn.Module, layer_path: LayerPath = None) -> list[nn.Module]:
+    """Return the blocks that `layer_path` gives or names, or those of the only container."""
+    if layer_path is None:
+        return _only_container(core)
+    return _named(core, layer_path) if isinstance(layer_path, str) else _given(core, layer_path)
+
+
+def find_decoder_blocks(decoder: nn.Module, length: int, *, owner: str) -> list[nn.Module]:
+    """Return the blocks of a decoder that says how many it has; `owner` is its model's name."""
+    found = [blocks for blocks in _candidates(decoder).values() if len(blocks) == length]
+    if len(found) != 1:
+        raise InputError(
+            f"{owner} has {len(found)} lists of num_hidden_layers={length} blocks in its decoder, "
+            f"not one; {_how_to_name(decoder)}"
+        )
+    return found[0]
+
+
+def _only_container(core: nn.Module) -> list[nn.Module]:
+    found = list(_candidates(core).values())
+    if len(found) != 1:
+        raise InputError(
+            f"{type(core).__name__} is no Hugging Face model and has {len(found)} lists of blocks, "
+            f"not one; {_how_to_name(core)}"
+        )
+    return found[0]
+
+
+def _named(core: nn.Module, layer_path: str) -> list[nn.Module]:
+    try:
+        named = core.get_submodule(layer_path)
+    except AttributeError:
+        named = None
+    blocks = _items(named) if isinstance(named, _Container) else []
+    if not blocks or not all(map(_runs, blocks)):
+        found = "nothing" if named is None else f"a {type(named).__name__}"
+        without = " of modules without a forward" if blocks else ""
+        raise InputError(
+            f"layer_path={layer_path!r} names {found}{without} in {type(core).__name__}; "
+            f"{_how_to_name(core)}"
+        )
+    return blocks
+
+
+def _given(core: nn.Module, modules: Sequence[Any]) -> list[nn.Module]:
+    blocks, inside = list(modules), set(core.modules())
+    if not blocks:
+        raise refused("layer_path", modules, "pass all decoder blocks, first to last")
+    for index, block in enumerate(blocks):
+        if block not in inside or not _runs(block):
+            raise InputError(
+                f"layer_path[{index}] is a {type(block).__name__} that is no module of "
+                f"{type(core).__name__} with a forward; pass its decoder blocks, first to last"
+            )
+    return blocks
+
+
+def _candidates(module: nn.Module) -> dict[str, list[nn.Module]]:
+    """Map the path of each container that may hold the blocks to its items."""
+    found = {path: _items(container) for path, container in _outermost_lists(module)}
+    return {path: items for path, items in found.items() if items and all(map(_runs, items))}
+
+
+def _outermost_lists(module: nn.Module) -> Iterator[tuple[str, _Container]]:
+    inside: tuple[str, ...] = ()
+    for path, child in module.named_modules():
+        if not path or path.startswith(inside):
+            continue
+        if isinstance(child, _Container) and _is_list(child):
+            inside = (*inside, path + ".")
+            yield path, child
+
+
+def _is_list(container: _Container) -> bool:
+    """Whether the items are of one kind; other dictionaries and rows only group what is in them."""
+    if isinstance(container, nn.ModuleList):
+        return True
+    items = _items(container)
+    # The layers of an MLP, in a row or by name, have no parts, or are rows themselves.
+    have_parts = all(next(item.children(), None) is not None for item in items)
+    if isinstance(container, nn.ModuleDict):
+        return have_parts and _count_up(list(container.keys()))
+    kinds = {type(item) for item in items}
+    return have_parts and len(items) > 1 and len(kinds) == 1 and nn.Sequential not in kinds
+
+
+def _count_up(keys: list[str]) -> bool:
+    """Whether keys are consecutive numbers, maybe behind one prefix: "0", "1" or "h_0", "h_1"."""
+    parts = [re.fullmatch(r"(.*?)(\d+)", key) for key in keys]
+    numbered = [(part[1], int(part[2])) for part in parts if part]
+    prefix, first = numbered[0] if numbered else ("", 0)
+    return numbered == [(prefix, first + index) for index in range(len(keys))]
+
+
+def _runs(module: nn.Module | None) -> bool:
+    """Whether a module has a `forward` of its own."""
+    if module is None:  # a place in a list that is left free
+        return False
+    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
+
+
+def _items(container: _Container) -> list[nn.Module]:
+    return list(container.values() if isinstance(container, nn.ModuleDict) else container)
+
+
+def _how_to_name(module: nn.Module) -> str:
+    found = ", ".join(f"{path!r} ({len(items)})" for path, items in _candidates(module).items())
+    if not found:
+        return "pass its decoder blocks themselves, as a list of modules: layer_path=[...]"
+    return f"name its decoder blocks with layer_path=, one of: {found}, or pass a list of modules"

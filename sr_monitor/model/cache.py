@@ -1,0 +1,71 @@
+"""The keys and values of earlier tokens, as Hugging Face models keep them.
+
+cache = new_cache(anatomy)   # None where the model keeps no plain ones
+model(prompts[:, :-1], past_key_values=cache)
+twice = rows_of(cache, torch.tensor([0, 0]))
+"""
+
+import copy
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sr_monitor.model.anatomy import Anatomy
+
+_PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+
+
+def new_cache(anatomy: Anatomy) -> Any:
+    """Return an empty cache of the plain kind, or None if the model has no such one."""
+    if not (anatomy.is_hugging_face and "past_key_values" in anatomy.arguments):
+        return None
+    from transformers.cache_utils import DynamicCache
+
+    cache = DynamicCache(config=anatomy.config)
+    kinds = {type(layer).__name__ for layer in cache.layers}
+    return cache if kinds <= _PLAIN_LAYERS else None
+
+
+def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:
+    """Return a cache of some of the rows of `cache`, which stays as it is."""
+    # Cache layers rebind their tensors when they grow, so a shallow copy of each is enough.
+    chosen = copy.copy(cache)
+    chosen.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in chosen.layers:
+        if layer.is_initialized:
+            layer.keys, layer.values = layer.keys[rows], layer.values[rows]
+    return chosen
+
+
+def can_share_rows(anatomy: Anatomy, cache: Any, num_earlier: int) -> bool:
+    """Whether several points may stand in one row: masks and positions are taken as given."""
+    config = anatomy.config
+    return (
+        {"position_ids", "attention_mask"} <= anatomy.arguments
+        and getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+        and not getattr(config, "alibi", False)
+        and all(
+            layer.keys.shape[-2] == num_earlier for layer in cache.layers if layer.is_initialized
+        )
+    )
+
+
+def shared_row(
+    num_rows: int, num_points: int, num_earlier: int, *, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Return positions and a mask under which points share a row: each sees no other point."""
+    position = torch.full((num_rows, num_points), num_earlier, device=device)
+    mask = _points_apart(num_points, num_earlier, device).to(dtype)
+    # (point, key) -> (row, 1, point, key)
+    return {"position_ids": position, "attention_mask": mask.expand(num_rows, 1, -1, -1)}
+
+
+def _points_apart(
+    num_points: int, num_earlier: int, device: torch.device
+) -> Float[Tensor, "point key"]:
+    # A float mask, because eager attention adds it and would add a bool one as 0 and 1.
+    others = torch.full((num_points, num_points), float("-inf"), device=device)
+    others.fill_diagonal_(0.0)
+    return torch.cat([others.new_zeros(num_points, num_earlier), others], dim=1)

@@ -1,0 +1,260 @@
+"""One look at a model before anything is measured: what its blocks and its last modules put out.
+
+A prompt and the same one with another last token are run, with every output noted. Most models
+take both as one batch, and their blocks put out (prompt, token, width). Some pack all prompts into
+one stream of (token, width): they are run together only if each prompt alone gives the same. Models
+that take one prompt at a time are run so.
+
+    findings = examine(Forward(anatomy, with_logits=False), sample)
+    findings.width, findings.final
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from sr_monitor.errors import InputError, PeerError, is_out_of_memory
+from sr_monitor.model.anatomy import Anatomy
+from sr_monitor.model.forward import Arrangement, Forward
+from sr_monitor.model.hooks import first_tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What a running model shows of its residual stream."""
+
+    forward: Forward
+    """How the model is called from now on."""
+    is_packed: bool
+    """Whether prompts come as one stream (token, width), one after another."""
+    width: int
+    dtype: torch.dtype
+    precision: torch.dtype
+    """The coarsest type the stream goes through: its own, the weights', or autocast's."""
+    final: nn.Module | None
+    """What puts out the final vector; None where only the unembedding's input shows it."""
+    final_output: Any
+    """What `final` has put out for the sample."""
+
+
+@dataclass
+class _Look:
+    """What the modules put out in one forward."""
+
+    blocks: dict[int, Any] = field(default_factory=dict)
+    later: list[tuple[nn.Module, Any]] = field(default_factory=list)
+    """The modules that ended after the last block, with their outputs."""
+    autocast: torch.dtype | None = None
+
+
+class _Unfit(InputError):
+    """What comes out is no stream of the prompts; arranged otherwise, they may give one."""
+
+
+def examine(forward: Forward, sample: Int[Tensor, "1 token"]) -> Findings:
+    """Run `sample` and find the stream, in the first arrangement of prompts that gives one.
+
+    Where ranks run in step, no other one is tried after an error: it may be one rank's alone.
+
+    Raises:
+        InputError: There is no stream whose last token can be replaced; the message says why.
+    """
+    other = sample.clone()
+    other[:, -1] = torch.where(other[:, -1] > 0, other[:, -1] - 1, other[:, -1] + 1)
+    pair = torch.cat([sample, other])
+    errors: list[Exception] = []
+    try:
+        for arrangement in get_args(Arrangement):
+            try:
+                return _find(replace(forward, arrangement=arrangement), pair)
+            except Exception as error:
+                if not _may_try_again(forward, error, first=not errors):
+                    raise
+                errors.append(error)
+        raise errors[0]
+    finally:
+        errors.clear()  # each holds this frame, which holds it
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """How far two ways to the same vector may differ, relative to its scale, in `dtype`."""
+    return max(1e-4, 16 * torch.finfo(dtype).eps)
+
+
+def _may_try_again(forward: Forward, error: Exception, *, first: bool) -> bool:
+    """Whether prompts that are arranged otherwise might not end in this error."""
+    if isinstance(error, _Unfit):
+        return True
+    is_final = isinstance(error, InputError | PeerError) or is_out_of_memory(error)
+    return not is_final and not (first and forward.before_call is not None)
+
+
+def _find(forward: Forward, pair: Int[Tensor, "2 token"]) -> Findings:
+    anatomy = forward.anatomy
+    looks, stream = _run(forward, pair)
+    last = looks[-1]
+    output = last.blocks[len(anatomy.blocks) - 1]
+    hidden = first_tensor(output)
+    precision = _coarsest(anatomy.blocks, hidden.dtype, last.autocast)
+    if hidden.ndim == 2 and forward.arrangement == "batch":
+        _, alone = _run(replace(forward, arrangement="row"), pair)
+        _check_apart(anatomy, stream, alone, precision)
+    _check_causal(anatomy, stream, precision)
+    final, unembedding = anatomy.final, anatomy.unembedding
+    if final is None:
+        final, unembedding = _find_final(anatomy, last.later, hidden.shape[-1])
+    outputs: dict[nn.Module | None, Any] = dict(last.later)
+    tuple_length = 0 if isinstance(output, Tensor) else len(output)
+    return Findings(
+        forward=replace(forward, tuple_length=tuple_length, unembedding=unembedding),
+        is_packed=hidden.ndim == 2,
+        width=hidden.shape[-1],
+        dtype=hidden.dtype,
+        precision=precision,
+        final=final,
+        final_output=outputs.get(final, output),
+    )
+
+
+def _run(
+    forward: Forward, pair: Int[Tensor, "2 token"]
+) -> tuple[list[_Look], Float[Tensor, "2 position width"]]:
+    """Run the pair, and return what was seen and the stream after the last block, by prompt."""
+    looks, streams = [], []
+    for prompts in [pair] if forward.arrangement == "batch" else [pair[:1], pair[1:]]:
+        look = _look(forward, prompts)
+        _check_blocks(forward.anatomy, look, prompts)
+        hidden = first_tensor(look.blocks[len(look.blocks) - 1])
+        # packed (prompt·token, width) -> (prompt, token, width)
+        streams.append(hidden if hidden.ndim == 3 else hidden.view(*prompts.shape, -1))
+        looks.append(look)
+    return looks, torch.cat(streams)
+
+
+def _look(forward: Forward, prompts: Int[Tensor, "prompt token"]) -> _Look:
+    """Run one forward with a hook on every module that is not inside a block."""
+    look, anatomy = _Look(), forward.anatomy
+    number = {block: index for index, block in enumerate(anatomy.blocks)}
+    inside = {module for block in number for module in block.modules()}
+    device = anatomy.device.type
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        if module in number:
+            look.blocks[number[module]] = output
+            if torch.is_autocast_enabled(device):  # around the measurement, or inside the forward
+                look.autocast = torch.get_autocast_dtype(device)
+        elif len(look.blocks) == len(number):
+            look.later.append((module, output))
+
+    with ExitStack() as stack:
+        for module in anatomy.core.modules():
+            if module in number or module not in inside:
+                stack.callback(module.register_forward_hook(note).remove)
+        forward(prompts)
+    return look
+
+
+def _check_blocks(anatomy: Anatomy, look: _Look, prompts: Int[Tensor, "prompt token"]) -> None:
+    """Refuse blocks that do not run, or do not put out the stream as one tensor."""
+    name = type(anatomy.core).__name__
+    if len(look.blocks) < len(anatomy.blocks):
+        raise InputError(
+            f"only {len(look.blocks)} of {len(anatomy.blocks)} blocks of {name} were seen to run "
+            "on plain text: it leaves some out (cross-attention without an image, say), or runs "
+            "compiled or exported code that ignores hooks; pass a text model, as the module it was "
+            "made from"
+        )
+    for index, output in look.blocks.items():
+        hidden = first_tensor(output)
+        if not _is_stream(hidden, prompts):
+            shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+            raise _Unfit(
+                f"block {index + 1} of {name} puts out {shape}, not (prompt, token, width): its "
+                "residual stream is not one vector a token, so there is no one activation to "
+                "replace; this architecture cannot be measured"
+            )
+        beside = [] if isinstance(output, Tensor) else list(output)[1:]
+        if any(isinstance(part, Tensor) and part.shape == hidden.shape for part in beside):
+            raise InputError(
+                f"block {index + 1} of {name} puts out two tensors of the stream's shape "
+                f"{tuple(hidden.shape)}: its residual stream comes in parts, so there is no one "
+                "activation to replace; this architecture cannot be measured"
+            )
+
+
+def _is_stream(hidden: Any, prompts: Int[Tensor, "prompt token"]) -> bool:
+    """Whether this is (prompt, token, width) or (prompt·token, width)."""
+    if not isinstance(hidden, Tensor):
+        return False
+    # Some models put tokens of their own before the prompt's, so a batch may be longer.
+    is_batch = hidden.ndim == 3 and len(hidden) == len(prompts)
+    return is_batch or (hidden.ndim == 2 and len(hidden) == prompts.numel())
+
+
+def _check_apart(
+    anatomy: Anatomy,
+    together: Float[Tensor, "2 position width"],
+    alone: Float[Tensor, "2 position width"],
+    precision: torch.dtype,
+) -> None:
+    gap = _gap(together, alone)
+    if gap > tolerance(precision):
+        raise _Unfit(
+            f"{type(anatomy.core).__name__} packs prompts into one stream in which they see one "
+            f"another: alone, they give another one, by {gap:.2g} of its length"
+        )
+
+
+def _check_causal(
+    anatomy: Anatomy, stream: Float[Tensor, "2 position width"], precision: torch.dtype
+) -> None:
+    gap = _gap(*stream[:, :-1])
+    if gap > tolerance(precision):
+        raise InputError(
+            f"{type(anatomy.core).__name__} is not causal: with another last token, its earlier "
+            f"tokens' stream moved by {gap:.2g} of its length; measure a decoder-only (causal) "
+            "model"
+        )
+
+
+def _gap(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> float:
+    """How far two tensors are apart, as a share of the length of one."""
+    return float((one.float() - other.float()).norm() / one.float().norm())
+
+
+def _coarsest(
+    blocks: Sequence[nn.Module], dtype: torch.dtype, autocast: torch.dtype | None
+) -> torch.dtype:
+    weights = (weight for block in blocks for weight in block.parameters())
+    # Weights of one byte are packed, and unpacked for the arithmetic.
+    types = {w.dtype for w in weights if w.is_floating_point() and w.itemsize > 1}
+    types |= {dtype} if autocast is None else {dtype, autocast}
+    return max(types, key=lambda kind: torch.finfo(kind).eps)
+
+
+def _find_final(
+    anatomy: Anatomy, later: Sequence[tuple[nn.Module, Any]], width: int
+) -> tuple[nn.Module | None, nn.Module | None]:
+    """Return the last module that puts out a vector of the stream's width, and what unembeds it."""
+    maps = [module for module, _ in later if _maps_to_vocabulary(module, anatomy)]
+    if maps and not anatomy.is_hugging_face:
+        return None, maps[-1]
+    final, unembedding = anatomy.blocks[-1], anatomy.unembedding
+    for module, output in later:
+        hidden = first_tensor(output)
+        if module is anatomy.core or not isinstance(hidden, Tensor) or hidden.numel() == 0:
+            continue  # numel() == 0: the unembedding of no position at all
+        if hidden.shape[-1] == width and not _maps_to_vocabulary(module, anatomy):
+            final, unembedding = module, None
+        elif unembedding is None and isinstance(module, nn.Linear):
+            unembedding = module
+    return final, unembedding
+
+
+def _maps_to_vocabulary(module: nn.Module, anatomy: Anatomy) -> bool:
+    return isinstance(module, nn.Linear) and module.out_features == anatomy.vocabulary

@@ -1,0 +1,78 @@
+"""How a model is called: with no more work than is needed, and in step with other ranks.
+
+forward = Forward(anatomy, with_logits=True)
+result = forward(prompts)
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from sr_monitor.model.anatomy import Anatomy
+from sr_monitor.model.hooks import failing_last, standing_aside
+from sr_monitor.model.wrappers import inside_fsdp1
+
+Arrangement = Literal["batch", "row", "sequence"]
+"""How prompts are passed: all of them (prompt, token), or one at a time, (1, token) or (token,)."""
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A model to be called on prompts, and what is known of it so far."""
+
+    anatomy: Anatomy
+    with_logits: bool
+    """Whether the model's logits are wanted, or only what they are made from."""
+    before_call: Callable[[], None] | None = None
+    """Called before each forward, where ranks have to run equally many of them."""
+    arrangement: Arrangement = "batch"
+    tuple_length: int = 0
+    """The length of the tuple that blocks put out; 0 where they put out the stream itself."""
+    unembedding: nn.Module | None = None
+    """The map to the vocabulary, where it is a module that is known."""
+
+    def __call__(
+        self, prompts: Int[Tensor, "prompt token"], /, *, cache: Any = None, **shared: Tensor
+    ) -> Any:
+        """Run the model once; only Hugging Face models take a `cache` and points that share."""
+        if self.before_call is not None:
+            self.before_call()
+        # (1, token) -> (token,)
+        token_ids = prompts.squeeze(0) if self.arrangement == "sequence" else prompts
+        with self._in_step(), self._sparing_unembedding():
+            if not self.anatomy.is_hugging_face:
+                return self.anatomy.root(token_ids)
+            kept = {} if cache is None else {"past_key_values": cache}
+            switches = self._switches(use_cache=cache is not None)
+            return self.anatomy.root(input_ids=token_ids, **kept, **shared, **switches)
+
+    def _switches(self, *, use_cache: bool) -> dict[str, Any]:
+        """Return the arguments by which a Hugging Face model does no more than is needed."""
+        switches: dict[str, Any] = {
+            "use_cache": use_cache,
+            # The balance of experts is reckoned from them with a mask that has no shared rows.
+            "output_router_logits": False,
+        }
+        if not self.with_logits:
+            switches["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
+        return {name: switches[name] for name in switches.keys() & self.anatomy.arguments}
+
+    def _in_step(self) -> AbstractContextManager[None]:
+        """Bring a forward that fails to its end where others wait inside the model."""
+        if self.before_call is None:
+            return nullcontext()
+        # FSDP1 exchanges in a wrapper's forward, around that of the block.
+        blocks = [inside_fsdp1(block) for block in self.anatomy.blocks]
+        return failing_last(blocks, self.tuple_length)
+
+    def _sparing_unembedding(self) -> AbstractContextManager[None]:
+        """Spare the map to the vocabulary where the model cannot be asked to leave it out."""
+        asked = self.with_logits or "logits_to_keep" in self.anatomy.arguments
+        if self.unembedding is None or asked:
+            return nullcontext()
+        return standing_aside([self.unembedding])
