@@ -27,9 +27,8 @@ from sr_monitor.replay import Report
 from sr_monitor.replay import replay as run_replay
 from sr_monitor.replay.models import Loading
 from sr_monitor.replay.names import parse_tokens
-from sr_monitor.replay.plan import make_plan
+from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, make_plan
 from sr_monitor.replay.run import check_base
-from sr_monitor.replay.stops import Stop, twins
 from sr_monitor.watch.config import MonitorConfig
 
 
@@ -71,7 +70,7 @@ def replay(
     seed: Seed = 0,
     num_tokens: NumTokens = 10,
     keep_downloads: Annotated[
-        bool, typer.Option("--keep-downloads", help="Leave in the cache what is downloaded.")
+        bool, typer.Option("--keep-downloads", help="Download into the hub's cache, to stay.")
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     where: Annotated[
@@ -90,9 +89,9 @@ def replay(
         )
     wanted = None if tokens is None else parse_tokens(tokens)
     if dry_run:
-        stops = make_plan(sources, num=num, tokens=wanted)
-        check_base(stops, Loading(base=base, trust_remote_code=trust_remote_code))
-        _print_plan(stops, base)
+        planned = make_plan(sources, num=num, tokens=wanted)
+        check_base(planned, Loading(base=base, trust_remote_code=trust_remote_code))
+        _print_plan(planned, base)
         return
     if out is None:
         raise InputError("replay: name the folder for the results, --out DIR (or ask --dry-run)")
@@ -120,42 +119,45 @@ def replay(
     _print_report(report, out)
 
 
-def _print_plan(stops: Sequence[Stop], base: str | None) -> None:
+def _print_plan(planned: Sequence[PlannedCheckpoint], base: str | None) -> None:
     """Print what would be measured; end with 1, as the run would, if not all can be."""
-    same = twins(stops)
-    problems = {stop.label: problem for stop in stops if (problem := _problem(stop, base))}
+    same = find_duplicates(planned)
+    problems = {each.label: problem for each in planned if (problem := _problem(each, base))}
     header = ("run", "step", "tokens", "size", "to download", "checkpoint")
-    rows = [_row(stop, same.get(stop.label), problems.get(stop.label)) for stop in stops]
+    rows = [_row(each, same.get(each.label), problems.get(each.label)) for each in planned]
     print_table([header, *rows], ">>>>><")
-    alone = [stop for stop in stops if stop.label not in same | problems]
-    total, missing = (sum(getattr(s, n) for s in alone) for n in ("num_bytes", "missing_bytes"))
+    alone = [each.source for each in planned if each.label not in same | problems]
+    total = sum(source.num_bytes for source in alone)
+    missing = sum(source.missing_bytes for source in alone)
     say(
-        f"{len(stops)} checkpoints, {len(alone)} to measure: {size(total)}, "
+        f"{len(planned)} checkpoints, {len(alone)} to measure: {size(total)}, "
         f"{size(missing)} of it to download"
     )
     if problems:
         raise typer.Exit(1)
 
 
-def _problem(stop: Stop, base: str | None) -> str:
-    """Return why it could not be measured; "" where nothing is known against it."""
-    if stop.needs_base and base is None:
+def _problem(planned: PlannedCheckpoint, base: str | None) -> str | None:
+    """Return why it could not be measured; None if nothing is known against it."""
+    if planned.source.needs_base and base is None:
         return "it has no config.json; name a model of the same architecture: --base NAME"
-    return stop.problem
+    return planned.source.problem
 
 
-def _row(stop: Stop, twin: Stop | None, problem: str | None) -> tuple[str, ...]:
-    """Return a checkpoint's line in the table; `twin` is another with the same weights."""
-    note = f" (the same weights as {twin.label})" if twin else ""
+def _row(
+    planned: PlannedCheckpoint, earlier: PlannedCheckpoint | None, problem: str | None
+) -> tuple[str, ...]:
+    """Return a checkpoint's line in the table; `earlier` is another with the same weights."""
+    note = f" (the same weights as {earlier.label})" if earlier else ""
     note = f" (cannot be measured: {problem})" if problem else note
-    tokens = stop.name.tokens
+    tokens = planned.name.tokens
     return (
-        stop.run or "-",
-        f"{stop.name.step}" if stop.has_step else "-",
+        planned.run or "-",
+        f"{planned.name.step}" if planned.has_step else "-",
         "-" if tokens is None else f"{tokens / 1e9:.4g}B",
-        size(stop.num_bytes),
-        size(0 if twin else stop.missing_bytes),
-        stop.label + note,
+        size(planned.source.num_bytes),
+        size(0 if earlier else planned.source.missing_bytes),
+        planned.label + note,
     )
 
 

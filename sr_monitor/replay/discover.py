@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -44,6 +45,20 @@ class LocalCheckpoint:
     """The folder with its config.json; None where the architecture has to be named."""
     problem: str | None = None
     """Why it cannot be read, and what to do; None if nothing is known against it."""
+    missing_bytes: ClassVar[int] = 0
+    """Nothing has to be downloaded."""
+    fingerprint: ClassVar[None] = None
+    """Which others have equal weights is not known."""
+
+    @property
+    def label(self) -> str:
+        """Its path."""
+        return str(self.path)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether a model of the same architecture has to be named for it."""
+        return self.config is None and self.problem is None
 
     @property
     def num_bytes(self) -> int:

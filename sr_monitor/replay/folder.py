@@ -4,8 +4,8 @@
 not go together with that is refused, with both sides; so are measurements that no replay made.
 
     with Folder(out, options, {"": "/runs/gpt2"}) as folder:
-        folder.begin([stop])
-        folder.save(stop, record, prompts)
+        folder.begin([planned])
+        folder.save(planned, record, prompts)
 """
 
 import json
@@ -21,7 +21,7 @@ from sr_monitor.files import write_whole
 from sr_monitor.probes import keys
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.curves import Curve
-from sr_monitor.replay.stops import SIZES, Stop
+from sr_monitor.replay.plan import SIZES, PlannedCheckpoint
 from sr_monitor.results.record import Record, list_records
 
 _SCHEMA = 1
@@ -77,20 +77,20 @@ class Folder:
         """Whether nothing was measured yet."""
         return not any(curve.records for curve in self.curves.values())
 
-    def find(self, stop: Stop) -> Record | None:
+    def find(self, planned: PlannedCheckpoint) -> Record | None:
         """The record of a checkpoint, if it was measured, and its name still stands for it."""
         # A model that is as large as another one is on a curve of its own.
-        runs = self.curves if stop.curve == SIZES else (self._run_of[stop.curve],)
-        found = (self.curves[run].records.get(stop.label) for run in runs)
+        runs = self.curves if planned.curve == SIZES else (self._run_of[planned.curve],)
+        found = (self.curves[run].records.get(planned.label) for run in runs)
         record = next((record for record in found if record is not None), None)
-        if record is None or record.metadata.get("commit") != stop.commit:
+        if record is None or record.metadata.get("commit") != planned.commit:
             return None
         return record
 
-    def begin(self, todo: Iterable[Stop]) -> None:
+    def begin(self, todo: Iterable[PlannedCheckpoint]) -> None:
         """Shows what was measured before, if there is room for what is to be measured now."""
-        for stop in todo:
-            self._check_free(stop)
+        for planned in todo:
+            self._check_free(planned)
         with self._writing():
             for folder in (self.path, *map(self._folder_of, self._runs)):
                 for unfinished in folder.glob(_UNFINISHED):
@@ -99,12 +99,12 @@ class Folder:
             for curve in self.curves.values():
                 curve.begin()
 
-    def save(self, stop: Stop, record: Record, prompts: PromptSet) -> None:
+    def save(self, planned: PlannedCheckpoint, record: Record, prompts: PromptSet) -> None:
         """One more record, on its curve."""
         with self._writing():
-            curve = self.curves[self._run_of[stop.curve]]
-            if curve.at(record.step) not in (None, stop.label):
-                curve = self._curve_beside(stop)
+            curve = self.curves[self._run_of[planned.curve]]
+            if curve.at(record.step) not in (None, planned.label):
+                curve = self._curve_beside(planned)
             curve.add(record, prompts)
 
     def finish(self) -> None:
@@ -113,19 +113,19 @@ class Folder:
             for curve in self.curves.values():
                 curve.finish()
 
-    def _check_free(self, stop: Stop) -> None:
+    def _check_free(self, planned: PlannedCheckpoint) -> None:
         """Refuses a checkpoint at whose step another one was measured."""
-        other = self.curves[self._run_of[stop.curve]].at(stop.name.step)
-        if other not in (None, stop.label) and stop.curve != SIZES:
+        other = self.curves[self._run_of[planned.curve]].at(planned.name.step)
+        if other not in (None, planned.label) and planned.curve != SIZES:
             raise InputError(
-                f"--out {str(self.path)!r} holds {other} at step {stop.name.step}, where "
-                f"{stop.label} belongs now; name another folder"
+                f"--out {str(self.path)!r} holds {other} at step {planned.name.step}, where "
+                f"{planned.label} belongs now; name another folder"
             )
 
-    def _curve_beside(self, stop: Stop) -> Curve:
+    def _curve_beside(self, planned: PlannedCheckpoint) -> Curve:
         """For a second model of the same size."""
-        run = re.sub(r"[^\w.=-]+", "--", stop.label).strip("-")
-        self._runs[run] = f"{SIZES}, {stop.label}"
+        run = re.sub(r"[^\w.=-]+", "--", planned.label).strip("-")
+        self._runs[run] = f"{SIZES}, {planned.label}"
         self._write()
         return self.curves.setdefault(run, Curve(self._folder_of(run)))
 

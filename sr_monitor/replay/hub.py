@@ -1,31 +1,26 @@
-"""What the hub has: the revisions of a repository, and what each of them would cost.
+"""What the hub holds: the revisions of a repository, and the files that a measurement needs.
 
-Revisions are listed, never made up from a naming scheme. For each, the files that a measurement
-needs are the config and the weights (safetensors where there are any), no tokenizer; their sizes
-and hashes come with the listing, so equal weights are known before a byte is downloaded.
+Revisions are listed, never computed from a naming scheme. A measurement needs the config and the
+weights (safetensors where there are any), no tokenizer. Sizes and hashes come with the listing, so
+equal weights are known before a byte is downloaded.
 
-    items = bill("allenai/OLMo-1B-hf", list_revisions("allenai/OLMo-1B-hf"))
-    total = sum(item.missing_bytes for item in items)
+    found = list_files("allenai/OLMo-1B-hf", list_revisions("allenai/OLMo-1B-hf"))
+    total = sum(checkpoint.missing_bytes for checkpoint in found)
 """
 
 import hashlib
 import re
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from difflib import SequenceMatcher
-from functools import partial
-from itertools import takewhile
-from operator import eq
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.cache import is_in_cache, repo_folder
-from sr_monitor.replay.patience import is_missing_revision, patiently
+from sr_monitor.replay.retry import retry
 
-_SECONDS = 10.0
-_AT_ONCE = 8  # questions; an answer takes a fifth of a second, and there may be a thousand
+_SECONDS = 10.0  # until a listing has timed out
+_AT_ONCE = 8  # an answer takes a fifth of a second, and there may be a thousand to get
 _HASH = re.compile(r"[0-9a-f]{40,64}")
 _CONFIG = "config.json"
 _WEIGHTS = (
@@ -37,42 +32,39 @@ _WEIGHTS = (
 """In the order in which transformers looks for them: one file, or shards and their index."""
 
 
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """A branch or a tag, and the commit it stands for."""
-
-    name: str
-    """As the hub lists it, such as "step1000-tokens2B"."""
-    commit: str
-    """The commit's hash: what is downloaded, whatever becomes of the name meanwhile."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class File:
     """A file of a revision, as the hub lists it."""
 
     name: str
-    """Its name; it lies at the top of the repository."""
+    """Its name, at the top of the repository."""
     size: int
     """Bytes."""
     hash: str
-    """The sha256 of weights, git's hash of small files: the name of its blob in the cache."""
+    """The sha256 of weights, git's hash of small files; the client's cache keeps it under that."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Item:
-    """What one revision needs, and what of it is here already."""
+class HubCheckpoint:
+    """One saved state of a model, as a revision on the hub."""
 
     repo: str
     """The repository, `owner/name`."""
-    revision: Revision
-    """Which of its revisions."""
+    revision: str
+    """The branch or tag, such as "step1000-tokens2B"."""
+    commit: str
+    """The commit it stands for: what is downloaded, whatever becomes of the name meanwhile."""
     files: tuple[File, ...] = ()
     """The config and the weights, by name."""
-    missing: tuple[File, ...] = ()
-    """Those of them that are not in the cache."""
-    problem: str = ""
-    """Why it cannot be measured, such as that it holds no weights; empty when it can."""
+    problem: str | None = None
+    """Why it cannot be measured, such as that it holds no weights; None if it can."""
+    needs_base: ClassVar[bool] = False
+    """Without a config.json there is a problem."""
+
+    @property
+    def label(self) -> str:
+        """The repository and the revision."""
+        return f"{self.repo}@{self.revision}"
 
     @property
     def num_bytes(self) -> int:
@@ -81,86 +73,69 @@ class Item:
 
     @property
     def missing_bytes(self) -> int:
-        """What is still to be downloaded."""
-        return sum(file.size for file in self.missing)
+        """The size of the files that are not in the client's cache on this machine."""
+        return sum(file.size for file in self.files if self.cached(file) is None)
 
     @property
-    def weights(self) -> str:
-        """A hash of the weights: two revisions with the same one hold the same numbers."""
-        return self._joined(file for file in self.files if _is_weights(file.name))
-
-    @property
-    def config(self) -> str:
-        """A hash of the config and of the model's own code, if it has any."""
-        return self._joined(file for file in self.files if not _is_weights(file.name))
-
-    def _joined(self, files: Iterable[File]) -> str:
-        hashes = [file.hash for file in files]
-        if not all(hashes):  # nothing is known to equal what the hub gives no hash for
-            return self.revision.commit
+    def fingerprint(self) -> str | None:
+        """Equal for equal weights, config and code; None if the hub does not tell all hashes."""
+        hashes = [file.hash for file in self.files]
+        if self.problem or not all(hashes):
+            return None
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
+    def cached(self, file: File) -> Path | None:
+        """Return where the client's cache holds a file, for this revision or for another one."""
+        from huggingface_hub import constants
 
-def list_revisions(repo: str, *, sleep: Callable[[float], object] = time.sleep) -> list[Revision]:
-    """All branches and tags of a repository, in the order of the hub.
-
-    Args:
-        repo: `owner/name` on the hub.
-        sleep: waits that many seconds before the hub is asked again.
-    """
-    refs: Any = patiently(lambda: _api().list_repo_refs(repo), repo, sleep=sleep)
-    named = {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
-    order = dict.fromkeys(ref.name for ref in (*refs.branches, *refs.tags))
-    return [Revision(name, named[name]) for name in order]
+        repo = Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
+        places = (repo / "snapshots" / self.commit / file.name, repo / "blobs" / file.hash)
+        whole = (path for path in places if path.is_file() and path.stat().st_size == file.size)
+        return next(whole, None)
 
 
-def bill(
-    repo: str,
-    revisions: Sequence[Revision],
-    *,
-    sleep: Callable[[float], object] = time.sleep,
-) -> list[Item]:
-    """What each revision needs, how large it is, and what is in the cache; nothing is downloaded.
+def list_revisions(repo: str) -> dict[str, str]:
+    """Return the commit of each branch and tag of a repository, `owner/name` on the hub."""
+    refs: Any = retry(lambda: _api().list_repo_refs(repo), repo)
+    return {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
 
-    A revision without a config or weights gets an item with a `problem`. One that the hub does not
-    have is an `InputError`.
+
+def list_files(repo: str, revisions: Mapping[str, str]) -> list[HubCheckpoint]:
+    """Return what each revision needs, and how large it is; nothing is downloaded.
+
+    A revision that cannot be measured, or that the hub does not list, is returned with a `problem`;
+    if the hub lists none of them, that is an `InputError`.
 
     Args:
         repo: `owner/name` on the hub.
-        revisions: some of those that `list_revisions` gave; one question to the hub for each.
-        sleep: waits that many seconds before the hub is asked again.
+        revisions: Commits by name, from `list_revisions`; one request to the hub for each.
     """
+    errors: list[InputError] = []
+
+    def look_up(revision: str) -> HubCheckpoint:
+        checkpoint = HubCheckpoint(repo=repo, revision=revision, commit=revisions[revision])
+        try:
+            return _look_up(checkpoint)
+        except InputError as error:
+            errors.append(error)
+            return replace(checkpoint, problem=str(error))
+
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(lambda revision: look_up(repo, revision, sleep=sleep), revisions))
+        found = list(pool.map(look_up, revisions))
+    if errors and len(errors) == len(found):
+        raise errors[0]
+    return found
 
 
-def look_up(
-    repo: str, revision: Revision, *, sleep: Callable[[float], object] = time.sleep
-) -> Item:
-    """The item of one revision."""
-    ask = partial(_info, repo, revision.commit)
-    try:
-        info = patiently(ask, f"{repo}@{revision.name}", sleep=sleep)
-    except InputError as error:
-        if not is_missing_revision(error):
-            raise
-        raise InputError(f"{error}; {_closest(repo, revision.name, sleep)}") from error
-    files = needed([_file(sibling) for sibling in info.siblings or []])
-    folder = repo_folder(repo) / "snapshots" / revision.commit
-    missing = tuple(f for f in files if not is_in_cache(folder / f.name, f.hash, f.size))
-    problem = _problem(files)
-    return Item(repo=repo, revision=revision, files=files, missing=missing, problem=problem)
+def _look_up(checkpoint: HubCheckpoint) -> HubCheckpoint:
+    def ask() -> Any:
+        return _api().model_info(
+            checkpoint.repo, revision=checkpoint.commit, files_metadata=True, timeout=_SECONDS
+        )
 
-
-def needed(files: Iterable[File]) -> tuple[File, ...]:
-    """Those of a revision's files that a measurement needs, by name."""
-    named = {file.name: file for file in files}
-    chosen = [name for name in named if name == _CONFIG or _is_code(name)]
-    for pattern in _WEIGHTS:
-        if weights := [name for name in named if pattern.fullmatch(name)]:
-            chosen += weights
-            break
-    return tuple(named[name] for name in sorted(chosen))
+    info = retry(ask, checkpoint.label)
+    files = _needed(_file(sibling) for sibling in info.siblings or [])
+    return replace(checkpoint, files=files, problem=_problem(files))
 
 
 def _api() -> Any:
@@ -173,10 +148,6 @@ def _api() -> Any:
     return HfApi()
 
 
-def _info(repo: str, commit: str) -> Any:
-    return _api().model_info(repo, revision=commit, files_metadata=True, timeout=_SECONDS)
-
-
 def _file(sibling: Any) -> File:
     found = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
     # NOTE: it becomes the name of a file here, and comes from somebody else's server.
@@ -184,29 +155,22 @@ def _file(sibling: Any) -> File:
     return File(name=sibling.rfilename, size=sibling.size or 0, hash=known)
 
 
-def _is_weights(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin"))
+def _needed(files: Iterable[File]) -> tuple[File, ...]:
+    """Choose the files that a measurement needs, and sort them by name."""
+    named = {file.name: file for file in files}
+    chosen = {name for name in named if name == _CONFIG or _is_code(name)}
+    matches = ([name for name in named if pattern.fullmatch(name)] for pattern in _WEIGHTS)
+    chosen.update(next(filter(None, matches), ()))
+    return tuple(named[name] for name in sorted(chosen))
 
 
 def _is_code(name: str) -> bool:
-    # NOTE: small, and needed by who asks for a model's own code; it is not run by being here.
+    # Small, and needed with --trust-remote-code; it is not run by being here.
     return name.endswith(".py") and "/" not in name
 
 
-def _problem(files: tuple[File, ...]) -> str:
+def _problem(files: tuple[File, ...]) -> str | None:
     names = [file.name for file in files]
-    if not any(map(_is_weights, names)):
+    if not any(name.endswith((".safetensors", ".bin")) for name in names):
         return "it holds no weights (model.safetensors or pytorch_model.bin)"
-    return "" if _CONFIG in names else "it holds no config.json"
-
-
-def _closest(repo: str, name: str, sleep: Callable[[float], object]) -> str:
-    names = [revision.name for revision in list_revisions(repo, sleep=sleep)]
-    near = sorted(names, key=partial(_likeness, name), reverse=True)[:3]
-    return f"of its {len(names)} the closest are {', '.join(near)}"
-
-
-def _likeness(wanted: str, name: str) -> tuple[int, float]:
-    # The step comes first in a name, and is what is meant when the rest is wrong.
-    alike = sum(takewhile(bool, map(eq, wanted, name)))
-    return alike, SequenceMatcher(None, wanted, name).ratio()
+    return None if _CONFIG in names else "it holds no config.json"

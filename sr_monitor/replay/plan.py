@@ -1,17 +1,16 @@
 """Which checkpoints are measured, in which order, and which curve each belongs to.
 
-A source is a folder, a file, or `owner/name@GLOB`, revisions on the hub. Each run of a training
-(its main line, a parallel branch, a stage whose steps start again) is a curve of its own, in a
-folder of its own; sources of the same training are put together. Several models without steps are
-a sweep: one curve over the number of parameters.
+Each run of a training (its main line, a parallel branch, a stage whose steps restart) is a curve
+in a folder of its own; sources of the same training are put together. Several models without steps
+are a sweep: one curve over the number of parameters.
 
-    stops = make_plan(["allenai/OLMo-1B-0724-hf@step*"], num=20)
-    sum(stop.missing_bytes for stop in stops)
+    planned = make_plan(["allenai/OLMo-1B-0724-hf@step*"], num=20)
+    sum(each.source.missing_bytes for each in planned)
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sr_monitor.errors import InputError
@@ -23,7 +22,7 @@ from sr_monitor.replay.discover import (
     find_checkpoints,
     is_repo,
 )
-from sr_monitor.replay.hub import Item, Revision, bill, list_revisions
+from sr_monitor.replay.hub import HubCheckpoint, list_files, list_revisions
 from sr_monitor.replay.names import (
     CheckpointName,
     choose_spaced,
@@ -34,15 +33,63 @@ from sr_monitor.replay.names import (
     split_runs,
 )
 from sr_monitor.replay.readers.huggingface import FSDP_FOLDER
-from sr_monitor.replay.stops import SIZES, Stop, is_sweep, says_step
 
+SIZES = "sizes"
+"""The curve of a sweep, whichever models are on it."""
 _SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedCheckpoint:
+    """One checkpoint to measure."""
+
+    name: CheckpointName
+    """Step, tokens, stage, branch."""
+    training: str
+    """The repository, or the folder that the steps of its training lie in."""
+    source: LocalCheckpoint | HubCheckpoint
+    """Where it is."""
+    run: str = ""
+    """The folder of its curve; "" if that is the only one."""
+    curve: str = ""
+    """Which curve that is, whatever its folder is called: a training, and a branch of it."""
+
+    @property
+    def label(self) -> str:
+        """The name of the checkpoint in messages and records."""
+        return self.source.label
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that its name stands for on the hub now."""
+        return self.source.commit if isinstance(self.source, HubCheckpoint) else None
+
+    @property
+    def has_step(self) -> bool:
+        """Whether its place on the x-axis is a step; that of a bare model is its size."""
+        return _says_step(self.name)
+
+
+def is_sweep(planned: Sequence[PlannedCheckpoint]) -> bool:
+    """Return whether models of different sizes are compared, and not steps of one training."""
+    return len(planned) > 1 and not any(each.has_step for each in planned)
+
+
+def find_duplicates(planned: Sequence[PlannedCheckpoint]) -> dict[str, PlannedCheckpoint]:
+    """Map each duplicate's label to the earlier checkpoint with the same weights."""
+    first: dict[str, PlannedCheckpoint] = {}
+    duplicates: dict[str, PlannedCheckpoint] = {}
+    for each in () if is_sweep(planned) else planned:
+        earlier = first.setdefault(each.source.fingerprint or each.label, each)
+        if earlier is not each:
+            duplicates[each.label] = earlier
+    return duplicates
 
 
 def make_plan(
     sources: Sequence[str], *, num: int | None = None, tokens: Sequence[int | float] | None = None
-) -> list[Stop]:
-    """The checkpoints to measure, run by run, in the order of their steps.
+) -> list[PlannedCheckpoint]:
+    """Return the checkpoints to measure, run by run, in the order of their steps.
 
     Args:
         sources: Folders, files, or `owner/name@GLOB`; `owner/name` is its revision main.
@@ -53,75 +100,72 @@ def make_plan(
         raise InputError("replay: name at least one source, a folder or owner/name@GLOB")
     if not all(sources):
         raise InputError("replay: a source is empty; name a folder ('.' is this one) or owner/name")
-    chosen = [stop for found in _trainings(sources) for stop in _choose(found, num, tokens)]
-    stops = _billed(chosen)
-    if is_sweep(stops):
-        return [replace(stop, run="", curve=SIZES) for stop in stops]
-    return _apart(_foldered(stops))
+    chosen = [each for found in _trainings(sources) for each in _choose(found, num, tokens)]
+    planned = _with_files(chosen)
+    if is_sweep(planned):
+        return [replace(each, run="", curve=SIZES) for each in planned]
+    return _one_for_each_step(_with_folders(planned))
 
 
-def _trainings(sources: Iterable[str]) -> list[list[Stop]]:
-    """What the sources hold, training by training, each checkpoint once and with its run."""
-    trainings: dict[str, list[LocalCheckpoint]] = {}
-    patterns: dict[str, list[str]] = {}
+def _trainings(sources: Iterable[str]) -> list[list[PlannedCheckpoint]]:
+    """Return what the sources hold, training by training, each checkpoint once."""
+    local: dict[str, list[LocalCheckpoint]] = {}
+    globs: dict[str, list[str]] = {}
     for source in sources:
         if is_repo(source):
-            repo, _, pattern = source.partition("@")
-            trainings.setdefault(repo, [])
-            patterns.setdefault(repo, []).append(pattern or "main")
+            repo, _, glob = source.partition("@")
+            local.setdefault(repo, [])
+            globs.setdefault(repo, []).append(glob or "main")
         else:
-            for home, checkpoint in _on_disk(source):
-                trainings.setdefault(home, []).append(checkpoint)
+            for training, checkpoint in _in_folder(source):
+                local.setdefault(training, []).append(checkpoint)
     return [
-        _on_hub(home, patterns[home]) if home in patterns else _lying(home, distinct(found))
-        for home, found in trainings.items()
+        _plan_repo(training, globs[training])
+        if training in globs
+        else _plan_folder(training, distinct(found))
+        for training, found in local.items()
     ]
 
 
-def _on_disk(source: str) -> Iterator[tuple[str, LocalCheckpoint]]:
-    """Each with its training, by real paths, which any working directory and spelling lead to."""
-    there = Path(source).resolve()
-    there = there.parent if there.name == FSDP_FOLDER else there
-    found = [_resolved(checkpoint) for checkpoint in find_checkpoints(source)]
-    for checkpoint in found:
-        is_step = checkpoint.path == there and says_step(checkpoint.name)
-        yield str(there.parent if is_step else there), checkpoint
+def _in_folder(source: str) -> Iterator[tuple[str, LocalCheckpoint]]:
+    """Yield each checkpoint with its training, by real paths, which are the same from anywhere."""
+    folder = Path(source).resolve()
+    folder = folder.parent if folder.name == FSDP_FOLDER else folder
+    for found in find_checkpoints(source):
+        config = found.config and found.config.resolve()
+        checkpoint = replace(found, path=found.path.resolve(), config=config)
+        is_step = checkpoint.path == folder and _says_step(checkpoint.name)
+        yield str(folder.parent if is_step else folder), checkpoint
 
 
-def _lying(home: str, checkpoints: Iterable[LocalCheckpoint]) -> list[Stop]:
+def _plan_folder(training: str, checkpoints: Iterable[LocalCheckpoint]) -> list[PlannedCheckpoint]:
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
     return [
-        Stop(name=name, home=home, run=run, checkpoint=by_name[name])
+        PlannedCheckpoint(name=name, training=training, run=run, source=by_name[name])
         for run, names in split_runs(by_name).items()
         for name in names
     ]
 
 
-def _resolved(checkpoint: LocalCheckpoint) -> LocalCheckpoint:
-    config = checkpoint.config and checkpoint.config.resolve()
-    return replace(checkpoint, path=checkpoint.path.resolve(), config=config)
-
-
-def _on_hub(repo: str, patterns: Iterable[str]) -> list[Stop]:
-    """Those that fit, not yet with what they need."""
-    by_name = {revision.name: revision for revision in _revisions(repo)}
-    names = sorted({name for pattern in patterns for name in _matched(repo, pattern, by_name)})
+def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
+    """Return the matching revisions; their files are looked up later."""
+    commits = _revisions(repo)
+    names = sorted({name for glob in globs for name in _matching(repo, glob, list(commits))})
     # Of all revisions, because only all of them show how a stage counts.
-    runs = split_runs([*read_names(by_name), *(n for n in names if read_name(n.text) is None)])
+    runs = split_runs([*read_names(commits), *(n for n in names if read_name(n.text) is None)])
     run_of = {name.text: run for run, members in runs.items() for name in members}
     return [
-        Stop(
+        PlannedCheckpoint(
             name=name,
-            home=repo,
+            training=repo,
             run=run_of[name.text],
-            item=Item(repo=repo, revision=by_name[name.text]),
+            source=HubCheckpoint(repo=repo, revision=name.text, commit=commits[name.text]),
         )
         for name in names
     ]
 
 
-def _revisions(repo: str) -> list[Revision]:
-    """All those on the hub."""
+def _revisions(repo: str) -> dict[str, str]:
     try:
         found = list_revisions(repo)
     except InputError as error:
@@ -133,103 +177,88 @@ def _revisions(repo: str) -> list[Revision]:
     return found
 
 
-def _matched(repo: str, pattern: str, known: Iterable[str]) -> list[CheckpointName]:
-    """Those that say a step, or the one that says none."""
-    matched = match_names(pattern, list(known))
-    names = read_names(matched)
-    if not names and len(matched) > 1:
+def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[CheckpointName]:
+    """Return the matching revisions that say a step, or the one that says none."""
+    matching = match_names(glob, revisions)
+    names = read_names(matching)
+    if not names and len(matching) > 1:
         raise InputError(
-            f"'{repo}@{pattern}' fits {len(matched)} revisions, none of which says a step "
-            f"({', '.join(matched[:_SHOWN])}); name one of them"
+            f"'{repo}@{glob}' fits {len(matching)} revisions, none of which says a step "
+            f"({', '.join(matching[:_SHOWN])}); name one of them"
         )
-    return names or [CheckpointName(name) for name in matched]
+    return names or [CheckpointName(name) for name in matching]
 
 
-def _billed(stops: list[Stop]) -> list[Stop]:
-    """Those on the hub with what they need."""
-    wanted: dict[str, list[Revision]] = {}
-    for stop in stops:
-        if stop.item is not None:
-            wanted.setdefault(stop.item.repo, []).append(stop.item.revision)
-    found = [item for repo, revisions in wanted.items() for item in _items(repo, revisions)]
-    by_place = {(item.repo, item.revision): item for item in found}
-    return [
-        replace(stop, item=by_place[stop.item.repo, stop.item.revision]) if stop.item else stop
-        for stop in stops
-    ]
-
-
-def _items(repo: str, revisions: Sequence[Revision]) -> list[Item]:
-    """What each needs; one that the hub fails to tell of keeps no other from being measured."""
-    try:
-        return bill(repo, revisions)
-    except InputError:
-        items = [_item(repo, revision) for revision in revisions]
-        if all(item.problem for item in items):
-            raise
-        return items
-
-
-def _item(repo: str, revision: Revision) -> Item:
-    try:
-        return bill(repo, [revision])[0]
-    except InputError as error:
-        return Item(repo=repo, revision=revision, problem=str(error))
-
-
-def _choose(stops: list[Stop], num: int | None, tokens: Sequence[int | float] | None) -> list[Stop]:
-    names = [stop.name for stop in stops]
+def _choose(
+    planned: list[PlannedCheckpoint], num: int | None, tokens: Sequence[int | float] | None
+) -> list[PlannedCheckpoint]:
+    names = [each.name for each in planned]
     if tokens is not None:
         names = choose_tokens(names, map(float, tokens))
     if num is not None:
         names = choose_spaced(names, num)
     wanted = set(names)
-    return [stop for stop in stops if stop.name in wanted]
+    return [each for each in planned if each.name in wanted]
 
 
-def _foldered(stops: list[Stop]) -> list[Stop]:
-    """Each in the folder of its curve, and curve by curve."""
-    folders = _folders(list(dict.fromkeys(stop.home for stop in stops)))
-    curves: dict[tuple[str, str], list[Stop]] = {}
-    for stop in stops:
-        curves.setdefault((stop.home, stop.run), []).append(stop)
+def _with_files(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
+    """Look up the files of those on the hub."""
+    commits: dict[str, dict[str, str]] = {}
+    for each in planned:
+        if isinstance(each.source, HubCheckpoint):
+            commits.setdefault(each.source.repo, {})[each.source.revision] = each.source.commit
+    listed = [found for repo, wanted in commits.items() for found in list_files(repo, wanted)]
+    by_label = {found.label: found for found in listed}
+    return [replace(each, source=by_label.get(each.label, each.source)) for each in planned]
+
+
+def _with_folders(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
+    """Give each the folder of its curve, and sort them curve by curve."""
+    folders = _folders(list(dict.fromkeys(each.training for each in planned)))
+    curves: dict[tuple[str, str], list[PlannedCheckpoint]] = {}
+    for each in planned:
+        curves.setdefault((each.training, each.run), []).append(each)
     return [
         replace(
-            stop,
-            run="" if len(curves) == 1 else "/".join(filter(None, [folders[home], run])),
-            curve=", ".join(filter(None, [home, run])),
+            each,
+            run="" if len(curves) == 1 else "/".join(filter(None, [folders[training], run])),
+            curve=", ".join(filter(None, [training, run])),
         )
-        for (home, run), members in curves.items()
-        for stop in members
+        for (training, run), members in curves.items()
+        for each in members
     ]
 
 
-def _folders(homes: list[str]) -> dict[str, str]:
-    """A folder for each training: its last name, and as much before that as it takes."""
-    if len(homes) == 1:
-        return {homes[0]: ""}
-    parts = {home: [part for part in re.split(r"[/\\]", home) if part] for home in homes}
+def _folders(trainings: list[str]) -> dict[str, str]:
+    """Name a folder for each training: its last name, and as much before that as it takes."""
+    if len(trainings) == 1:
+        return {trainings[0]: ""}
+    parts = {name: [part for part in re.split(r"[/\\]", name) if part] for name in trainings}
     short: dict[str, str] = {}
     for length in range(1, max(map(len, parts.values())) + 1):
-        short = {home: "--".join(parts[home][-length:]) for home in homes}
-        if len(set(short.values())) == len(homes):
+        short = {name: "--".join(parts[name][-length:]) for name in trainings}
+        if len(set(short.values())) == len(trainings):
             break
     # A repository is called by its whole name.
-    whole = {home: home.replace("/", "--") for home in homes if REPO.fullmatch(home)}
+    whole = {name: name.replace("/", "--") for name in trainings if REPO.fullmatch(name)}
     return short | whole
 
 
-def _apart(stops: list[Stop]) -> list[Stop]:
-    """A curve has one point at a step: a second one is a curve of its own."""
+def _one_for_each_step(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
+    """Give a second checkpoint at a step a curve of its own: a curve has one point there."""
     taken: set[tuple[str, int]] = set()
-    apart = []
-    for stop in stops:
-        place = stop.run, stop.name.step
-        if place in taken:
-            own = re.sub(r"[^\w.=-]+", "-", stop.name.text)
-            run, curve = "/".join(filter(None, [stop.run, own])), f"{stop.curve}, {stop.name.text}"
-            apart.append(replace(stop, run=run, curve=curve))
+    separate = []
+    for each in planned:
+        if (each.run, each.name.step) in taken:
+            own = re.sub(r"[^\w.=-]+", "-", each.name.text)
+            run, curve = "/".join(filter(None, [each.run, own])), f"{each.curve}, {each.name.text}"
+            separate.append(replace(each, run=run, curve=curve))
         else:
-            taken.add(place)
-            apart.append(stop)
-    return apart
+            taken.add((each.run, each.name.step))
+            separate.append(each)
+    return separate
+
+
+def _says_step(name: CheckpointName) -> bool:
+    """Return whether a step is known, be it step 0."""
+    return name.step > 0 or read_name(name.text) is not None

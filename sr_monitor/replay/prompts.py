@@ -4,7 +4,7 @@ Each training, and each model of a sweep, tokenises the same text with its own t
 that share a tokenizer share their prompts.
 
     choice = PromptChoice(given="corpus.txt", loading=Loading())
-    choice.for_trainings(stops);  choice.for_model(stop)
+    choice.for_trainings(checkpoints);  choice.for_model(planned)
 """
 
 import hashlib
@@ -18,8 +18,9 @@ from sr_monitor.probes import keys
 from sr_monitor.prompts.choose import choose_prompts
 from sr_monitor.prompts.corpora import encode
 from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.models import Loading
-from sr_monitor.replay.stops import Stop
+from sr_monitor.replay.plan import PlannedCheckpoint
 
 _LIVE = Path(keys.PREFIX.rstrip("/"), "prompts.json")
 _TOKENIZER_FILES = (
@@ -46,18 +47,18 @@ class PromptChoice:
     seed: int = 0
     """The seed they are drawn with."""
 
-    def for_trainings(self, stops: Iterable[Stop]) -> dict[str, PromptSet]:
-        """Map the home of each training to the prompts of its live run, or else `for_model`."""
+    def for_trainings(self, checkpoints: Iterable[PlannedCheckpoint]) -> dict[str, PromptSet]:
+        """Map each training to the prompts of its live run, or else `for_model`."""
         prompts: dict[str, PromptSet] = {}
-        for stop in stops:
-            if stop.home not in prompts:
-                live = _live_prompts(stop) if self.given is None else None
-                prompts[stop.home] = live or self.for_model(stop)
+        for each in checkpoints:
+            if each.training not in prompts:
+                live = _live_prompts(each) if self.given is None else None
+                prompts[each.training] = live or self.for_model(each)
         return prompts
 
-    def for_model(self, stop: Stop) -> PromptSet:
+    def for_model(self, planned: PlannedCheckpoint) -> PromptSet:
         """Return the given set, or draw from the given text with this model's tokenizer."""
-        tokenizer = TokenizerOnDemand(self.tokenizer_of(stop), self.loading.trust_remote_code)
+        tokenizer = TokenizerOnDemand(self.tokenizer_of(planned), self.loading.trust_remote_code)
         prompts = choose_prompts(
             self.given,
             tokenizer,
@@ -68,14 +69,13 @@ class PromptChoice:
         _check_tokenizer(tokenizer, prompts)
         return prompts
 
-    def tokenizer_of(self, stop: Stop) -> str:
+    def tokenizer_of(self, planned: PlannedCheckpoint) -> str:
         """Return the folder or repository whose tokenizer is used: the nearest that has one."""
         if self.loading.base is not None:
             return self.loading.base
-        if stop.checkpoint is None:
-            return stop.home
-        folder = stop.checkpoint.path
-        return str(folder if _has_tokenizer(folder) else stop.home)
+        if isinstance(planned.source, LocalCheckpoint) and _has_tokenizer(planned.source.path):
+            return str(planned.source.path)
+        return planned.training
 
     def described(self) -> str:
         """Describe what the prompts of a sweep are made from, to tell one replay from another."""
@@ -117,10 +117,10 @@ def _meant(tokenizer: TokenizerOnDemand, ids: list[int]) -> str | None:
         return None
 
 
-def _live_prompts(stop: Stop) -> PromptSet | None:
+def _live_prompts(planned: PlannedCheckpoint) -> PromptSet | None:
     """Load the prompts that a live run left beside its checkpoints or beside their folder."""
-    if stop.checkpoint is None:
+    if not isinstance(planned.source, LocalCheckpoint):
         return None
-    home = Path(stop.home)
-    places = [home, home.parent] if home.name == "checkpoints" else [home]
+    folder = Path(planned.training)
+    places = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
     return next((PromptSet.load(p / _LIVE) for p in places if (p / _LIVE).is_file()), None)

@@ -1,9 +1,9 @@
 """Checkpoints as Ray tasks: one GPU each where there are GPUs, else one CPU.
 
-A worker fetches, loads and measures a checkpoint, and takes its download out again; the outcomes
-come back in the order of the checkpoints. A worker that dies is started again by Ray.
+A worker fetches, loads and measures a checkpoint, and deletes its download; the outcomes come back
+in the order of the checkpoints. A worker that dies is started again by Ray.
 
-    for stop, outcome in on_ray(stops, find_prompts, job, address=None):
+    for planned, outcome in on_ray(checkpoints, find_prompts, job, address=None):
         ...
 """
 
@@ -14,15 +14,17 @@ import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from sr_monitor.errors import InputError
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.replay.cache import Journal, repo_folder
-from sr_monitor.replay.job import Failure, Here, Job, bring
+from sr_monitor.replay.job import Failure, Job
 from sr_monitor.replay.models import ModelKeeper
-from sr_monitor.replay.stops import Stop
+from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.results.record import Record
 
 _RETRIES = 3
@@ -31,16 +33,16 @@ _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 
 
 def on_ray(
-    stops: Sequence[Stop],
-    find_prompts: Callable[[Stop], PromptSet],
+    checkpoints: Sequence[PlannedCheckpoint],
+    find_prompts: Callable[[PlannedCheckpoint], PromptSet],
     job: Job,
     *,
     address: str | None,
-) -> Generator[tuple[Stop, Record | Failure], None, None]:
-    """The record of each checkpoint, or why there is none.
+) -> Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]:
+    """Yield the record of each checkpoint, or why there is none.
 
     Args:
-        stops: The checkpoints.
+        checkpoints: What to measure.
         find_prompts: Gives theirs.
         job: What is done with each.
         address: A cluster; None is that of RAY_ADDRESS, or else one on this machine.
@@ -48,14 +50,14 @@ def on_ray(
     ray = import_ray()
     with _running(ray, address):
         task, at_once = _task(ray)
-        waiting: deque[tuple[Stop, Any]] = deque()
-        todo = deque(stops)
+        waiting: deque[tuple[PlannedCheckpoint, Any]] = deque()
+        todo = deque(checkpoints)
         try:
             while todo or waiting:
                 # Two for each worker: one runs, one is ready, and the disk is not filled.
                 while todo and len(waiting) < 2 * at_once:
-                    stop = todo.popleft()
-                    waiting.append((stop, _begun(task, stop, find_prompts, job)))
+                    planned = todo.popleft()
+                    waiting.append((planned, _begun(task, planned, find_prompts, job)))
                 yield waiting[0][0], _answer(ray, waiting[0][1])
                 waiting.popleft()
         finally:
@@ -86,7 +88,7 @@ def _running(ray: Any, address: str | None) -> Iterator[None]:
         yield
         return
     try:
-        _knock(address or os.environ.get("RAY_ADDRESS", ""))
+        _check_connection(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(
             address=address,
             include_dashboard=False,
@@ -105,8 +107,8 @@ def _running(ray: Any, address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str) -> None:
-    """Ray itself would try for minutes."""
+def _check_connection(address: str) -> None:
+    """Refuse an address where nobody listens: Ray itself would try for minutes."""
     place = _ADDRESS.fullmatch(address)
     if place is not None:
         socket.create_connection((place["host"], int(place["port"])), timeout=10).close()
@@ -121,10 +123,15 @@ def _task(ray: Any) -> tuple[Any, int]:
     return ray.remote(max_retries=_RETRIES, **options)(_measure), max(1, workers)
 
 
-def _begun(task: Any, stop: Stop, find_prompts: Callable[[Stop], PromptSet], job: Job) -> Any:
-    """What to wait for; without prompts there is nothing to begin."""
+def _begun(
+    task: Any,
+    planned: PlannedCheckpoint,
+    find_prompts: Callable[[PlannedCheckpoint], PromptSet],
+    job: Job,
+) -> Any:
+    """Return what to wait for; without prompts there is nothing to begin."""
     try:
-        return task.remote(stop, find_prompts(stop), job)
+        return task.remote(planned, find_prompts(planned), job)
     except InputError as error:
         return Failure(reason=str(error))
 
@@ -140,15 +147,17 @@ def _answer(ray: Any, begun: Any) -> Record | Failure:
     return answer
 
 
-def _measure(stop: Stop, prompts: PromptSet, job: Job) -> Record | Failure:
-    """One task; what goes wrong with the checkpoint is its answer, in words."""
-    return job.outcome(stop, lambda: _brought(stop, job), lambda: prompts, ModelKeeper(job.loading))
+def _measure(planned: PlannedCheckpoint, prompts: PromptSet, job: Job) -> Record | Failure:
+    """Measure in a worker; what goes wrong with the checkpoint is its answer, in words."""
+    if job.downloads is not None:
+        job = replace(job, downloads=_on_this_machine(job.downloads))
+    find_local = partial(job.fetch, planned)
+    return job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.loading))
 
 
-def _brought(stop: Stop, job: Job) -> Here:
-    """Written down on the worker's machine: what one that died has downloaded is still ours."""
-    if stop.item is None or job.keep_downloads:
-        return bring(stop)
-    repo = repo_folder(stop.item.repo)
-    locks: Path = repo.parent / ".locks" / repo.name
-    return bring(stop, journal=Journal(locks / f"sr-monitor-{stop.commit}.json"))
+def _on_this_machine(downloads: Path) -> Path:
+    """Return a folder of this replay beside the hub's cache, which may be on a local disk."""
+    from huggingface_hub import constants
+
+    own = sha256(str(downloads).encode()).hexdigest()[:16]
+    return Path(constants.HF_HOME) / "sr-monitor" / own

@@ -21,22 +21,23 @@ from typing import Any, Literal, get_args
 from sr_monitor.errors import InputError
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.arguments import check_kinds, with_options
-from sr_monitor.replay.cache import Journal, take_out_leftovers
 from sr_monitor.replay.curves import check_tensorboard
+from sr_monitor.replay.discover import LocalCheckpoint
+from sr_monitor.replay.fetch import one_ahead, temporary_folder
 from sr_monitor.replay.folder import Folder
-from sr_monitor.replay.job import Failure, Here, Job, bring
+from sr_monitor.replay.job import Failure, Job
 from sr_monitor.replay.models import Loading, ModelKeeper, config_of
-from sr_monitor.replay.plan import make_plan
-from sr_monitor.replay.prefetch import prefetched
+from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, is_sweep, make_plan
 from sr_monitor.replay.prompts import PromptChoice
 from sr_monitor.replay.ray_tasks import import_ray, on_ray
-from sr_monitor.replay.stops import Stop, is_sweep, twins
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measurement import Bar, no_bar
 
+_DOWNLOADS = ".downloads"
+
 Engine = Literal["local", "ray"]
-Outcomes = Generator[tuple[Stop, Record | Failure], None, None]
+Outcomes = Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,7 +96,8 @@ def replay(
         device_map: "auto" spreads a model over all accelerators of the machine, for one that does
             not fit on one.
         trust_remote_code: Run the code that comes with a model.
-        keep_downloads: Leave in the hub's cache what this run downloads.
+        keep_downloads: Download into the hub's cache, to stay there; else what is downloaded is
+            deleted once it is measured.
         engine: "local" is this process; "ray" makes each checkpoint a Ray task.
         ray_address: A Ray cluster; by default that of RAY_ADDRESS, or else one on this machine.
         bar: Starts a progress bar by its name.
@@ -135,12 +137,12 @@ def replay(
         import_ray()
     else:
         loading.check_device()
-    stops = make_plan([os.fspath(source) for source in sources], num=num, tokens=tokens)
+    planned = make_plan([os.fspath(source) for source in sources], num=num, tokens=tokens)
     job = Job(
         config=config,
         loading=loading,
-        keep_downloads=keep_downloads,
-        sweep=is_sweep(stops),
+        downloads=None if keep_downloads else Path(out).resolve() / _DOWNLOADS,
+        sweep=is_sweep(planned),
     )
     choice = PromptChoice(
         given=os.fspath(prompts) if isinstance(prompts, Path) else prompts,
@@ -149,131 +151,129 @@ def replay(
         num_prompts=job.config.num_prompts,
         seed=seed,
     )
-    return Replay(stops, Path(out), job, choice, bar).run(engine, ray_address)
+    return Replay(planned, Path(out), job, choice, bar).run(engine, ray_address)
 
 
 class Replay:
-    """One run over checkpoints, on its way."""
+    """One run over checkpoints."""
 
     def __init__(
-        self, stops: list[Stop], out: Path, job: Job, choice: PromptChoice, bar: Bar
+        self,
+        planned: list[PlannedCheckpoint],
+        out: Path,
+        job: Job,
+        choice: PromptChoice,
+        bar: Bar,
     ) -> None:
         """Refuses what cannot be measured, or would not go together with what is in `out`."""
-        check_base(stops, job.loading)
-        self.stops, self.job, self.bar = stops, job, bar
+        check_base(planned, job.loading)
+        self.planned, self.job, self.bar = planned, job, bar
         self.report = Report()
         self._choice = choice
-        self._prompts = {} if job.sweep else choice.for_trainings(stops)
-        self._twins = self._same_measurements(stops)
+        self._prompts = {} if job.sweep else choice.for_trainings(planned)
+        self._duplicates = self._same_measurements(planned)
         options = job.config.recorded("curve", "record")
         options |= {"dtype": job.loading.dtype} | self._described_prompts()
-        self._folder = Folder(out, options, {stop.run: stop.curve for stop in stops})
-        self._journal = Journal(out / "downloads.json")
+        self._folder = Folder(out, options, {each.run: each.curve for each in planned})
 
     def run(self, engine: Engine, ray_address: str | None) -> Report:
         """Measures what is not measured yet."""
-        with self._folder:
-            self.report.kept = [s.label for s in self.stops if self._folder.find(s) is not None]
-            done = set(self.report.kept)
-            todo = [stop for stop in self.stops if stop.label not in done]
+        with self._folder, temporary_folder(self._folder.path / _DOWNLOADS):
+            todo = [each for each in self.planned if self._folder.find(each) is None]
+            left = {each.label for each in todo}
+            self.report.kept = [each.label for each in self.planned if each.label not in left]
             self._folder.begin(todo)
-            take_out_leftovers(self._journal)
             self._measure(todo, engine, ray_address)
             self._folder.finish()
         return self.report
 
-    def _measure(self, todo: list[Stop], engine: Engine, address: str | None) -> None:
-        alone = [stop for stop in todo if stop.label not in self._twins]
-        total = len(self.stops)
+    def _measure(self, todo: list[PlannedCheckpoint], engine: Engine, address: str | None) -> None:
+        alone = [each for each in todo if each.label not in self._duplicates]
+        total = len(self.planned)
         progress = self.bar("checkpoints")
         progress(total - len(todo), total)
-        measuring = self._locally(alone) if engine == "local" else self._on_ray(alone, address)
+        measuring = (
+            self._locally(alone)
+            if engine == "local"
+            else on_ray(alone, self._prompts_of, self.job, address=address)
+        )
         with closing(measuring):
-            for number, stop in enumerate(todo, start=total - len(todo) + 1):
-                if (first := self._twins.get(stop.label)) is not None:
-                    self._keep_twin(stop, first)
+            for number, planned in enumerate(todo, start=total - len(todo) + 1):
+                if (first := self._duplicates.get(planned.label)) is not None:
+                    self._keep_duplicate(planned, first)
                 else:
                     self._keep(*next(measuring))
                 progress(number, total)
 
-    def _locally(
-        self, stops: Sequence[Stop]
-    ) -> Generator[tuple[Stop, Record | Failure], None, None]:
-        """Here, one after the other, the next one being fetched meanwhile."""
+    def _locally(self, planned: Sequence[PlannedCheckpoint]) -> Outcomes:
+        """Measures one after the other, while the next one is fetched."""
+
+        def fetch(each: PlannedCheckpoint, stop: Event) -> LocalCheckpoint:
+            return self.job.fetch(each, stop, self.bar("download"))
+
         keeper = ModelKeeper(self.job.loading)
-        with prefetched(stops, self._bring, self._leave) as turns:
-            for turn in turns:
-                find = partial(self._prompts_of, turn.key)
-                yield turn.key, self.job.outcome(turn.key, turn.result, find, keeper, self.bar)
+        with closing(one_ahead(planned, fetch)) as fetched:
+            for each, local in fetched:
+                find_prompts = partial(self._prompts_of, each)
+                yield each, self.job.outcome(each, local.result, find_prompts, keeper, self.bar)
 
-    def _on_ray(self, stops: Sequence[Stop], address: str | None) -> Outcomes:
-        return on_ray(stops, self._prompts_of, self.job, address=address)
-
-    def _bring(self, stop: Stop, given_up: Event) -> Here:
-        journal = None if self.job.keep_downloads else self._journal
-        progress = self.bar("download")
-        return bring(stop, stop_event=given_up, journal=journal, progress=progress)
-
-    def _leave(self, here: Here) -> None:
-        if not self.job.keep_downloads:
-            here.leave()
-
-    def _prompts_of(self, stop: Stop) -> PromptSet:
-        """Those of its training; of a model in a sweep, chosen when its turn comes."""
-        owner = stop.label if self.job.sweep else stop.home
+    def _prompts_of(self, planned: PlannedCheckpoint) -> PromptSet:
+        """Those of its training; of a model in a sweep, chosen when it is measured."""
+        owner = planned.label if self.job.sweep else planned.training
         if owner not in self._prompts:
-            self._prompts[owner] = self._choice.for_model(stop)
+            self._prompts[owner] = self._choice.for_model(planned)
         return self._prompts[owner]
 
     def _described_prompts(self) -> dict[str, str]:
         """For each training apart, so that others may join it or stay away."""
         if self.job.sweep:
             return {"prompts": self._choice.described()}
-        return {f"prompts of {home}": each.fingerprint for home, each in self._prompts.items()}
+        return {f"prompts of {name}": each.fingerprint for name, each in self._prompts.items()}
 
-    def _same_measurements(self, stops: Sequence[Stop]) -> dict[str, Stop]:
+    def _same_measurements(
+        self, planned: Sequence[PlannedCheckpoint]
+    ) -> dict[str, PlannedCheckpoint]:
         """Those with equal weights, as far as they get the same prompts."""
-        found, home_of = twins(stops), {stop.label: stop.home for stop in stops}
+        found, training_of = find_duplicates(planned), {e.label: e.training for e in planned}
+        prompts = {name: each.fingerprint for name, each in self._prompts.items()}
         return {
             label: first
             for label, first in found.items()
-            if self._prompts[home_of[label]].fingerprint == self._prompts[first.home].fingerprint
+            if prompts[training_of[label]] == prompts[first.training]
         }
 
-    def _keep(self, stop: Stop, outcome: Record | Failure) -> None:
+    def _keep(self, planned: PlannedCheckpoint, outcome: Record | Failure) -> None:
         if isinstance(outcome, Record):
-            self._save(stop, outcome)
-            self.report.measured.append(stop.label)
+            self._save(planned, outcome)
+            self.report.measured.append(planned.label)
         elif outcome.is_general and self._folder.is_empty:
             raise InputError(outcome.reason)
         else:
-            self.report.failures[stop.label] = outcome.reason
+            self.report.failures[planned.label] = outcome.reason
 
-    def _keep_twin(self, stop: Stop, first: Stop) -> None:
+    def _keep_duplicate(self, planned: PlannedCheckpoint, first: PlannedCheckpoint) -> None:
         """The record of one with the same weights, at its own step."""
         record = self._folder.find(first)
         if record is None:
-            reason = self.report.failures[first.label]
-            self.report.failures[stop.label] = f"its weights are those of {first.label}: {reason}"
+            reason = f"its weights are those of {first.label}: {self.report.failures[first.label]}"
+            self.report.failures[planned.label] = reason
             return
-        own = {"source": stop.label, "commit": stop.commit, "same_weights_as": first.label}
-        metadata = record.metadata | own
-        self._save(
-            stop,
-            replace(record, step=stop.name.step, tokens=stop.name.tokens, metadata=metadata),
-        )
-        self.report.same[stop.label] = first.label
+        own = {"source": planned.label, "commit": planned.commit, "same_weights_as": first.label}
+        name, metadata = planned.name, record.metadata | own
+        self._save(planned, replace(record, step=name.step, tokens=name.tokens, metadata=metadata))
+        self.report.same[planned.label] = first.label
 
-    def _save(self, stop: Stop, record: Record) -> None:
-        prompts = self._prompts_of(stop)
+    def _save(self, planned: PlannedCheckpoint, record: Record) -> None:
+        prompts = self._prompts_of(planned)
         if self.job.sweep:
-            tokenizer = self._choice.tokenizer_of(stop)
+            tokenizer = self._choice.tokenizer_of(planned)
             record = replace(record, metadata=record.metadata | {"tokenizer": tokenizer})
-        self._folder.save(stop, record, prompts)
+        self._folder.save(planned, record, prompts)
 
 
-def check_base(stops: Sequence[Stop], loading: Loading) -> None:
+def check_base(planned: Sequence[PlannedCheckpoint], loading: Loading) -> None:
     """Asks for a base at once where no checkpoint says of which architecture it is."""
-    bare = [stop.checkpoint for stop in stops if stop.checkpoint is not None and stop.needs_base]
-    if bare and (loading.base is not None or len(bare) == len(stops)):
+    local = [each.source for each in planned if isinstance(each.source, LocalCheckpoint)]
+    bare = [checkpoint for checkpoint in local if checkpoint.needs_base]
+    if bare and (loading.base is not None or len(bare) == len(planned)):
         config_of(bare[0], loading)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.plan import make_plan
-from sr_monitor.replay.stops import is_sweep, twins
+from sr_monitor.replay.plan import find_duplicates, is_sweep, make_plan
 from tests.hub_server import Fault, HubServer, hub_server
 from tests.replays import OLMO, STEPS, put
 
@@ -60,8 +59,8 @@ def hub(serving: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 def planned(*sources: str | Path, **options: object) -> list[tuple[str, str]]:
     """The run and the name of each checkpoint."""
-    stops = make_plan([str(source) for source in sources], **options)  # type: ignore[arg-type]
-    return [(stop.run, stop.name.text) for stop in stops]
+    found = make_plan([str(source) for source in sources], **options)  # type: ignore[arg-type]
+    return [(each.run, each.name.text) for each in found]
 
 
 def folders(root: Path, *names: str) -> list[Path]:
@@ -98,7 +97,7 @@ def test_a_checkpoint_is_known_by_its_real_path(
     (tmp_path / "link").symlink_to(tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
     sources = (str(tmp_path / "run"), ".", "../link", f"{tmp_path}/run/../run/")
-    labels = [[stop.label for stop in make_plan([source])] for source in sources]
+    labels = [[each.label for each in make_plan([source])] for source in sources]
     assert labels == [[str(tmp_path / "run" / f"checkpoint-{step}") for step in (1, 2)]] * 4
     assert len(make_plan(sources)) == 2  # each once, however often it is named
 
@@ -106,7 +105,7 @@ def test_a_checkpoint_is_known_by_its_real_path(
 def test_single_checkpoints_of_one_training_are_one_curve(tmp_path: Path) -> None:
     two, ten = folders(tmp_path, "run/checkpoint-2", "run/checkpoint-10")
     assert planned(ten, two) == [("", "checkpoint-2"), ("", "checkpoint-10")]
-    assert {stop.curve for stop in make_plan([str(two), str(ten)])} == {str(tmp_path / "run")}
+    assert {each.curve for each in make_plan([str(two), str(ten)])} == {str(tmp_path / "run")}
     assert make_plan([str(two)])[0].curve == str(tmp_path / "run")
     assert make_plan([str(tmp_path / "run")])[0].curve == str(tmp_path / "run")
 
@@ -175,16 +174,16 @@ def test_the_order_of_sources_makes_no_difference(tmp_path: Path) -> None:
     run = lightning_files(tmp_path / "run", **{"step=2": 2, "other": 2})
     sources = [str(run), str(run / "other.ckpt")]
     one, other = make_plan(sources), make_plan(sources[::-1])
-    assert [(stop.run, stop.curve) for stop in one] == [(stop.run, stop.curve) for stop in other]
-    assert [stop.run for stop in one] == ["", "other"]
+    assert [(each.run, each.curve) for each in one] == [(each.run, each.curve) for each in other]
+    assert [each.run for each in one] == ["", "other"]
 
 
 def test_models_without_steps_are_a_sweep(tmp_path: Path) -> None:
     small, large = folders(tmp_path, "models/small", "models/large")
     for sources in ((small, large), (tmp_path / "models",)):
-        stops = make_plan([str(source) for source in sources])
-        assert is_sweep(stops)
-        assert {stop.run for stop in stops} == {""}
+        found = make_plan([str(source) for source in sources])
+        assert is_sweep(found)
+        assert {each.run for each in found} == {""}
     assert not is_sweep(make_plan([str(small)]))
     folders(tmp_path, "other/checkpoint-5")
     assert not is_sweep(make_plan([str(small), str(tmp_path / "other")]))
@@ -197,11 +196,11 @@ def test_sizes_leave_the_optimizer_aside(tmp_path: Path) -> None:
     put({".metadata": b"x" * 10, "__0_0.distcp": b"x" * 700}, shards)
     put({"optim": b"x" * 9000}, tmp_path / "checkpoint-2" / "optimizer_0")
     (tmp_path / "step=3.ckpt").write_bytes(b"x" * 300)
-    stops = make_plan([str(tmp_path)])
-    assert [stop.num_bytes for stop in stops] == [1000, 710, 300]
-    assert [stop.missing_bytes for stop in stops] == [0, 0, 0]
+    sources = [each.source for each in make_plan([str(tmp_path)])]
+    assert [source.num_bytes for source in sources] == [1000, 710, 300]
+    assert [source.missing_bytes for source in sources] == [0, 0, 0]
     (through,) = make_plan([str(shards)])
-    assert through.home == str(tmp_path)
+    assert through.training == str(tmp_path)
 
 
 def test_nothing_and_nowhere_are_refused(tmp_path: Path) -> None:
@@ -269,8 +268,8 @@ def test_stages_and_ingredients_are_curves(hub: HubServer) -> None:
         ("stage2-mix-round5-from-2T-ckpt", ABLATION),
     ]
     alone = make_plan([f"{OLMO2}@stage2-ingredient1*"])
-    assert [(stop.run, stop.name.text) for stop in alone] == [("", name) for name in STAGED[3:5]]
-    assert {stop.curve for stop in alone} == {f"{OLMO2}, stage2-ingredient1"}
+    assert [(each.run, each.name.text) for each in alone] == [("", name) for name in STAGED[3:5]]
+    assert {each.curve for each in alone} == {f"{OLMO2}, stage2-ingredient1"}
 
 
 def test_tokens_are_counted_over_the_stages(hub: HubServer) -> None:
@@ -285,9 +284,9 @@ def test_revisions_without_steps_are_not_chosen_among(hub: HubServer) -> None:
 
 
 def test_models_on_the_hub_are_a_sweep(hub: HubServer) -> None:
-    stops = make_plan(QWENS)
-    assert is_sweep(stops)
-    assert [stop.label for stop in stops] == [f"{name}@main" for name in QWENS]
+    found = make_plan(QWENS)
+    assert is_sweep(found)
+    assert [each.label for each in found] == [f"{name}@main" for name in QWENS]
 
 
 def test_repositories_and_folders_go_together(hub: HubServer, tmp_path: Path) -> None:
@@ -319,16 +318,16 @@ def test_a_folder_called_like_the_owner_hides_no_repository(hub: HubServer, tmp_
 
 
 def test_equal_weights_are_known(hub: HubServer) -> None:
-    stops = make_plan(["lab/twice@step*"])
-    assert {label: first.label for label, first in twins(stops).items()} == {
+    duplicates = find_duplicates(make_plan(["lab/twice@step*"]))
+    assert {label: first.label for label, first in duplicates.items()} == {
         "lab/twice@step2": "lab/twice@step1"
     }
 
 
 def test_a_revision_without_weights_is_named_and_kept(hub: HubServer) -> None:
     fine, empty = make_plan(["lab/holes@step*"])
-    assert fine.problem == ""
-    assert empty.problem.startswith("it holds no weights")
+    assert fine.source.problem is None
+    assert str(empty.source.problem).startswith("it holds no weights")
 
 
 @pytest.mark.parametrize("status", [404, 403])
@@ -336,9 +335,9 @@ def test_one_that_the_hub_refuses_keeps_no_other(hub: HubServer, status: int) ->
     gone = hub.commit(OLMO, STEPS[1])
     code = {"X-Error-Code": "RevisionNotFound"} if status == 404 else {}
     hub.fail(f"GET .*{gone}", Fault("error", status=status, times=9, headers=code))
-    stops = make_plan([f"{OLMO}@step*"])
-    assert [bool(stop.problem) for stop in stops] == [False, True, False, False]
-    assert f"{OLMO}@{STEPS[1]}" in stops[1].problem
+    problems = [each.source.problem for each in make_plan([f"{OLMO}@step*"])]
+    assert [bool(problem) for problem in problems] == [False, True, False, False]
+    assert f"{OLMO}@{STEPS[1]}" in str(problems[1])
 
 
 def test_if_it_refuses_them_all_it_is_said_at_once(hub: HubServer) -> None:

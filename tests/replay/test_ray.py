@@ -16,7 +16,8 @@ import pytest
 from sr_monitor import Record
 from sr_monitor.errors import InputError
 from sr_monitor.replay import replay
-from sr_monitor.replay.job import Failure, Here, Job
+from sr_monitor.replay.discover import LocalCheckpoint
+from sr_monitor.replay.job import Failure, Job
 from sr_monitor.results.record import list_records
 from tests.hub_server import HubServer, hub_server
 from tests.replays import (
@@ -131,7 +132,7 @@ def on_ray(hub: HubServer) -> Iterator[Driver]:
 
 
 def weights_there() -> list[Path]:
-    return list(Path(os.environ["HF_HUB_CACHE"]).rglob("*.safetensors"))
+    return list(Path(os.environ["HF_HOME"]).rglob("*.safetensors"))
 
 
 def run_watched(*sources: str, out: Path) -> tuple[Any, list[tuple[int, int]]]:
@@ -148,16 +149,18 @@ def run_deadly(*sources: str, out: Path, flag: Path, deaths: int = 1, **options:
     """Workers die when a checkpoint has come, so many of them."""
 
     class Deadly(Job):
-        def outcome(self, stop: Any, arrive: Any, *rest: Any, **more: Any) -> Record | Failure:
-            def come() -> Here:
-                here: Here = arrive()
+        def outcome(
+            self, planned: Any, find_local: Any, *rest: Any, **more: Any
+        ) -> Record | Failure:
+            def come() -> LocalCheckpoint:
+                local: LocalCheckpoint = find_local()
                 with flag.open("a") as file:
                     file.write(".")
                 if flag.stat().st_size <= deaths:
                     os._exit(1)
-                return here
+                return local
 
-            return Job.outcome(self, stop, come, *rest, **more)
+            return Job.outcome(self, planned, come, *rest, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sr_monitor.replay.run.Job", Deadly)

@@ -28,9 +28,6 @@ from sr_monitor import MonitorConfig, PromptSet, Record, measure_paths
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import load_model, load_tokenizer
 from sr_monitor.replay import Report, replay
-from sr_monitor.replay.cache import take_out
-from sr_monitor.replay.downloads import discard, fetch
-from sr_monitor.replay.hub import Revision
 from sr_monitor.results.record import list_records
 from tests import lightning_runs, training
 from tests.hub_server import Fault, HubServer, Repos, hub_server
@@ -74,8 +71,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
 
 
 def weights_there(tmp_path: Path) -> list[str]:
-    """The revisions whose weights are in the cache, by their commits."""
-    found = (tmp_path / "home").rglob("snapshots/*/*.safetensors")
+    """The revisions whose weights are on the disk, by their commits."""
+    private = tmp_path.glob("*/.downloads/*/*/*.safetensors")
+    found = [*private, *(tmp_path / "home").rglob("snapshots/*/*.safetensors")]
     return sorted({path.parent.name for path in found})
 
 
@@ -372,9 +370,8 @@ def test_only_one_is_ahead_and_none_stays(hub: HubServer, tmp_path: Path) -> Non
     report = run(f"{OLMO}@step*", out=tmp_path / "out", bar=bar, prompts=None)
     assert report.measured == [f"{OLMO}@{name}" for name in STEPS]
     assert max(most) <= 2
-    assert weights_there(tmp_path) == []
-    assert not list((tmp_path / "home").rglob("blobs/*.incomplete"))
-    assert json.loads((tmp_path / "out/downloads.json").read_text()) == {}
+    assert not (tmp_path / "out/.downloads").exists()
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
     assert [downloads(hub, name) for name in STEPS] == [1] * 4
     assert hub.count("tokenizer.json") > 0
     assert hub.count("step0-tokens0B/tokenizer") == 0  # it is main's
@@ -408,35 +405,6 @@ def test_what_was_there_before_stays(hub: HubServer, tmp_path: Path) -> None:
     assert downloads(hub, STEPS[1]) == 1
     run(f"{OLMO}@step*", out=tmp_path / "kept", keep_downloads=True)
     assert len(weights_there(tmp_path)) == 4
-
-
-@pytest.mark.parametrize("taken", ["config.json", "*"])
-def test_what_another_replay_takes_out_meanwhile_comes_again(
-    hub: HubServer, tmp_path: Path, taken: str
-) -> None:
-    put(olmo_files(0), tmp_path / "base")
-    config = json.loads((tmp_path / "base/config.json").read_text())
-    (tmp_path / "base/config.json").write_text(json.dumps(config | {"clip_qkv": 0.001}))
-    run(f"{OLMO}@step1000*", out=tmp_path / "whole")
-    others = fetch(OLMO, Revision(STEPS[1], hub.commit(OLMO, STEPS[1])))
-    rest = {entry: digest for entry, digest in others.added.items() if entry.match(taken)}
-
-    def bar(name: str) -> Callable[[int, int], None]:
-        def take(done: int, total: int) -> None:
-            if name == "loading":
-                take_out(rest)
-                rest.clear()
-
-        return take
-
-    before = downloads(hub, STEPS[1])
-    report = run(f"{OLMO}@step1000*", out=tmp_path / "out", bar=bar, base=str(tmp_path / "base"))
-    assert report.failures == {}
-    ((whole,), (again,)) = (records_in(tmp_path / name) for name in ("whole", "out"))
-    assert measured(again) == measured(whole)
-    assert downloads(hub, STEPS[1]) - before == (taken == "*")
-    discard(others)
-    assert weights_there(tmp_path) == []
 
 
 def test_equal_weights_are_measured_once_and_named(
@@ -805,15 +773,6 @@ def test_a_newer_or_damaged_folder_is_refused(
     assert what_is_in(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("content", ["{", "[]", None])
-def test_a_damaged_journal_is_told(history: Path, tmp_path: Path, content: str | None) -> None:
-    journal = tmp_path / "out/downloads.json"
-    journal.unlink()
-    journal.mkdir() if content is None else journal.write_text(content)
-    with pytest.raises(InputError, match=rf"'{journal}', where .* cannot be read .*; delete it"):
-        run(history, out=tmp_path / "out")
-
-
 def test_two_at_a_time_are_refused(history: Path, tmp_path: Path) -> None:
     def bar(name: str) -> Callable[[int, int], None]:
         with pytest.raises(InputError, match="another replay is writing there"):
@@ -871,16 +830,15 @@ def in_a_process(work: Callable[[], object]) -> bool:
 _WEIGHTS = r"[0-9a-f]{64}\.[^ ]*incomplete"
 MOMENTS = {
     "the options are written": (r"os\.rename .*replay\.json", 1),
-    "the journal is written": (r"os\.rename .*downloads\.json", 4),
     "a download is under way": (f"open .*{_WEIGHTS}", 2),
     "weights have come": (f"(os\\.rename|shutil\\.move) .*{_WEIGHTS}", 2),
     "it is measured": (r"measuring", 4),
-    "it is read": (r"open .*snapshots.*config\.json", 2),
+    "it is read": (r"open .*\.downloads.*config\.json", 2),
     "prompts are written": (r"os\.rename .*prompts\.json", 1),
     "a record is half written": (r"os\.rename .*step-000001000", 1),
     "a record is shown": (r"open .*stable_regions.*prompts\.json", 3),
-    "weights are taken out": (r"os\.remove .*snapshots", 3),
-    "the last weights are taken out": (r"os\.remove .*snapshots", 7),
+    "a download is deleted": (r"shutil\.rmtree .*\.downloads/", 4),
+    "all downloads are deleted": (r"shutil\.rmtree .*\.downloads'", 2),
 }
 
 
@@ -895,7 +853,6 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_been(
     hub: HubServer, tmp_path: Path, moment: str
 ) -> None:
     run(f"{OLMO}@step*", out=tmp_path / "whole")
-    shutil.rmtree(tmp_path / "home")
 
     def work() -> object:
         return run(f"{OLMO}@step*", out=tmp_path / "out", bar=audited)
@@ -906,8 +863,7 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_been(
     assert what_is_in(tmp_path / "out") == what_is_in(tmp_path / "whole")
     after = [path.stat().st_mtime_ns for path in list_records(tmp_path / "out")]
     assert after[: len(done)] == done, "measured twice"
-    assert weights_there(tmp_path) == []
-    assert not list((tmp_path / "home").rglob("*.incomplete"))
+    assert not (tmp_path / "out/.downloads").exists()
     points = scalars(tmp_path / "out/stable_regions", "num_points")
     assert [step for step, _ in points] == [0, 1000, 2000, 3000]
 
@@ -915,7 +871,6 @@ def test_killed_and_started_again_it_ends_as_if_nothing_had_been(
 @pytest.mark.slow
 def test_killed_again_and_again_it_still_ends(hub: HubServer, tmp_path: Path) -> None:
     run(f"{OLMO}@step*", out=tmp_path / "whole")
-    shutil.rmtree(tmp_path / "home")
     changes = rf"os\.(rename|remove|mkdir) .*|open .*{tmp_path}"
 
     def work() -> object:
@@ -943,7 +898,7 @@ def test_an_interrupt_leaves_a_curve_and_no_downloads(
         run(f"{OLMO}@step*", out=tmp_path / "out", bar=bar)
     assert held.tb
     assert weights_there(tmp_path) == []
-    assert not [thread for thread in threading.enumerate() if "prefetch" in thread.name]
+    assert not [thread for thread in threading.enumerate() if "download" in thread.name]
     points = scalars(tmp_path / "out/stable_regions", "num_points")
     assert [step for step, _ in points] == [0, 1000]
     report = run(f"{OLMO}@step*", out=tmp_path / "out")
