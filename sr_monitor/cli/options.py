@@ -22,7 +22,7 @@ _FLAGS = {
 }
 
 
-def folder(text: str) -> Path:
+def folder(text: str | Path) -> Path:
     """Return the folder of this name; an empty one, as of a variable that is not set, is none."""
     if not text:
         raise typer.BadParameter("it is empty; name a folder ('.' is this one)")

@@ -126,15 +126,24 @@ def test_interrupted_by_the_user(capsys: Capture, command: str) -> None:
     assert capsys.readouterr() == ("", "")
 
 
-def test_interrupted_while_it_imports(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    class Interrupted:
+@pytest.mark.parametrize(
+    ("module", "becomes"),
+    [("sr_monitor.cli.demo_training", KeyboardInterrupt), ("sr_monitor.cli.demo", ImportError)],
+)
+def test_interrupted_while_it_imports(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, module: str, becomes: type[BaseException]
+) -> None:
+    class Finder:
         def find_spec(self, name: str, *_: object) -> None:
-            if name == "sr_monitor.cli.demo":
-                raise KeyboardInterrupt
+            if name == module:
+                with pytest.raises(KeyboardInterrupt):
+                    signal.raise_signal(signal.SIGINT)
+                raise becomes
 
-    monkeypatch.delitem(sys.modules, "sr_monitor.cli.demo", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
-    assert main(["demo"]) == 130
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with interrupt_after(60):
+        assert main(["demo"]) == 130
     assert capsys.readouterr() == ("", "")
 
 

@@ -1,0 +1,75 @@
+"""The subcommands as one command, and the exit status and line of an error.
+
+status = run(["measure", "runs/demo/model"])
+"""
+
+import errno
+import inspect
+from importlib import import_module
+
+import typer
+
+from sr_monitor.cli.terminal import complain, drop_output, one_line_warnings
+from sr_monitor.errors import InputError, describe, is_out_of_memory
+
+# NOTE: by its version, typer needs click or carries a copy of it; this is the UsageError in use.
+_UsageError: type[Exception] = typer.BadParameter.__bases__[0]
+
+_COMMANDS = {
+    "measure": "Measure a model now.",
+    "demo": "Watch regions form in a small model.",
+    "replay": "Measure saved checkpoints.",
+}
+
+
+def run(words: list[str]) -> int:
+    """Run the subcommand that `words` begin with, and return the exit status."""
+    command = typer.main.get_command(_app(words[0]))
+    with one_line_warnings(), command.make_context("sr-monitor", words) as context:
+        command.invoke(context)
+    return 0
+
+
+def status_of(error: BaseException) -> int:
+    """Say in one line what a user got wrong, or the machine cannot do; raise anything else again.
+
+    Returns:
+        The exit status.
+    """
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if isinstance(error, BrokenPipeError):  # nobody reads the help to its end
+        drop_output()
+        return 0
+    if isinstance(error, _UsageError):
+        complain("error", f"{getattr(error, 'format_message', error.__str__)()} (see --help)")
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        complain("error", f"{error}; make room there, or write elsewhere")
+        drop_output()  # it may be on that disk
+    elif isinstance(error, InputError | OSError):
+        complain("error", str(error))
+    elif is_out_of_memory(error):
+        complain("error", describe(error))
+    else:
+        raise error
+    return 2
+
+
+def _app(wanted: str) -> typer.Typer:
+    """Return the command; only the subcommand that is wanted is imported, and torch with it."""
+    app = typer.Typer(
+        help="Track how stable regions form in a language model's residual stream.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    for name, sentence in _COMMANDS.items():
+        function = _elsewhere
+        if name == wanted:
+            function = getattr(import_module(f"sr_monitor.cli.{name}"), name)
+        app.command(name, help=f"{sentence}\n\n{inspect.getdoc(function) or ''}")(function)
+    return app
+
+
+def _elsewhere() -> None:
+    """Stand for a subcommand that is listed in the help, not run."""
