@@ -155,3 +155,12 @@ def first_tensor(output: Any) -> Any:
     if isinstance(output, Tensor):
         return output
     return output[0] if isinstance(output, tuple | list) or hasattr(output, "to_tuple") else None
+
+
+def with_first_tensor(output: Any, tensor: Tensor) -> Any:
+    """Return a module's output with another tensor in the place of `first_tensor`."""
+    if isinstance(output, Tensor):
+        return tensor
+    if hasattr(output, "to_tuple"):  # a Hugging Face model's named outputs
+        return type(output)(**{**output, next(iter(output)): tensor})
+    return (tensor, *output[1:])

@@ -11,7 +11,8 @@ which under causal attention no x can change.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,14 @@ from sr_monitor.model.anatomy import Anatomy, check_layer
 from sr_monitor.model.cache import can_share_rows, new_cache, shared_row
 from sr_monitor.model.examination import examine
 from sr_monitor.model.forward import Forward
-from sr_monitor.model.hooks import capturing, editing, first_tensor, standing_aside
+from sr_monitor.model.hooks import (
+    capturing,
+    editing,
+    first_tensor,
+    forward_replaced,
+    standing_aside,
+    with_first_tensor,
+)
 
 Output = Literal["final_norm", "resid_final", "logits"]
 
@@ -121,6 +129,22 @@ class Stream:
             self._forward(last, cache=cache, **shared)
         return captured[-1]
 
+    def unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
+        """Return the next-token logits that the model makes of outputs, as its own forward does.
+
+        Raises:
+            InputError: The outputs are not what the unembedding reads, or there is none.
+        """
+        if self.output == "logits":
+            return outputs
+        if self.output == "resid_final":
+            raise InputError(
+                "output='resid_final': next-token logits are made of the final norm's output; pass "
+                "output='final_norm', or 'logits'"
+            )
+        self._check_head("next-token logits")
+        return self._in_calls(self._unembed, outputs)
+
     def can_share_rows(self, cache: Any, num_earlier: int) -> bool:
         """Whether several points may stand in one row on this cache."""
         return can_share_rows(self.anatomy, cache, num_earlier)
@@ -170,6 +194,27 @@ class Stream:
             self._forward(prompts)
         return last_tokens(captured[-1], len(prompts))
 
+    def _unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
+        """Run the model past its blocks, with these outputs as what it unembeds."""
+        # "row d_output" to "row 1 d_output": prompts of one token; packed prompts stay as they are
+        shown = outputs if self._findings.is_packed else outputs[:, None]
+        token_ids = torch.zeros(len(outputs), 1, dtype=torch.long, device=self.anatomy.device)
+        with ExitStack() as stack:
+            stack.enter_context(self._aside(slice(None)))
+            stack.enter_context(self._final_is(shown))
+            logits = stack.enter_context(capturing(self.anatomy.root, _logits))
+            replace(self._forward, with_logits=True)(token_ids)
+        return last_tokens(logits[-1], len(outputs))
+
+    def _final_is(self, shown: Float[Tensor, "..."]) -> AbstractContextManager[None]:
+        """Have the model find these vectors where it reads what it unembeds."""
+        final, unembedding = self._findings.final, self._forward.unembedding
+        if final is None:
+            assert unembedding is not None
+            return editing(unembedding, lambda _: shown, before=True)
+        output = with_first_tensor(self._findings.final_output, shown)
+        return forward_replaced(final, lambda *_, **__: output)
+
     def _edited(self, edit: Callable[[Tensor], Tensor | None]) -> AbstractContextManager[None]:
         """Pass the stream at `layer` through `edit`."""
         if self.layer < len(self.anatomy.blocks):
@@ -192,7 +237,8 @@ class Stream:
         return standing_aside(self.anatomy.blocks[blocks], self._forward.tuple_length)
 
     def _check_head(self, wanted: str) -> None:
-        if self.anatomy.is_hugging_face and self._forward.unembedding is None:
+        known = self.anatomy.unembedding or self._forward.unembedding
+        if self.anatomy.is_hugging_face and known is None:
             raise InputError(
                 f"{wanted}: {type(self.anatomy.core).__name__} has no unembedding; pass the model "
                 "with its head (AutoModelForCausalLM), or output='final_norm'"
