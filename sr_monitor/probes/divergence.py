@@ -63,9 +63,9 @@ class _Reader:
         self._kl = torch.full((num_contexts, num_places), torch.nan)
 
     def read(self, chunk: Chunk) -> None:
-        for piece in torch.arange(len(chunk.contexts)).split(self._at_once):
+        for piece in torch.split(torch.arange(len(chunk.contexts)), self._at_once):
             contexts = chunk.contexts[piece]
-            _, owner = contexts.unique(return_inverse=True)
+            _, owner = torch.unique(contexts, return_inverse=True)
             # Points of one context stand together: its clean output is taken from the first.
             first = owner.diff(prepend=owner.new_tensor([-1])).nonzero().flatten()
             own = self._log_softmax(chunk.clean[piece[first]])[owner]  # "point token"

@@ -23,11 +23,14 @@ Sampling = Literal["grid", "adaptive"]
 
 
 def _measured(
-    specimen: zoo.Specimen, sampling: Sampling = "grid", num_steps: int = NUM_STEPS, **how: Output
+    specimen: zoo.Specimen,
+    sampling: Sampling = "grid",
+    num_steps: int = NUM_STEPS,
+    output: Output = "final_norm",
 ) -> dict[str, Part]:
     prompts = PromptSet.from_token_ids(specimen.prompts(NUM_PAIRS + 1, LENGTH))
     probes = [PathsProbe(num_steps=num_steps, sampling=sampling), Divergence()]
-    return measure_probes(specimen.model, prompts, probes, SessionOptions(**how))
+    return measure_probes(specimen.model, prompts, probes, SessionOptions(output=output))
 
 
 def _oracle(specimen: zoo.Specimen) -> Float[Tensor, "pair step"]:
