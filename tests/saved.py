@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from sr_monitor.model.loading import quiet
 from sr_monitor.prompts.python_corpus import python_texts
@@ -45,14 +46,21 @@ def save_model(folder: Path, kind: str = "Llama", head: str = "ForCausalLM", **c
 
 def save_tokenizer(folder: Path) -> Path:
     """Save a tokenizer of the help topics of Python."""
+    return save_folder(train_tokenizer(python_texts()[:5], VOCABULARY), folder)
+
+
+def train_tokenizer(texts: list[str], vocab_size: int, **options: Any) -> PreTrainedTokenizerFast:
+    """Train a tokenizer; the options ending in `_token` are its special tokens, ids 0, 1, ..."""
     backend: Any = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
+        vocab_size=vocab_size,
+        special_tokens=[word for name, word in options.items() if name.endswith("_token")],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    backend.train_from_iterator(python_texts()[:5], trainer)
-    fast: Any = transformers.PreTrainedTokenizerFast
-    return save_folder(fast(tokenizer_object=backend), folder)
+    backend.train_from_iterator(texts, trainer)
+    fast: Any = PreTrainedTokenizerFast
+    tokenizer: PreTrainedTokenizerFast = fast(tokenizer_object=backend, **options)
+    return tokenizer

@@ -104,22 +104,15 @@ def test_prompts_are_spread_over_the_data_and_over_long_rows() -> None:
     assert {int(start) % 1000 // 100 for start in starts} == set(range(10))
 
 
-def test_a_set_of_a_billion_rows_is_read_at_a_few() -> None:
-    dataset, asked = _noted(_rows([20] * 100), length=10**9)
-    _drawn(dataset, 50)
-    assert len(asked) <= 4 * 50 * 10 / 20 + 7
-    assert max(asked) > 8 * 10**8 > 2 * 10**8 > min(asked)
-
-
-@pytest.mark.parametrize(("row", "most"), [({"input_ids": []}, 800), ({"pixels": [0.5]}, 9)])
-def test_a_billion_rows_without_a_token_come_to_an_end(row: Any, most: int) -> None:
+@pytest.mark.parametrize(
+    ("row", "most"), [(list(range(20)), 107), ({"input_ids": []}, 2000), ({"pixels": [0.5]}, 9)]
+)
+def test_a_set_of_a_billion_rows_is_read_at_a_few(row: Any, most: int) -> None:
     dataset, asked = _noted([row], length=10**9)
-    assert prompts_from_dataset(dataset, _request(20)) is None
+    found = prompts_from_dataset(dataset, _request(50))
+    assert (found is not None) == isinstance(row, list)
     assert len(asked) <= most
-
-
-def test_numbers_that_turn_out_to_be_no_ids_are_not_taken_for_some() -> None:
-    assert prompts_from_dataset([[1] * 1500 + [2.5]], _request()) is None
+    assert max(asked) > 6 * 10**8 > 4 * 10**8 > min(asked)
 
 
 class _Slices(list[int]):
@@ -142,11 +135,8 @@ def test_of_a_huge_row_only_a_part_is_converted() -> None:
     assert _Slices.taken < 10**5
     assert prompts.source == "the training data"
     assert torch.equal(prompts.token_ids.diff(dim=1), torch.ones(257, 9).long())
-
-
-def test_the_parts_of_huge_rows_are_anywhere_in_them() -> None:
-    prompts = _drawn([np.arange(10**6)] * 60, 200)
-    assert len(set((prompts.token_ids[:, 0] // 100_000).tolist())) == 10
+    places = _drawn([np.arange(10**6)] * 60, 200).token_ids[:, 0] // 100_000
+    assert len(set(places.tolist())) == 10  # the parts are anywhere
 
 
 def test_no_prompt_reaches_across_the_end_of_what_was_looked_at() -> None:
@@ -233,14 +223,7 @@ def test_every_kind_of_data_gives_the_same_prompts_forever(length: int, fingerpr
         )
         assert prompts is not None
         assert prompts.fingerprint == fingerprint, kind
-
-
-def test_the_seed_decides() -> None:
-    rows = _rows([60] * 40)
-    first = _drawn(rows, 20, seed=3).fingerprint
-    torch.manual_seed(8)
-    assert _drawn(rows, 20, seed=3).fingerprint == first
-    assert all(_drawn(rows, 20, seed=other).fingerprint != first for other in (4, -1, 2**40))
+    assert all(_drawn(rows, 20, seed=seed).fingerprint != fingerprint for seed in (4, -1, 2**40))
 
 
 @pytest.mark.parametrize("lengths", [[35], [30, 5], [2] * 17, [1, 1, 1, 29, 3]])
@@ -258,7 +241,8 @@ def test_of_uneven_rows_the_long_ones_make_up_for_the_short_ones() -> None:
 
 
 def test_less_than_three_prompts_are_none() -> None:
-    for rows in (_rows([29]), []):
+    floats = [[1] * 1500 + [2.5]]  # seen late
+    for rows in (_rows([29]), [], floats):
         assert prompts_from_dataset(rows, _request()) is None
         assert prompts_from_batch(rows, _request()) is None
     assert len(_drawn(_rows([29]), 2).token_ids) == 2  # all that was asked for
@@ -288,39 +272,14 @@ def test_a_row_that_raises_is_named_in_one_line() -> None:
 # What is read beforehand, and that nothing is disturbed
 
 
-class _Read:
-    """Rows that must not be read before the training: reading them is somebody's own code."""
+def _own(base: type) -> Any:
+    """A data set of this kind that reads rows in a way of its own, which must not happen here."""
 
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, index: Any) -> Any:
+    def fail(self: Any, index: Any = None) -> Any:
         raise AssertionError("a row was read")
 
-    __getitems__ = __getitem__  # where torch reads several rows at once
-
-
-class _OwnList(_Read, list[Any]):
-    pass
-
-
-class _OwnTensors(_Read, TensorDataset):
-    pass
-
-
-class _OwnSubset(_Read, Subset[Any]):
-    pass
-
-
-class _OwnRows(_Read, Dataset[Any]):
-    pass
-
-
-class _Stream(_Read, IterableDataset[Any]):
-    """A stream that knows its length is a stream all the same."""
-
-    def __iter__(self) -> Iterator[Any]:
-        raise AssertionError("the data set was iterated")
+    reads = dict.fromkeys(("__getitem__", "__getitems__", "__iter__"), fail)
+    return type("Own", (base,), {**reads, "__len__": lambda self: 40})
 
 
 def _fail(rows: Any) -> Any:
@@ -335,13 +294,13 @@ _TABLE = datasets.Dataset.from_dict({"input_ids": _IDS.tolist()})
     "dataset",
     [
         None,
-        _OwnList([[1, 2, 3]] * 40),
-        _OwnTensors(_IDS),
-        _OwnSubset(TensorDataset(_IDS), range(40)),
-        _OwnRows(),
-        Subset(_OwnRows(), range(30)),
-        ConcatDataset([TensorDataset(_IDS), _OwnRows()]),
-        _Stream(),
+        _own(list)([[1, 2, 3]] * 40),
+        _own(TensorDataset)(_IDS),
+        _own(Subset)(TensorDataset(_IDS), range(40)),
+        _own(Dataset)(),
+        Subset(_own(Dataset)(), range(30)),
+        ConcatDataset([TensorDataset(_IDS), _own(Dataset)()]),
+        _own(IterableDataset)(),
         _TABLE.with_transform(_fail),
         Subset(_TABLE.with_transform(_fail), range(30)),
         _TABLE.to_iterable_dataset(),
