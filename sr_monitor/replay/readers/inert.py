@@ -2,15 +2,15 @@
 
 A pickle is a program for a small stack machine. Python's own machine builds real objects; this one
 has no way to. A name is a `Name` and never looked up, and whatever would be called with it becomes
-a `Stub`. Dicts are stubs too, since hashing a nested key may take forever. Memory grows with the
-size of the pickle and with nothing else.
+a `Stub`. Keys of dicts are strings or stubs, since hashing a nested tuple may take forever. Memory
+grows with the size of the pickle and with nothing else.
 
     table = read_inert(Path(".metadata").read_bytes(), allowed={"torch.Size"})
     entries = fields(fields(table)["state_dict_metadata"])
 """
 
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pickle import UnpicklingError
 from pickletools import genops
 from typing import TypeVar
@@ -18,11 +18,10 @@ from typing import TypeVar
 REFUSED = "GLOBAL"
 """What messages call a name that a pickle may not use: torch's, and those from here."""
 
-_DICT = "dict"
 _VALUES = {"BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"}
 _VALUES |= {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
-_T = TypeVar("_T")
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +33,16 @@ class Name:
 
 @dataclass(eq=False, slots=True)
 class Stub:
-    """An object that a pickle would make: what would be called, and what with."""
+    """An object that a pickle would make: what would be called, what with, and its state."""
 
     name: str
-    args: tuple[object, ...] = ()
+    args: tuple[object, ...]
     state: object = None
-    items: list[tuple[object, object]] = field(default_factory=list)
 
 
-def pairs(value: object) -> list[tuple[object, object]]:
-    """Return the keys and values of a dict, or the attributes of an object."""
-    if isinstance(value, Stub) and value.state is not None:
-        value = value.state
-    found = only(Stub, value)
-    if found.name not in (_DICT, "collections.OrderedDict"):
-        raise ValueError(f"{found.name} where a dict belongs")
-    return found.items
-
-
-def fields(value: object) -> dict[str, object]:
-    """Return the same by name, without keys that are no strings."""
-    return {key: entry for key, entry in pairs(value) if isinstance(key, str)}
+def fields(value: object) -> dict[object, object]:
+    """Return a dict, or the attributes of an object."""
+    return only(dict, value.state if isinstance(value, Stub) else value)
 
 
 def only(kind: type[_T], value: object) -> _T:
@@ -93,17 +81,20 @@ def read_inert(content: bytes, allowed: Container[str]) -> object:
             case "EMPTY_LIST":
                 stack.append([])
             case "EMPTY_DICT":
-                stack.append(Stub(_DICT))
+                stack.append({})
             case "APPEND" | "APPENDS" as name:
                 items = _pop(stack, -1 if name == "APPEND" else marks.pop())
                 only(list, stack[-1]).extend(items)
             case "SETITEM" | "SETITEMS" as name:
                 items = _pop(stack, -2 if name == "SETITEM" else marks.pop())
-                only(Stub, stack[-1]).items.extend(zip(items[::2], items[1::2], strict=True))
+                keys = [key if isinstance(key, Stub) else only(str, key) for key in items[::2]]
+                only(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
             case "GLOBAL":
-                stack.append(_name([*str(value).split(" ", 1)], allowed))
+                module, _, name = str(value).partition(" ")
+                stack.append(_name(module, name, allowed))
             case "STACK_GLOBAL":
-                stack.append(_name(_pop(stack, -2), allowed))
+                module, name = (only(str, part) for part in _pop(stack, -2))
+                stack.append(_name(module, name, allowed))
             case "REDUCE" | "NEWOBJ":
                 args = only(tuple, stack[-1])
                 del stack[-1]
@@ -127,8 +118,7 @@ def _pop(stack: list[object], start: int) -> list[object]:
     return taken
 
 
-def _name(parts: list[object], allowed: Container[str]) -> Name:
-    module, name = parts
-    if f"{module!s}.{name!s}" not in allowed:
+def _name(module: str, name: str, allowed: Container[str]) -> Name:
+    if f"{module}.{name}" not in allowed:
         raise UnpicklingError(f"{REFUSED} {module!r}.{name!r}")
     return Name(f"{module}.{name}")

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sr_monitor.replay.readers.base import CheckpointReader, register, step_in
 from sr_monitor.replay.readers.files import explained, read_torch
-from sr_monitor.replay.readers.inert import Name, Stub, fields, only, pairs, read_inert
+from sr_monitor.replay.readers.inert import Name, Stub, fields, only, read_inert
 
 METADATA = ".metadata"
 """The table of a sharded checkpoint, which is written last."""
@@ -29,15 +29,20 @@ METADATA = ".metadata"
 _KEYS = ("model", "state_dict")
 """Where the weights are: the key of FSDP, and the other one that Lightning uses."""
 _DTYPES = {str(kind): kind for kind in vars(torch).values() if isinstance(kind, torch.dtype)}
+_MOST_DIMENSIONS = 64  # of a tensor in torch
 _DCP = "torch.distributed.checkpoint"
 _TENSOR = f"{_DCP}.metadata.TensorStorageMetadata"
-_CLASSES = ("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING")
+_CLASSES = (
+    *("Metadata", "MetadataIndex", "StorageMeta", "TensorProperties", "_MEM_FORMAT_ENCODING"),
+    *("BytesStorageMetadata", "ChunkStorageMetadata", "TensorStorageMetadata"),
+)
 _ALLOWED = {
+    *_DTYPES,
     *(f"{_DCP}.metadata.{name}" for name in _CLASSES),
-    *(f"{_DCP}.metadata.{kind}StorageMetadata" for kind in ("Bytes", "Chunk", "Tensor")),
     *(f"pathlib{part}.{kind}Path" for part in ("", "._local") for kind in ("Posix", "Windows")),
-    *(f"{_DCP}.filesystem._StorageInfo", "torch.serialization._get_layout", "torch.Size"),
-    *("collections.OrderedDict", *_DTYPES),
+    f"{_DCP}.filesystem._StorageInfo",
+    "torch.serialization._get_layout",
+    "torch.Size",
 }
 """All that a table may name, to be kept as a name."""
 
@@ -98,11 +103,11 @@ def _read_table(file: Path) -> dict[str, _Weight]:
     """Return the weights that the table lists, by their names in the model."""
     table = fields(read_inert(file.read_bytes(), _ALLOWED))
     entries, find = fields(table["state_dict_metadata"]), cache(partial(_inside, file.parent))
-    places: dict[object, dict[Shape, dict[str, object]]] = {name: {} for name in entries}
-    for index, place in pairs(table["storage_data"]):
+    places: dict[object, dict[Shape, object]] = {name: {} for name in entries}
+    for index, place in fields(table["storage_data"]).items():
         key = fields(index)
         if key.get("offset") is not None:  # pickles have none
-            places[only(str, key["fqn"])][_shape(key["offset"])] = fields(place)
+            places[only(str, key["fqn"])][_shape(key["offset"])] = place
     return {
         own: _weight(fields(entry), places[name], find)
         for name, own in _own_names(table.get("planner_data"), entries).items()
@@ -111,33 +116,27 @@ def _read_table(file: Path) -> dict[str, _Weight]:
     }
 
 
-def _own_names(planner: object, entries: Iterable[str]) -> dict[str, str]:
+def _own_names(planner: object, entries: Iterable[object]) -> dict[str, str]:
     """Map the names of the weights in the table to those without the key that they are under."""
-    paths = {name: [name] for name in entries}
-    if isinstance(planner, Stub) and planner.items:
-        paths = {
-            name: [key if isinstance(key, str) else str(_count(key)) for key in path]
-            for name, path in fields(planner).items()
-            if isinstance(path, tuple) and path
-        }
-    keys = {path[0] for path in paths.values() if len(path) > 1}
-    under = next((key for key in _KEYS if key in keys), None)
+    paths = planner if isinstance(planner, dict) else {}
+    keys = {n: p[0] for n, p in paths.items() if isinstance(p, tuple) and len(p) > 1}
+    under = next((key for key in _KEYS if key in keys.values()), None)
+    names = [name for name in entries if isinstance(name, str)]
     if under is None:
-        return {name: ".".join(path) for name, path in paths.items()}
-    return {name: ".".join(path[1:]) for name, path in paths.items() if path[0] == under}
+        return {name: name for name in names}
+    return {name: name.removeprefix(f"{under}.") for name in names if keys.get(name) == under}
 
 
 def _weight(
-    entry: dict[str, object],
-    places: Mapping[Shape, dict[str, object]],
-    find: Callable[[str], Path],
+    entry: dict[object, object], places: Mapping[Shape, object], find: Callable[[str], Path]
 ) -> _Weight:
     """Return a weight with all its parts, as the table describes them."""
-    parts = []
-    for chunk in only(list, entry["chunks"]):
-        box = fields(chunk)
-        offsets, shape = _shape(box["offsets"]), _shape(box["sizes"])
-        place = places[offsets]
+    chunks, parts = only(list, entry["chunks"]), []
+    if len(chunks) != len(places):
+        raise ValueError("the parts of a weight are not those in the files")
+    for chunk in map(fields, chunks):
+        offsets, shape = _shape(chunk["offsets"]), _shape(chunk["sizes"])
+        place = fields(places[offsets])
         if place.get("transform_descriptors"):
             raise ValueError("the shards are compressed; save them without extensions")
         file = find(only(str, place["relative_path"]))
@@ -154,7 +153,7 @@ def _count(value: object) -> int:
 
 def _shape(value: object) -> Shape:
     (sizes,) = only(Stub, value).args
-    return tuple(map(_count, only(tuple, sizes)))
+    return tuple(map(_count, only(tuple, sizes)[:_MOST_DIMENSIONS]))
 
 
 def _inside(folder: Path, name: str) -> Path:

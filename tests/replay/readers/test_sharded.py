@@ -24,7 +24,7 @@ from sr_monitor.replay.readers.sharded import read_sharded
 from tests.trained import save_shards
 
 Halves = tuple[Path, Tensor]
-FIRST, SECOND = MetadataIndex("model.w", [0, 0]), MetadataIndex("model.w", [4, 0], 1)
+FIRST, SECOND, THIRD = (MetadataIndex("model.w", [start, 0]) for start in (0, 4, 7))
 
 
 def some_weights() -> dict[str, Tensor]:
@@ -72,23 +72,24 @@ def test_a_prefix_in_the_names_is_no_key(tmp_path: Path) -> None:
 
 @pytest.fixture
 def halves(tmp_path: Path) -> Halves:
-    """The folder that two ranks leave, one weight in two chunks, and that weight."""
+    """The folder that three ranks leave, one of them without rows, and the weight in it."""
     whole = torch.randn(7, 3)
+    content = {"w": whole[:4], "second": whole[4:], "third": whole[7:]}
 
     def join(table: Any) -> None:
-        entries, places = table.state_dict_metadata, table.storage_data
-        second = entries.pop("model.other").chunks[0]
-        second.offsets = torch.Size([4, 0])
-        entries["model.w"].chunks.append(second)
-        entries["model.w"].size = whole.shape
-        places[SECOND] = places.pop(MetadataIndex("model.other", [0, 0]))
-        del table.planner_data["model.other"]
+        weight = table.state_dict_metadata["model.w"]
+        weight.size = whole.shape
+        for index, (name, start) in enumerate({"model.second": 4, "model.third": 7}.items(), 1):
+            weight.chunks += table.state_dict_metadata.pop(name).chunks
+            weight.chunks[-1].offsets = torch.Size([start, 0])
+            found = table.storage_data.pop(MetadataIndex(name, [0, 0]))
+            table.storage_data[MetadataIndex("model.w", [start, 0], index)] = found
+            del table.planner_data[name]
 
-    folder = save_shards({"model": {"w": whole[:4], "other": whole[4:]}}, tmp_path / "halves")
-    return change(folder, join), whole
+    return change(save_shards({"model": content}, tmp_path / "halves"), join), whole
 
 
-def test_halves_from_two_ranks_are_joined(halves: Halves) -> None:
+def test_parts_from_several_ranks_are_joined(halves: Halves) -> None:
     assert_same(read_sharded(halves[0]), {"w": halves[1]})
 
 
@@ -111,7 +112,7 @@ def entry(**values: Any) -> Callable[[Any], None]:
 def enlarge(table: Any) -> None:
     """Claim a weight that no machine holds."""
     weight = table.state_dict_metadata["model.w"]
-    del weight.chunks[1]
+    del weight.chunks[1:], table.storage_data[SECOND], table.storage_data[THIRD]
     weight.size = weight.chunks[0].sizes = torch.Size([2**50, 3])
 
 
@@ -120,7 +121,7 @@ def share(table: Any) -> None:
     for name in map("model.w{}".format, range(9)):
         table.state_dict_metadata[name] = table.state_dict_metadata["model.w"]
         table.planner_data[name] = ("model", name)
-        for index in (FIRST, SECOND):
+        for index in (FIRST, SECOND, THIRD):
             table.storage_data[MetadataIndex(name, index.offset)] = table.storage_data[index]
 
 
@@ -129,8 +130,9 @@ def share(table: Any) -> None:
     [
         (lambda t: move(t, [3, 0]), "overlap"),
         (lambda t: move(t, [5, 0]), "beyond"),
-        (lambda t: t.state_dict_metadata["model.w"].chunks.pop(), "add up"),
-        (lambda t: t.storage_data.pop(SECOND), "KeyError"),
+        (lambda t: t.state_dict_metadata["model.w"].chunks.pop(), "not those"),
+        (lambda t: t.storage_data.pop(SECOND), "not those"),
+        (entry(size=torch.Size([8, 3])), "add up"),
         (lambda t: t.storage_data.update({SECOND: t.storage_data[FIRST]}), "another tensor"),
         (entry(properties=TensorProperties(torch.int32)), "another tensor"),
         (place(length=2**40), "too short"),
@@ -261,6 +263,7 @@ def mutated(content: bytes, rng: random.Random) -> bytes:
     return content
 
 
+@pytest.mark.usefixtures("_as_users_run_it")
 def test_nothing_happens_whatever_is_changed_in_a_table_or_a_shard(halves: Halves) -> None:
     """The hook that watches cannot be taken out again, but is idle outside of `watched`."""
     folder, whole = halves
