@@ -143,7 +143,7 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype | Literal["auto"
 def check_hub(name: str, kind: Literal["model", "dataset"]) -> None:
     """Refuse at once what the hub does not have, or does not give out."""
     # NOTE: its own libraries would retry for half a minute, and then not say which it was.
-    hub = import_module("huggingface_hub")
+    hub = _hub()
     try:
         hub.HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS)
     except hub.errors.HfHubHTTPError as error:
@@ -177,13 +177,17 @@ def quiet(transformers: ModuleType) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import_module("huggingface_hub").utils.enable_progress_bars()  # downloads show theirs
+            _hub().utils.enable_progress_bars()  # downloads show theirs
             yield
     finally:
         log.set_verbosity(verbosity)
         hub_log.setLevel(hub_level)
         if bars:
             log.enable_progress_bar()
+
+
+def _hub() -> ModuleType:
+    return import_module("huggingface_hub")
 
 
 def _check_source(source: str) -> None:
@@ -198,7 +202,7 @@ def _check_source(source: str) -> None:
         raise InputError(f"{source!r} is a file; name the folder it lies in, with its config.json")
     elif not _HUB_NAME.fullmatch(source) or source.startswith("."):
         raise InputError(f"there is no folder {source!r}; name a folder that holds a model")
-    elif not isinstance(_hub_cache(source), str):
+    elif not isinstance(_hub().try_to_load_from_cache(source, "config.json"), str):
         check_hub(source, "model")
 
 
@@ -208,10 +212,6 @@ def _hint(path: Path) -> str:
     if not inside:
         return "name a folder that save_pretrained wrote"
     return f"name one that is in it, such as {', '.join(inside[:3])}"
-
-
-def _hub_cache(name: str) -> object:
-    return import_module("huggingface_hub").try_to_load_from_cache(name, "config.json")
 
 
 def _load(auto_class: str, source: str, **options: Any) -> Any:

@@ -189,7 +189,7 @@ def test_an_adapter_is_refused_with_what_merges_it(tmp_path: Path) -> None:
     folder = tmp_path / "my run" / "checkpoint-5"
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").touch()
+    (folder / "model.safetensors").touch()  # an adapter is one whatever lies beside it
     for source in (folder, folder.parent):
         with pytest.raises(InputError, match="holds a PEFT adapter, not a whole model") as caught:
             find_checkpoints(source)

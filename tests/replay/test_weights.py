@@ -221,12 +221,6 @@ def test_models_of_no_library_are_held_to_the_same_rules() -> None:
     assert torch.equal(tied.lm_head.weight, expected["transformer.wte.weight"])
 
 
-def test_weights_are_cast_to_the_models_dtype(model: Any) -> None:
-    expected = weights_of(tiny_model())
-    put_weights(half := model.to(torch.bfloat16), expected, "here")
-    assert_holds(half, {name: tensor.bfloat16() for name, tensor in expected.items()})
-
-
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [

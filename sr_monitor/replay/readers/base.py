@@ -70,10 +70,10 @@ class CheckpointReader(ABC):
         return path.rglob("*") if path.is_dir() else [path]
 
 
-_Kind = TypeVar("_Kind", bound=type[CheckpointReader])
+_Reader = TypeVar("_Reader", bound=CheckpointReader)
 
 
-def register(kind: _Kind) -> _Kind:
+def register(kind: type[_Reader]) -> type[_Reader]:
     """Add a kind of checkpoint to those that are known; kinds that can be read are asked first."""
     READERS.append(kind())
     READERS.sort(key=lambda reader: type(reader).read is CheckpointReader.read)
