@@ -9,6 +9,7 @@ line prints it in one line and exits with status 2; any other exception is a bug
 """
 
 import errno
+import logging
 import operator
 import sys
 import warnings
@@ -24,6 +25,7 @@ _SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 _MOST_CHARACTERS = 60
+_log = logging.getLogger("sr_monitor")
 
 
 class InputError(ValueError):
@@ -75,19 +77,27 @@ def check_folder_name(name: str, value: Any) -> None:
         raise refused(name, value, "pass the name of one folder, such as 'stable_regions'")
 
 
+def tell(line: str) -> None:
+    """Log a line that is no warning; where logging would not show it, print it to stderr.
+
+    Logging that nobody has configured shows warnings alone, and a user has to know where results
+    are.
+    """
+    if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
+        _log.info(line)
+    else:
+        print(f"sr-monitor: {line}", file=sys.stderr)  # noqa: T201
+
+
 def warn(text: str, *, category: type[Warning] = RuntimeWarning, stacklevel: int = 1) -> None:
-    """A warning; where the user has turned warnings into errors, a line on stderr instead.
+    """Warn; where the user has turned warnings into errors, log the warning instead.
 
     `stacklevel` counts as it does in `warnings.warn`, from the caller.
     """
     try:
         warnings.warn(text, category, stacklevel=stacklevel + 1)
     except category:
-        _print(f"sr-monitor: {text}")
-
-
-def _print(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201
+        _log.warning(text)
 
 
 def describe(error: BaseException) -> str:

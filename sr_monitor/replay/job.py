@@ -16,6 +16,7 @@ from urllib.parse import quote
 from torch import nn
 
 from sr_monitor.errors import InputError, describe
+from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.fetch import Progress, fetch
@@ -24,7 +25,6 @@ from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
-from sr_monitor.watch.measurement import Bar, no_bar
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

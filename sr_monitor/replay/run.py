@@ -19,6 +19,7 @@ from threading import Event
 from typing import Any, Literal, get_args
 
 from sr_monitor.errors import InputError
+from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.arguments import check_kinds, with_options
 from sr_monitor.replay.curves import check_tensorboard
@@ -32,7 +33,6 @@ from sr_monitor.replay.prompts import PromptChoice
 from sr_monitor.replay.ray_tasks import import_ray, on_ray
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
-from sr_monitor.watch.measurement import Bar, no_bar
 
 _DOWNLOADS = ".downloads"
 

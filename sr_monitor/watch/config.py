@@ -1,18 +1,31 @@
-"""What a monitor measures: the options of the session, of paths and of slices, and more probes.
+"""What a monitor measures, and what a callback is asked to do: all options, each declared once.
 
 MonitorConfig(num_pairs=64, num_slices=0, probes=["divergence"])
+WatchOptions("prompts.json", every=1000, num_pairs=64)
 """
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, TypeAlias, TypeVar
 
+from sr_monitor.display.writers import as_writers
+from sr_monitor.errors import check_folder_name, check_kind, whole
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.options import Effect, Options, option
+from sr_monitor.probes import keys
 from sr_monitor.probes.base import Probe, resolve
 from sr_monitor.probes.paths import PathsOptions, PathsProbe
 from sr_monitor.probes.slices import SlicesOptions, SlicesProbe
+from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.watch.guard import OnError
+from sr_monitor.watch.schedule import Schedule, check_schedule, every
 
+Prompts: TypeAlias = PromptSet | str | os.PathLike[str]
+_PROMPTS_FIX = (
+    "pass a PromptSet, the file of a saved one, or nothing, to take them from the training data; "
+    "when to measure is said by every="
+)
 _Part = TypeVar("_Part", bound=Options)
 
 
@@ -49,3 +62,75 @@ class MonitorConfig(SessionOptions, SlicesOptions, PathsOptions):
 
     def _part(self, kind: type[_Part]) -> _Part:
         return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})
+
+
+@dataclass(frozen=True)
+class WatchOptions(MonitorConfig):
+    """What a callback measures, when, and where results go."""
+
+    prompts: Prompts | None = option(
+        None,
+        "What is measured: a `PromptSet`, or the file of a saved one; None takes them from the "
+        "training data.",
+        effect="nothing",
+    )
+    _: KW_ONLY
+    every: int = option(
+        500, "Measure at step 0 and then every so many steps.", least=1, effect="nothing"
+    )
+    schedule: Schedule | None = option(
+        None,
+        "When to measure, instead of `every`: `log_spaced()`, `at([...])`, `budget(0.01, "
+        "schedule=...)`, or any function of the step.",
+        effect="nothing",
+    )
+    with_save: bool = option(
+        False, "Measure also whenever the framework saves a checkpoint.", effect="nothing"
+    )
+    with_eval: bool = option(
+        False, "Measure also whenever the framework evaluates.", effect="nothing"
+    )
+    num_tokens: int = option(
+        10,
+        "The length of a prompt that is taken from the training data.",
+        least=2,
+        effect="nothing",
+    )
+    log_dir: str | os.PathLike[str] | None = option(
+        None, "Where records go, in its folder `name`; by default the run's own.", effect="nothing"
+    )
+    name: str = option(
+        keys.PREFIX.rstrip("/"),
+        "That folder, and what every logged name begins with. A second callback on the same folder "
+        "gets a number.",
+        effect="nothing",
+    )
+    writer: Any = option(
+        None,
+        "Where results are shown: a writer, a `SummaryWriter`, or several of them; by default the "
+        "TensorBoard and Weights & Biases runs of the framework, or a TensorBoard run of our own "
+        "beside the records.",
+        effect="nothing",
+    )
+    on_error: OnError = option(
+        "warn",
+        '"warn" lets training go on whatever happens; "raise" does not.',
+        effect="nothing",
+    )
+    seed: int = option(0, "Seed of the choice of prompts.", effect="nothing")
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can be watched with; replace what is no writer by one."""
+        super().__post_init__()
+        check_kind("prompts", self.prompts, PromptSet | str | os.PathLike | None, _PROMPTS_FIX)
+        check_kind("log_dir", self.log_dir, str | os.PathLike | None, "pass the path of a folder")
+        check_folder_name("name", self.name)
+        check_schedule(self.when)
+        object.__setattr__(self, "seed", whole("seed", self.seed))
+        if self.writer is not None:
+            object.__setattr__(self, "writer", as_writers("writer", self.writer))
+
+    @property
+    def when(self) -> Schedule:
+        """The schedule, whichever way it was given."""
+        return every(self.every) if self.schedule is None else self.schedule

@@ -8,9 +8,10 @@ guard.failures, guard.is_off
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Literal
 
-from sr_monitor.errors import InputError, describe, warn
+from sr_monitor.errors import InputError, check_word, describe, warn
+from sr_monitor.model.ranks import RankGroup
 
 OnError = Literal["warn", "raise"]
 
@@ -18,19 +19,12 @@ _LIMIT = 3
 
 
 class ErrorGuard:
-    """Stands between our errors and a training that must not see them."""
+    """Keeps our errors from a training that must not see them."""
 
-    def __init__(self, on_error: OnError, *, tells: bool = True) -> None:
-        """Counts from 0.
-
-        Args:
-            on_error: "warn" ends errors here; "raise" lets them through.
-            tells: Whether warnings are shown; of several processes, one is enough.
-        """
-        if on_error not in get_args(OnError):
-            raise InputError(f"on_error={on_error!r}: pass 'warn' or 'raise'")
+    def __init__(self, on_error: OnError) -> None:
+        """Start without failures; "warn" ends errors here, "raise" lets them through."""
+        check_word("on_error", on_error, OnError)
         self.on_error: OnError = on_error
-        self.tells = tells
         self.failures = 0
         self.is_off = False
         self._in_a_row = 0
@@ -38,7 +32,7 @@ class ErrorGuard:
 
     @contextmanager
     def catching(self, what: str, *, final: bool = False) -> Iterator[None]:
-        """Ends errors of the block here, in one warning.
+        """End errors of the block here, in one warning by the leading rank.
 
         An `InputError`, and any error of a `final` block, turns measuring off at once, because it
         would fail again.
@@ -55,11 +49,11 @@ class ErrorGuard:
             self._tell(what, describe(error), was_off=was_off, lasts=lasts)
 
     def reset(self) -> None:
-        """All went well: the next failure is the first in a row."""
+        """Count the next failure as the first in a row, because all went well."""
         self._in_a_row = 0
 
     def _tell(self, what: str, cause: str, *, was_off: bool, lasts: bool) -> None:
-        """One warning of each cause, and one when measuring is turned off."""
+        """Warn once of each cause, and once when measuring is turned off."""
         turns_off = self.is_off and not was_off
         is_news = turns_off or cause not in self._told
         if was_off:
@@ -70,5 +64,5 @@ class ErrorGuard:
         else:
             text = f"{what} failed: {cause}. Training goes on, and sr-monitor tries again"
         self._told.add(cause)
-        if self.tells and is_news:
+        if is_news and RankGroup.present().is_leader:
             warn(text, stacklevel=4)

@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from sr_monitor.model.anatomy import dissect
+from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
+from sr_monitor.model.wrappers import core_of, unwrap
+from sr_monitor.probes.measuring import Bar, measure_probes, no_bar
+from sr_monitor.probes.paths import Paths
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
-from sr_monitor.watch.measurement import Bar, measure_model, no_bar
 
 
 def take_record(
@@ -24,7 +26,7 @@ def take_record(
     step: int,
     tokens: int | None = None,
     ranks: RankGroup = ALONE,
-    way: str | None = None,
+    way: Way | None = None,
     bar: Bar = no_bar,
     **about: Any,
 ) -> Record:
@@ -47,21 +49,29 @@ def take_record(
         RuntimeError: Not one output is finite.
     """
     began = time.perf_counter()
-    measured = measure_model(model, prompts, config, bar, ranks=ranks)
-    measured.check_finite()
+    parts = measure_probes(model, prompts, config.measured, config, ranks=ranks, way=way, bar=bar)
+    _check_finite(parts["paths"])
     weight = next(model.parameters())
     return Record(
         step=step,
         tokens=tokens,
-        paths=measured.paths,
-        slices=measured.slices,
+        paths=parts["paths"],
+        slices=parts.get("slices"),
         metadata={
             "config": config.recorded("curve", "record"),
             "prompts": prompts.fingerprint,
-            "model": type(dissect(model, config.layer_path).core).__name__,
+            "model": type(core_of(unwrap(model))).__name__,
             "dtype": str(weight.dtype).removeprefix("torch."),
             "device": weight.device.type,
             "seconds": time.perf_counter() - began,
             **about,
         },
     )
+
+
+def _check_finite(paths: Paths) -> None:
+    if bool(paths.distance.isinf().any(dim=1).all()):
+        raise RuntimeError(
+            f"not one output of {len(paths.distance)} pairs is finite: the weights hold NaN or "
+            "Inf, as after a diverged loss; look at the loss and the learning rate"
+        )

@@ -22,7 +22,7 @@ from sr_monitor.errors import InputError, refused, whole
 Schedule = Callable[[int], bool]
 
 _PER_DECADE = 5
-_NUM_RECENT = 5  # costs looked back on: enough to see the dearer measurements, that draw pictures
+_NUM_RECENT = 5  # costs looked back on: enough to see one that drew pictures
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,13 @@ class _PerDecade:
 
 
 def every(n: SupportsIndex, *, start: SupportsIndex = 0) -> Schedule:
-    """Every n-th step, counted from `start`, which is one of them."""
+    """Measure every n-th step, counted from `start`, which is one of them."""
     call = f"every({n}, start={start})"
     return _Every(whole("n", n, least=1, call=call), whole("start", start, least=0, call=call))
 
 
 def at(steps: Iterable[SupportsIndex]) -> Schedule:
-    """These steps and no others; 0 is before the first update."""
+    """Measure at these steps and no others; 0 is before the first update."""
     steps = list(steps)
     call = f"at({steps})"
     return _At(frozenset(whole("a step", step, least=0, call=call) for step in steps))
@@ -78,7 +78,7 @@ def log_spaced(
     num: int | None = None,
     per_decade: int | None = None,
 ) -> Schedule:
-    """Step 0, then ever sparser steps, evenly spaced in the logarithm and rounded.
+    """Measure at step 0, then at ever sparser steps, evenly spaced in the logarithm and rounded.
 
         log_spaced()                      # 0, 1, 2, 3, 4, 6, 10, 16, 25, 40, 63, 100, ...
         log_spaced(10, 10_000, num=4)     # 0, 10, 100, 1000, 10000
@@ -133,7 +133,7 @@ def budget(
 
 
 def check_schedule(schedule: Any) -> None:
-    """Refuses what cannot be asked, as a number of steps."""
+    """Refuse what cannot be called with a step, such as a number of steps."""
     if not callable(schedule):
         fix = "pass every(500), at([0, 100, 1000]), log_spaced() or any function of the step"
         raise refused("schedule", schedule, fix)
@@ -146,12 +146,10 @@ class Budget:
     wall time, their own time included. It is expected to cost as much as the dearest of the last
     five. Nothing is known before the first, so the first is always allowed, and then paid back; so
     is whatever a later one costs above expectation. The clock starts at the first question.
-
-    Clocks of several processes differ: ask one, and let the others follow its answer.
     """
 
     def __init__(self, share: float, schedule: Schedule, clock: Callable[[], float]) -> None:
-        """Opens an account with nothing in it."""
+        """Open an account with nothing in it."""
         self.share = share
         self.schedule = schedule
         self._clock = clock
@@ -161,26 +159,28 @@ class Budget:
         self._recent: deque[float] = deque(maxlen=_NUM_RECENT)
 
     def __call__(self, step: int) -> bool:
-        """Whether to measure at this step: the schedule says so, and there is time for it."""
-        affordable = self.affordable()
-        return affordable and self.schedule(step)
+        """Return whether the schedule says to measure at this step, and there is time for it."""
+        return self.affordable() and self.schedule(step)
 
     def affordable(self) -> bool:
-        """Whether there is time for a measurement now, whatever the schedule says."""
+        """Return whether there is time for a measurement now, whatever the schedule says."""
         return self.seconds_to_wait() <= 0
 
     def seconds_to_wait(self) -> float:
-        """How much longer the run has to go on until there is time for a measurement."""
-        wall, cost = self._wall(), max(self._recent, default=0.0)
+        """Return how much longer the run has to go on until there is time for a measurement."""
+        wall, cost = self.wall_seconds, max(self._recent, default=0.0)
         return (self._spent + cost) / self.share - cost - wall
 
     @property
     def wall_seconds(self) -> float:
-        """How long the run has gone on, as far as the account knows."""
-        return self._wall()
+        """How long the run has gone on since the first question, earlier parts included."""
+        now = self._clock()
+        if self._started is None:
+            self._started = now
+        return self._earlier + now - self._started
 
     def spend(self, seconds: float) -> None:
-        """Enters what a measurement that has just ended took, also if it failed."""
+        """Enter what a measurement that has just ended took, even if it failed."""
         if self._started is None:
             self._started = self._clock() - seconds
         self._spent += seconds
@@ -189,15 +189,19 @@ class Budget:
     @property
     def spent_share(self) -> float:
         """The share of the wall time that measurements took so far; 0 before the clock starts."""
-        wall = self._wall()
+        wall = self.wall_seconds
         return self._spent / wall if wall > 0 else 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The account, as plain values."""
-        return {"spent": self._spent, "elapsed": self._wall(), "recent": list(self._recent)}
+        """Return the account as plain values."""
+        return {
+            "spent": self._spent,
+            "elapsed": self.wall_seconds,
+            "recent": list(self._recent),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on with an account that was saved; what is missing counts as nothing.
+        """Go on with an account that was saved; what is missing counts as nothing.
 
         The time between saving and loading is not part of the run.
         """
@@ -205,10 +209,3 @@ class Budget:
         self._earlier = float(state.get("elapsed", self._spent))
         self._recent = deque(map(float, state.get("recent", ())), maxlen=_NUM_RECENT)
         self._started = None
-
-    def _wall(self) -> float:
-        """Seconds of the run up to now."""
-        now = self._clock()
-        if self._started is None:
-            self._started = now
-        return self._earlier + now - self._started

@@ -1,282 +1,238 @@
-"""What the callbacks of all frameworks have in common: options, prompts, writers, a monitor.
+"""What the callbacks of all frameworks hold: it makes, feeds and closes the monitor of a training.
 
-An adapter says what its framework knows (the model, the step, where logs go, what is trained on)
-and when something happens; everything else is here. It may be called on every process, and never
-raises unless it was asked to.
+An adapter says what its framework knows (a `Training`) and when something happens; everything else
+is here. It may be called on every rank, and never raises unless it was asked to.
 
-    class StableRegionCallback(CallbackCore, FrameworkCallback):
+    class StableRegionCallback(FrameworkCallback):
+        @takes(WatchOptions)
+        def __init__(self, *args, **options):
+            self.watcher = Watcher(WatchOptions(*args, **options))
+
         def on_start(self, trainer):
-            self.begin(trainer.model, trainer.step, log_dir=..., find_writers=..., sample=...)
-            self.at_step(trainer.model, trainer.step)
+            self.watcher.begin(lambda: Training(model=trainer.model, step=trainer.step, ...))
+            self.watcher.at_step(trainer.model, trainer.step)
 """
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
-from sr_monitor.display.writers import as_writers
 from sr_monitor.display.writers.base import Writer
 from sr_monitor.display.writers.jsonl import JSONLWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
-from sr_monitor.errors import InputError, check_folder_name, check_kind, warn, whole
-from sr_monitor.model.precision import Precision
+from sr_monitor.errors import InputError, tell, warn
 from sr_monitor.model.ranks import RankGroup
-from sr_monitor.model.selfcheck import EngineName
-from sr_monitor.model.stream import Output
-from sr_monitor.probes import keys
-from sr_monitor.probes.base import Probe
-from sr_monitor.probes.sampling import Sampling
 from sr_monitor.prompts.corpora import WindowRequest
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.prompts.token_ids import token_ids_of
 from sr_monitor.prompts.training_data import prompts_from_batch, prompts_from_dataset
 from sr_monitor.results.store import RecordStore
-from sr_monitor.watch.config import MonitorConfig
-from sr_monitor.watch.guard import ErrorGuard, OnError
-from sr_monitor.watch.monitor import Monitor, check_state, share_prompts
-from sr_monitor.watch.schedule import Schedule, check_schedule, every
+from sr_monitor.watch.config import WatchOptions
+from sr_monitor.watch.guard import ErrorGuard
+from sr_monitor.watch.monitor import Monitor, Tokens, check_state
+from sr_monitor.watch.tokens import TokenCount
 
 _MOST_BATCHES = 100  # to collect prompts from
 _FEW_PAIRS = 32
 
-every_n_steps = every  # the callback's own `every` is a number
-
-Prompts: TypeAlias = PromptSet | str | os.PathLike[str]
-_PROMPTS_FIX = (
-    "pass a PromptSet, the file of a saved one, or nothing, to take them from the training data; "
-    "when to measure is said by every="
-)
+_Options = TypeVar("_Options", bound=WatchOptions)
 
 
-class CallbackCore:
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What an adapter knows of the training that begins."""
+
+    model: nn.Module
+    """The model that is trained."""
+    step: int
+    """The step that it begins at."""
+    run: object
+    """What stands for it: another callback of this training gets a folder of its own, and one of an
+    earlier training loses its folder."""
+    log_dir: str | os.PathLike[str] | None
+    """Where records go if the user has not said it; None keeps none."""
+    find_writers: Callable[[], Sequence[Writer]]
+    """Returns the framework's own loggers, as writers; called on the first rank."""
+    find_state: Callable[[str], Mapping[str, Any] | None]
+    """Returns what was saved under this name when the training was interrupted."""
+    loaders: Sequence[Any] = ()
+    """Data loaders; the first whose data set holds token ids gives the prompts."""
+    tokenizer: Any = None
+    """Gives the prompts their texts, if it is known."""
+    is_last_chance: bool = False
+    """Whether prompts have to be found now, because later batches cannot be looked at."""
+
+
+class Watcher(Generic[_Options]):
     """A `Monitor` that is made, fed and closed by a framework's events."""
 
-    def __init__(
-        self,
-        prompts: Prompts | None = None,
-        *,
-        every: int = 500,
-        schedule: Schedule | None = None,
-        with_save: bool = False,
-        with_eval: bool = False,
-        num_pairs: int = 256,
-        num_steps: int = 51,
-        sampling: Sampling = "grid",
-        num_slices: int = 4,
-        slice_resolution: int = 41,
-        layer: int = 1,
-        num_tokens: int = 10,
-        output: Output = "final_norm",
-        precision: Precision = "run",
-        engine: EngineName = "auto",
-        layer_path: str | None = None,
-        max_tokens: int | None = None,
-        probes: Sequence[str | Probe] = (),
-        log_dir: str | os.PathLike[str] | None = None,
-        name: str = keys.PREFIX.rstrip("/"),
-        writer: Any = None,
-        on_error: OnError = "warn",
-        seed: int = 0,
-    ) -> None:
-        """Does nothing until the training begins.
-
-        Args:
-            prompts: What is measured: a `PromptSet`, or the file of a saved one; None takes them
-                from the training data.
-            every: Measure at step 0 and then every so many steps.
-            schedule: When to measure, instead of `every`: `log_spaced()`, `at([...])`,
-                `budget(0.01, schedule=...)`, or any function of the step.
-            with_save: Measure also whenever the framework saves a checkpoint.
-            with_eval: Measure also whenever the framework evaluates.
-            num_pairs: Paths to take.
-            num_steps: Alphas on a path, both ends included.
-            sampling: "grid", or "adaptive" for the same slopes from fewer points.
-            num_slices: Slices to take; 0 for none.
-            slice_resolution: Points along a side of a slice.
-            layer: Where the stream is cut; 0 is the embedding.
-            num_tokens: The length of a prompt that is taken from the training data.
-            output: What is looked at for a change; see `measure_paths`.
-            precision: "run" is the run's own; "float32" is full precision, where the weights are.
-            engine: The way to run points; see `measure_paths`.
-            layer_path: The path of the list of decoder blocks, where it is not found by itself.
-            max_tokens: How many tokens one forward may take; by default chosen from the device.
-            probes: What else is measured: probes, or their names.
-            log_dir: Where records go, in its folder `name`; by default the run's own.
-            name: That folder, and what every logged name begins with. A second callback on the
-                same folder gets a number.
-            writer: Where results are shown: a writer, a `SummaryWriter`, or several of them; by
-                default the TensorBoard and Weights & Biases runs of the framework, or a
-                TensorBoard run of our own beside the records.
-            on_error: "warn" lets training go on whatever happens; "raise" does not.
-            seed: Of the choice of prompts.
-        """
-        super().__init__()
-        self.config = MonitorConfig(
-            num_pairs=num_pairs,
-            num_steps=num_steps,
-            sampling=sampling,
-            num_slices=num_slices,
-            slice_resolution=slice_resolution,
-            layer=layer,
-            output=output,
-            precision=precision,
-            engine=engine,
-            layer_path=layer_path,
-            max_tokens=max_tokens,
-            probes=probes,
-        )
-        every_so_many = every_n_steps(whole("every", every, least=1))
-        self.schedule = every_so_many if schedule is None else schedule
-        check_schedule(self.schedule)
-        check_kind("prompts", prompts, PromptSet | str | os.PathLike | None, _PROMPTS_FIX)
-        check_kind("log_dir", log_dir, str | os.PathLike | None, "pass the path of a folder")
-        check_folder_name("name", name)
-        self.with_save = with_save
-        self.with_eval = with_eval
-        self.log_dir = log_dir
-        self.name = name
-        self.seed = whole("seed", seed)
-        self.num_tokens = whole("num_tokens", num_tokens, least=2)
+    def __init__(self, options: _Options) -> None:
+        """Do nothing until the training begins."""
+        self.options = options
+        self.guard = ErrorGuard(options.on_error)
+        self.training: Training | None = None
+        """The training that is going on, once it has begun."""
         self.monitor: Monitor | None = None
-        """The monitor of the training that is going on, once it has begun."""
-        self._prompts = prompts
-        self._writers = None if writer is None else as_writers("writer", writer)
-        self._on_error: OnError = on_error
-        self._guard = ErrorGuard(on_error)
-        self._rows: list[list[int]] = []  # of batches that held too little
+        """Its monitor, once there are prompts."""
+        self.has_begun = False
+        """Whether `begin` was called for it, with or without success."""
+        self.tokens = TokenCount(None)
+        """The tokens it has seen, where the adapter adds its batches."""
+        self.wanted = False
+        """Whether to measure at the next step, whatever the schedule says."""
+        self.states: dict[str, Mapping[str, Any]] = {}
+        """States by name: those that were restored, and those of trainings that have ended."""
+        self._closing = ExitStack()
+        self._rows: list[list[int]] = []  # of the batches so far
         self._num_batches = 0
 
-    def begin(
-        self,
-        model: nn.Module,
-        step: int,
-        *,
-        run: object,
-        log_dir: str | os.PathLike[str] | None,
-        find_writers: Callable[[], Sequence[Writer]],
-        sample: Callable[[], PromptSet | None],
-        find_state: Callable[[str], Mapping[str, Any] | None],
-        is_last_chance: bool,
-    ) -> bool:
-        """Makes the monitor; whether it could: without prompts, `begin` again with a batch.
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the training has begun, but a batch has to give the prompts."""
+        return self.has_begun and self.monitor is None and not self.guard.is_off
+
+    def begin(self, describe: Callable[[], Training], batch: Sequence[Any] | None = None) -> bool:
+        """Make the monitor; return False if no prompts are found: `begin` again with a batch.
 
         Args:
-            model: The model that is trained.
-            step: The step that the run begins at.
-            run: What stands for this training; another callback of it has a folder of its own, and
-                one of an earlier training has none any more.
-            log_dir: Where records go if the user has not said it; None keeps none.
-            find_writers: The framework's own loggers, as writers; asked on the first process.
-            sample: Prompts from the training data; None if it holds none that can be found.
-            find_state: What was saved for the monitor of this name when the run was interrupted.
-            is_last_chance: Whether there will be nothing more to take prompts from.
+            describe: Returns what is known of the training; its errors are caught here, too.
+            batch: What each data loader gave, where the training has begun to read them.
         """
-        self.end()
+        if batch is None:
+            self.end()
+        self.has_begun = True
+        self.guard = ErrorGuard(self.options.on_error)
         ranks = RankGroup.present()
-        self._guard = ErrorGuard(self._on_error, tells=ranks.is_leader)
-        with self._guard.catching("starting sr-monitor", final=True), ranks.failing_together():
-            store = RecordStore(log_dir and (self.log_dir or log_dir), self.name, run)
-            try:
-                state = find_state(store.name)
-                prompts = self._choose_prompts(store, step, state, sample)
-                prompts = share_prompts(ranks, prompts)
-                if prompts is None:
-                    if is_last_chance:
-                        raise InputError(
-                            "StableRegionCallback: no token ids were found in the training data, "
-                            f"or fewer than three prompts of num_tokens={self.num_tokens}; pass "
-                            "prompts=, a PromptSet"
-                        )
-                    store.close()
+        try:
+            with self.guard.catching("starting sr-monitor", final=True), ranks.failing_together():
+                self.training = describe()
+                if batch is None:
+                    is_new = self.training.step == 0
+                    self.states = {} if is_new else self.states
+                    self.tokens = TokenCount(0 if is_new else None)
+                self.monitor = self._make_monitor(self.training, batch, ranks)
+                if self.monitor is None:
                     return False
-                monitor = self._make_monitor(prompts, store, state)
-                if ranks.is_leader:
-                    monitor.writers = self._open_writers(store, step, find_writers)
-            except BaseException:
-                store.close()
-                raise
-            monitor.guard = self._guard
-            self.monitor = monitor
-        if self.monitor is not None:
-            try:
-                self.monitor.start(model, step)
-            except BaseException:  # the folder is to be free for another try
-                self.end()
-                raise
+            if self.monitor is not None:
+                self.monitor.start(self.training.model, self.training.step)
+        except BaseException:  # the folder is to be free for another try
+            self.end()
+            raise
         return True
-
-    def sample(self, batch: Any, loader: Any, tokenizer: Any) -> PromptSet | None:
-        """Prompts from the batch, if there is one, or from what the training's loader reads."""
-        request = WindowRequest(
-            "StableRegionCallback",
-            num_tokens=self.num_tokens,
-            num_prompts=self.config.num_prompts,
-            seed=self.seed,
-        )
-        if batch is None:
-            self._rows, self._num_batches = [], 0
-            return prompts_from_dataset(getattr(loader, "dataset", None), request, tokenizer)
-        prompts = prompts_from_batch(batch, request, tokenizer)
-        if prompts is not None:
-            return prompts
-        # This batch and those before it, where one alone holds too little.
-        self._rows += token_ids_of(batch) or []
-        self._num_batches += 1
-        return prompts_from_batch({"input_ids": self._rows}, request, tokenizer)
-
-    def is_last_chance(self, batch: Any) -> bool:
-        """Whether further batches would not help: this one holds no ids, or there were many."""
-        if batch is None:
-            return False
-        return self._num_batches + 1 >= _MOST_BATCHES or not token_ids_of(batch)
 
     def at_step(
         self,
         model: nn.Module,
         step: int,
         *,
-        tokens: int | Callable[[], int | None] | None = None,
+        tokens: Tokens = None,
         also: bool = False,
         last: bool = False,
     ) -> None:
-        """Measures if it is time to; see `Monitor.step`."""
+        """Measure if it is time to; see `Monitor.step`."""
         if self.monitor is not None:
+            also, self.wanted = also or self.wanted, False
             self.monitor.step(model, step, tokens=tokens, also=also, last=last)
 
+    def until_end(self, call: Callable[[], object]) -> None:
+        """Have this called when the training ends."""
+        self._closing.callback(call)
+
     def end(self) -> None:
-        """The training is over: the last pictures are drawn and the writers closed."""
+        """Draw the last pictures and close the writers: the training is over."""
+        self._closing.close()
+        states: dict[str, Any] = {}
+        self.add_state(states)
+        self.states = states
+        monitor, self.monitor, self.training = self.monitor, None, None
+        self.has_begun = self.wanted = False
+        self._rows, self._num_batches = [], 0
+        if monitor is not None:
+            monitor.close()
+
+    def add_state(self, states: dict[str, Any]) -> None:
+        """Add what a resumed run needs to go on to the states of other callbacks, by its name.
+
+        What was restored and could not be used stays for whoever can use it.
+        """
+        for name, state in self.states.items():
+            states.setdefault(name, state)
         if self.monitor is not None:
-            self.monitor.close()
-            self.monitor = None
+            own = {"tokens": self.tokens.total}
+            states[self.monitor.store.name] = self.monitor.state_dict() | own
 
     # ---- inside --------------------------------------------------------------------------------
+
+    def _make_monitor(
+        self, training: Training, batch: Sequence[Any] | None, ranks: RankGroup
+    ) -> Monitor | None:
+        options = self.options
+        log_dir = training.log_dir and (options.log_dir or training.log_dir)
+        store = RecordStore(log_dir, options.name, training.run)
+        with ExitStack() as undo:
+            undo.callback(store.close)
+            state = training.find_state(store.name)
+            last_chance = self._collect(batch) or training.is_last_chance
+            prompts = self._choose_prompts(store, training, state, batch)
+            # The leader's count, on which ever rank there are none.
+            prompts, last_chance = ranks.broadcast_object((prompts, last_chance))
+            if prompts is None and last_chance:
+                raise InputError(
+                    "StableRegionCallback: no token ids were found in the training data, or fewer "
+                    f"than three prompts of num_tokens={options.num_tokens}; pass prompts=, a "
+                    "PromptSet"
+                )
+            if prompts is None:
+                return None
+            monitor = Monitor(
+                prompts,
+                options,
+                writers=self._open_writers(store, training) if ranks.is_leader else (),
+                schedule=options.when,
+                log_dir=store,
+                on_error=self.guard,
+                ranks=ranks,
+            )
+            if state is not None:
+                monitor.load_state_dict(state)
+                self.tokens = TokenCount(state.get("tokens"))
+            undo.pop_all()
+            return monitor
+
+    def _collect(self, batch: Sequence[Any] | None) -> bool:
+        """Keep the rows of a batch; return whether no later batch would give more."""
+        if batch is None:
+            return False
+        found = [rows for part in batch if (rows := token_ids_of(part)) is not None]
+        self._rows += found[0] if found else []
+        self._num_batches += 1
+        return not found or self._num_batches >= _MOST_BATCHES
 
     def _choose_prompts(
         self,
         store: RecordStore,
-        step: int,
+        training: Training,
         state: Mapping[str, Any] | None,
-        sample: Callable[[], PromptSet | None],
+        batch: Sequence[Any] | None,
     ) -> PromptSet | None:
-        """The user's, else those of the run that is resumed, else from the training data."""
-        given = self._prompts
-        if given is None:
-            saved = _saved_prompts(store, step, state)
-            return self._sampled(sample) if saved is None else saved
-        return given if isinstance(given, PromptSet) else PromptSet.load(Path(given))
-
-    def _sampled(self, sample: Callable[[], PromptSet | None]) -> PromptSet | None:
-        prompts, wanted = sample(), self.config.num_pairs
-        if (
-            prompts is not None
-            and prompts.num_pairs < min(wanted, _FEW_PAIRS)
-            and self._guard.tells
-        ):
+        """Return the user's, else those of the run that is resumed, else from the training data."""
+        given = self.options.prompts
+        if isinstance(given, PromptSet):
+            return given
+        if given is not None:
+            return PromptSet.load(Path(given))
+        if (saved := _saved_prompts(store, training.step, state)) is not None:
+            return saved
+        prompts = self._sample(training, batch)
+        wanted = self.options.num_pairs
+        few = prompts is not None and prompts.num_pairs < min(wanted, _FEW_PAIRS)
+        if prompts is not None and few and RankGroup.present().is_leader:
             warn(
                 f"StableRegionCallback: {prompts.num_pairs} pairs of prompts were found, and "
                 f"num_pairs={wanted} are to be measured: the curve will be rough. They are from "
@@ -285,44 +241,42 @@ class CallbackCore:
             )
         return prompts
 
-    def _make_monitor(
-        self, prompts: PromptSet, store: RecordStore, state: Mapping[str, Any] | None
-    ) -> Monitor:
-        monitor = Monitor(
-            prompts,
-            self.config,
-            schedule=self.schedule,
-            log_dir=store,
-            on_error=self._on_error,
+    def _sample(self, training: Training, batch: Sequence[Any] | None) -> PromptSet | None:
+        """Draw prompts from the batches so far, if there are any, else from what loaders read."""
+        request = WindowRequest(
+            "StableRegionCallback",
+            num_tokens=self.options.num_tokens,
+            num_prompts=self.options.num_prompts,
+            seed=self.options.seed,
         )
-        if state is not None:
-            monitor.load_state_dict(state)
-        return monitor
+        if batch is not None:
+            return prompts_from_batch({"input_ids": self._rows}, request, training.tokenizer)
+        datasets = (getattr(loader, "dataset", None) for loader in training.loaders)
+        drawn = (prompts_from_dataset(each, request, training.tokenizer) for each in datasets)
+        return next((prompts for prompts in drawn if prompts is not None), None)
 
-    def _open_writers(
-        self, store: RecordStore, step: int, find_writers: Callable[[], Sequence[Writer]]
-    ) -> list[Writer]:
-        """The user's writers, else the framework's, else one of our own, beside the records."""
-        if self._writers is not None:
-            return list(self._writers)
-        found = list(find_writers())
+    def _open_writers(self, store: RecordStore, training: Training) -> Sequence[Writer]:
+        """Return the user's writers, else the framework's, else one of our own."""
+        if self.options.writer is not None:
+            return list(self.options.writer)
+        found = training.find_writers()
         if found or store.folder is None:
             return found
-        purge_step = step + 1 if step > 1 else 0
+        purge_step = training.step + 1 if training.step > 1 else 0
         try:
             own: Writer = TensorBoardWriter(store.folder, purge_step=purge_step)
             watch = f"to watch: tensorboard --logdir {shlex.quote(str(store.folder.parent))}"
         except InputError:  # TensorBoard is not installed
             own = JSONLWriter(store.folder / "log.jsonl", purge_step=purge_step)
             watch = "for TensorBoard: pip install 'sr-monitor[tensorboard]'"
-        print(f"sr-monitor: results in {store.folder}; {watch}", file=sys.stderr)  # noqa: T201
+        tell(f"results in {store.folder}; {watch}")
         return [own]
 
 
 def _saved_prompts(
     store: RecordStore, step: int, state: Mapping[str, Any] | None
 ) -> PromptSet | None:
-    """The prompts of the run that is resumed: in its state, or beside its records."""
+    """Return the prompts of the run that is resumed: in its state, or beside its records."""
     if state is not None:
         check_state(state)
         if "prompts" in state:

@@ -172,7 +172,7 @@ def test_it_measures_when_the_schedule_says_so_from_step_0_on(
 
 
 def test_the_usual_schedule_is_every_500_steps(model: nn.Module) -> None:
-    schedule = Monitor(PROMPTS, CONFIG).schedule
+    schedule = Monitor(PROMPTS, CONFIG).pace.account.schedule
     assert [step for step in range(1100) if schedule(step)] == [0, 500, 1000]
 
 
@@ -394,7 +394,7 @@ def test_the_share_is_logged_without_a_budget_too(model: nn.Module) -> None:
     shares = [record.scalars[SHARE] for record in records if record is not None]
     assert shares[0] < 0.01  # nothing was spent before the first
     assert all(0.1 < share <= 1 for share in shares[1:])  # this loop does nothing else
-    assert monitor.account.spent_share <= 1
+    assert monitor.pace.account.spent_share <= 1
 
 
 def test_steps_to_wait_follow_the_pace_of_the_run(model: nn.Module) -> None:
@@ -402,15 +402,15 @@ def test_steps_to_wait_follow_the_pace_of_the_run(model: nn.Module) -> None:
     schedule = budget(0.5, schedule=every(1), clock=clock)
     monitor = make_monitor(schedule=schedule)
     monitor.start(model, 1000)
-    assert monitor._steps_to_wait(1000) == 0
+    assert monitor.pace.steps_to_wait(1000) == 0
     schedule.spend(100.0)  # another one fits after 2 * (100 + 100) - 100 = 300 seconds
-    assert monitor._steps_to_wait(1000) == 1
+    assert monitor.pace.steps_to_wait(1000) == 1
     clock.ahead += 100.0
-    assert monitor._steps_to_wait(1010) == 10  # 20 steps at this pace; looked after as many as were
+    assert monitor.pace.steps_to_wait(1010) == 10  # 20 steps at this pace
     clock.ahead += 100.0
-    assert monitor._steps_to_wait(1020) in (9, 10)
+    assert monitor.pace.steps_to_wait(1020) in (9, 10)
     clock.ahead += 100.0
-    assert monitor._steps_to_wait(1030) == 0
+    assert monitor.pace.steps_to_wait(1030) == 0
 
 
 def test_a_resumed_account_does_not_spoil_the_pace(model: nn.Module) -> None:
@@ -421,7 +421,7 @@ def test_a_resumed_account_does_not_spoil_the_pace(model: nn.Module) -> None:
     monitor.load_state_dict({"account": account})
     monitor.start(model, 1000)
     clock.ahead += 100.0
-    assert monitor._steps_to_wait(1100) == 100  # of 1900, at a second each
+    assert monitor.pace.steps_to_wait(1100) == 100  # of 1900, at a second each
 
 
 # Resuming ----------------------------------------------------------------------------------------
@@ -555,7 +555,7 @@ def test_the_account_of_time_goes_on(model: nn.Module) -> None:
 
 def test_a_state_is_plain_values(model: nn.Module, tmp_path: Path) -> None:
     state = run(make_monitor(tmp_path), model, range(2))
-    assert set(state) == {"schema", "step", "prompts", "account", "folder"}
+    assert set(state) == {"schema", "step", "prompts", "account", "folder", "way"}
     assert (state["schema"], state["step"]) == (1, 1)
     assert PromptSet.from_json(state["prompts"]).fingerprint == PROMPTS.fingerprint
     torch.save(state, tmp_path / "state.pt")
@@ -571,7 +571,7 @@ def test_a_newer_state_is_refused_by_name() -> None:
             refuse({"schema": 2})
 
 
-@pytest.mark.parametrize("missing", ["schema", "step", "prompts", "account", "folder", "all"])
+@pytest.mark.parametrize("missing", ["schema", "step", "account", "folder", "way", "all"])
 def test_an_older_state_may_lack_anything(model: nn.Module, missing: str) -> None:
     state = make_monitor().state_dict() | {"of a past version": [1]}
     if missing == "all":
@@ -851,10 +851,8 @@ def test_a_schedule_that_fails_is_a_failure_like_others(model: nn.Module) -> Non
     assert "measuring at step 0 failed: ZeroDivisionError" in texts[0]
 
 
-def test_a_slower_way_is_taken_where_warnings_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slower_way_is_taken_where_warnings_are_errors(logged_warnings: list[str]) -> None:
     """As they are in these tests."""
-    lines: list[str] = []
-    monkeypatch.setattr("sr_monitor.errors._print", lines.append)
     model = build("llama").model
 
     def refuse(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
@@ -865,20 +863,20 @@ def test_a_slower_way_is_taken_where_warnings_are_errors(monkeypatch: pytest.Mon
     record = make_monitor(on_error="raise").step(model, 0)
     assert record is not None
     assert record.paths.engine == "rows"
-    assert len(lines) == 1
-    assert "a slower way that agrees is used instead" in lines[0]
+    (line,) = logged_warnings
+    assert "the slower way 'rows' is used instead" in line
+    logged_warnings.clear()
 
 
 def test_another_curve_begins_where_warnings_are_errors(
-    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: nn.Module, tmp_path: Path, logged_warnings: list[str]
 ) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr("sr_monitor.errors._print", lines.append)
     run(make_monitor(tmp_path), model, range(3))
     monitor = make_monitor(tmp_path, config=replace(CONFIG, layer=2))
     assert monitor.step(model, 2) is not None
-    assert len(lines) == 1
-    assert "was measured in another way: " in lines[0]
+    (line,) = logged_warnings
+    assert "was measured in another way: " in line
+    logged_warnings.clear()
 
 
 def test_weights_that_deepspeed_has_taken_apart_are_said_to_be_an_experiment(
@@ -893,11 +891,10 @@ def test_weights_that_deepspeed_has_taken_apart_are_said_to_be_an_experiment(
 
 
 def test_an_experiment_goes_on_where_warnings_are_errors(
-    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch, logged_warnings: list[str]
 ) -> None:
-    lines: list[str] = []
-    monkeypatch.setattr("sr_monitor.errors._print", lines.append)
     monkeypatch.setattr(next(iter(model.parameters())), "ds_id", 0, raising=False)
     assert make_monitor().step(model, 0) is not None
-    assert len(lines) == 1
-    assert "DeepSpeed ZeRO-3 is experimental" in lines[0]
+    (line,) = logged_warnings
+    assert "DeepSpeed ZeRO-3 is experimental" in line
+    logged_warnings.clear()

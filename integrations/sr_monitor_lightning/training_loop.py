@@ -1,0 +1,36 @@
+"""What a Lightning trainer reads from, and what it logs to.
+
+parts = parts_of(batch, trainer.train_dataloader)
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from sr_monitor.display.writers.base import Writer
+from sr_monitor.display.writers.tensorboard import TensorBoardWriter
+from sr_monitor.display.writers.wandb import WandbWriter
+from sr_monitor.model.wrappers import class_names
+
+
+def parts_of(given: Any, loaders: Any) -> list[Any]:
+    """Return what is each loader's: of several, batches come in a dict or a list, as they do."""
+    if isinstance(loaders, Mapping) and isinstance(given, Mapping):
+        return list(given.values()) if given.keys() == loaders.keys() else [given]
+    if isinstance(loaders, list | tuple) and isinstance(given, list | tuple):
+        return list(given) if len(given) == len(loaders) else [given]
+    return [given]
+
+
+def writers_of(trainer: Trainer) -> list[Writer]:
+    """Return the runs of TensorBoard and Weights & Biases that Lightning writes to."""
+    found: list[Writer] = []
+    loggers: list[Any] = trainer.loggers
+    for logger in loggers:
+        names = class_names(logger)
+        if "TensorBoardLogger" in names:
+            found.append(TensorBoardWriter(logger.experiment))
+        if "WandbLogger" in names:
+            found.append(WandbWriter(logger.experiment))
+    return found
