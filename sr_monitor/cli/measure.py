@@ -13,17 +13,7 @@ from typing import Annotated, Any
 import typer
 from torch import Tensor, nn
 
-from sr_monitor.cli.options import (
-    Device,
-    Dtype,
-    NumTokens,
-    Prompts,
-    Seed,
-    TrustRemoteCode,
-    check_writable,
-    path_option,
-    takes_config,
-)
+from sr_monitor.cli import options
 from sr_monitor.cli.terminal import print_table, progress, say
 from sr_monitor.errors import InputError, is_out_of_memory
 from sr_monitor.files import write_whole
@@ -40,24 +30,24 @@ from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
 
 
-@takes_config
+@options.takes_config
 def measure(
     model: Annotated[str, typer.Argument(help="A folder with a model, or its name on the hub.")],
     *,
-    prompts: Prompts = None,
+    prompts: options.Prompts = None,
     config: MonitorConfig,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
-    seed: Seed = 0,
-    num_tokens: NumTokens = 10,
-    trust_remote_code: TrustRemoteCode = False,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    seed: options.Seed = 0,
+    num_tokens: options.NumTokens = 10,
+    trust_remote_code: options.TrustRemoteCode = False,
     out: Annotated[
-        Path | None, path_option("Where the results go; else stable-regions/MODEL.")
+        Path | None, options.path_option("Where the results go; else stable-regions/MODEL.")
     ] = None,
 ) -> None:
     """Print how sharp the boundaries between its stable regions are, and draw curves and slices."""
     folder = out or Path("stable-regions") / Path(model).resolve().name
-    check_writable(folder)
+    options.check_writable(folder)
     with progress() as bar:
         loading = bar("loading")
         network = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

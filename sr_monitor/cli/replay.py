@@ -10,17 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sr_monitor.cli.options import (
-    Device,
-    Dtype,
-    NumTokens,
-    Prompts,
-    Seed,
-    TrustRemoteCode,
-    check_writable,
-    path_option,
-    takes_config,
-)
+from sr_monitor.cli import options
 from sr_monitor.cli.terminal import complain, pasteable, print_table, progress, say, size
 from sr_monitor.errors import InputError
 from sr_monitor.replay import Report
@@ -32,7 +22,7 @@ from sr_monitor.replay.run import check_base
 from sr_monitor.watch.config import MonitorConfig
 
 
-@takes_config
+@options.takes_config
 def replay(
     sources: Annotated[
         list[str],
@@ -44,9 +34,9 @@ def replay(
     *,
     out: Annotated[
         Path | None,
-        path_option("Where records and the TensorBoard run go; --dry-run needs none."),
+        options.path_option("Where records and the TensorBoard run go; --dry-run needs none."),
     ] = None,
-    prompts: Prompts = None,
+    prompts: options.Prompts = None,
     num: Annotated[
         int | None, typer.Option(min=2, help="At most so many of a run, log-spaced by step.")
     ] = None,
@@ -61,18 +51,18 @@ def replay(
         typer.Option(help="A model of the same architecture, for checkpoints without a config."),
     ] = None,
     config: MonitorConfig,
-    dtype: Dtype = "auto",
-    device: Device = "auto",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     device_map: Annotated[
         str | None,
         typer.Option(help="auto: spread a model over all accelerators that does not fit on one."),
     ] = None,
-    seed: Seed = 0,
-    num_tokens: NumTokens = 10,
+    seed: options.Seed = 0,
+    num_tokens: options.NumTokens = 10,
     keep_downloads: Annotated[
         bool, typer.Option("--keep-downloads", help="Download into the hub's cache, to stay.")
     ] = False,
-    trust_remote_code: TrustRemoteCode = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     where: Annotated[
         Literal["local", "ray"],
         typer.Option("--engine", help="ray: each checkpoint is a Ray task."),
@@ -95,7 +85,7 @@ def replay(
         return
     if out is None:
         raise InputError("replay: name the folder for the results, --out DIR (or ask --dry-run)")
-    check_writable(out)
+    options.check_writable(out)
     with progress() as bar:
         report = run_replay(
             sources,
@@ -166,8 +156,10 @@ def _print_report(report: Report, out: Path) -> None:
     done = f"{len(report.measured)} measured"
     if report.kept:
         done += f", {len(report.kept)} had been before"
-    for label, other in report.same.items():
-        say(f"{label}: the same weights as {other}")
+    for label, other in list(report.same.items())[:1]:
+        done += f", {len(report.same)} with the weights of another"
+        more = f", and {len(report.same) - 1} more like it" if len(report.same) > 1 else ""
+        say(f"{label}: the same weights as {other}{more}")
     for label, reason in report.failures.items():
         complain("error", f"{label}: {reason}")
     say(f"wrote {out}: {done}, {len(report.failures)} failed")

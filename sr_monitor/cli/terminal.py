@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _ALL = "checkpoints"
 _BYTES = "download"
@@ -117,33 +117,21 @@ def progress(
         disable=not console.is_terminal,
         speed_estimate_period=_DAY,  # a checkpoint may take longer than the usual half minute
     ) as display:
-        yield _Bars(display).start
+        places = (_ALL, "", _BYTES)
+        lines = {
+            each: display.add_task("", total=None, amount="", visible=False) for each in places
+        }
 
+        def start(name: str) -> Callable[[int, int], None]:
+            place = name if name in lines else ""  # what else goes on takes turns on one line
+            line, show = lines[place], size if place == _BYTES else str
+            display.reset(line, description=name, amount="", visible=place != _BYTES)
 
-class _Bars:
-    def __init__(self, display: Progress) -> None:
-        self._display = display
-        self._tasks: dict[str, TaskID] = {}
+            def update(done: int, total: int) -> None:
+                amount = f"{show(done)}/{show(total)}"
+                is_shown = place != _BYTES or done < total  # a download that is over is not
+                display.update(line, completed=done, total=total, amount=amount, visible=is_shown)
 
-    def start(self, name: str) -> Callable[[int, int], None]:
-        """Begin a bar; those that are neither of the whole nor of bytes take turns on one line."""
-        place = name if name in (_ALL, _BYTES) else ""
-        if place != _ALL and place in self._tasks:
-            self._display.remove_task(self._tasks.pop(place))
-        if place not in self._tasks:
-            self._tasks[place] = self._display.add_task(
-                name, total=None, amount="", visible=place != _BYTES
-            )
-        task, show = self._tasks[place], size if place == _BYTES else str
+            return update
 
-        def update(done: int, total: int) -> None:
-            if task in self._display.task_ids:
-                self._display.update(
-                    task,
-                    completed=done,
-                    total=total,
-                    amount=f"{show(done)}/{show(total)}",
-                    visible=place != _BYTES or done < total,  # a download that is over is not shown
-                )
-
-        return update
+        yield start

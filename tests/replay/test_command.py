@@ -10,21 +10,9 @@ from sr_monitor import Record
 from sr_monitor.cli import main
 from sr_monitor.results.record import list_records
 from tests.hub_server import Fault, HubServer, Revision, hub_server
-from tests.replays import (
-    OLMO,
-    STEPS,
-    checkpoints,
-    olmo_files,
-    olmo_repo,
-    put,
-    steps_in,
-    talk_to,
-)
+from tests.replays import OLMO, STEPS, checkpoints, olmo_files, olmo_repo, put, steps_in, talk_to
 from tests.saved import save_tokenizer
-from tests.trained import (
-    save_folder,
-    tiny_model,
-)
+from tests.trained import save_folder, tiny_model
 
 FEW = ("--num-pairs", "3", "--num-steps", "4", "--num-slices", "0", "--device", "cpu")
 TWIN = "step4000-tokens8B"
@@ -111,72 +99,52 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, capsys: Capture) -> None:
 # The hub
 
 
-def test_a_choice_of_revisions(hub: HubServer, capsys: Capture) -> None:
+def test_a_choice_of_revisions(hub: HubServer, capsys: Capture, tmp_path: Path) -> None:
     assert command(f"{OLMO}@step[0-3]*", "--num", "3") == 0
     assert steps_in(Path("out")) == [0, 1000, 3000]
-    out = said(capsys)
-    assert "wrote out: 3 measured, 0 failed" in out
-    assert command(f"{OLMO}@step[0-3]*", "--tokens", "4B,5.9B") == 0
-    assert "2 measured, 0 failed" not in (out := said(capsys))
-    assert "1 measured, 1 had been before, 0 failed" in out
+    assert "wrote out: 3 measured, 0 failed" in said(capsys)
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
+    assert command(f"{OLMO}@step[0-3]*", "--tokens", "4B,5.9B", "--keep-downloads") == 0
+    assert "1 measured, 1 had been before, 0 failed" in said(capsys)
     assert steps_in(Path("out")) == [0, 1000, 2000, 3000]
+    assert len(list((tmp_path / "home").rglob("*.safetensors"))) == 1
 
 
 def test_a_dry_run_tells_what_it_would_cost(
     hub: HubServer, capsys: Capture, tmp_path: Path
 ) -> None:
     hub.claimed_sizes["model.safetensors"] = 5_120_000_000
-    hub.repos[OLMO] = {**hub.repos[OLMO], "step9000-tokens18B": hub.repos[OLMO][STEPS[0]]}
-    assert main(["replay", f"{OLMO}@step*", "--dry-run"]) == 0
-    header, *rows, last = said(capsys).splitlines()
-    assert header.split() == ["run", "step", "tokens", "size", "to", "download", "checkpoint"]
-    assert [row.split()[:8] for row in rows] == [
-        ["-", "0", "0B", "5.12", "GB", "5.12", "GB", f"{OLMO}@{STEPS[0]}"],
-        ["-", "1000", "2B", "5.12", "GB", "5.12", "GB", f"{OLMO}@{STEPS[1]}"],
-        ["-", "2000", "4B", "5.12", "GB", "5.12", "GB", f"{OLMO}@{STEPS[2]}"],
-        ["-", "3000", "6B", "5.12", "GB", "5.12", "GB", f"{OLMO}@{STEPS[3]}"],
-        ["-", "4000", "8B", "5.12", "GB", "0", "B", f"{OLMO}@{TWIN}"],
-        ["-", "9000", "18B", "5.12", "GB", "0", "B", f"{OLMO}@step9000-tokens18B"],
+    bare = Revision("f" * 40, {"model.safetensors": b"alone"})
+    hub.repos[OLMO] = {**hub.repos[OLMO], "step9000-tokens18B": bare}
+    assert main(["replay", f"{OLMO}@step[014]*", "--dry-run"]) == 0
+    assert [" ".join(line.split()) for line in said(capsys).splitlines()] == [
+        "run step tokens size to download checkpoint",
+        f"- 0 0B 5.12 GB 5.12 GB {OLMO}@{STEPS[0]}",
+        f"- 1000 2B 5.12 GB 5.12 GB {OLMO}@{STEPS[1]}",
+        f"- 4000 8B 5.12 GB 0 B {OLMO}@{TWIN} (the same weights as {OLMO}@{STEPS[1]})",
+        "3 checkpoints, 2 to measure: 10.24 GB, 10.24 GB of it to download",
     ]
-    assert rows[4].endswith(f"(the same weights as {OLMO}@{STEPS[1]})")
-    assert last == "6 checkpoints, 4 to measure: 20.48 GB, 20.48 GB of it to download"
+    assert main(["replay", f"{OLMO}@step[09]*", "--dry-run"]) == 1
+    *_, row, last = said(capsys).splitlines()
+    assert row.endswith("(cannot be measured: it holds no config.json)")
+    assert last == "2 checkpoints, 1 to measure: 5.12 GB, 5.12 GB of it to download"
     assert hub.count("/resolve/") == 0
     assert not Path("out").exists()
     assert not (tmp_path / "home").exists()
 
 
-def test_what_cannot_be_measured_costs_nothing(hub: HubServer, capsys: Capture) -> None:
-    hub.claimed_sizes["model.safetensors"] = 5_120_000_000
-    weights = {"model.safetensors": b"alone"}
-    hub.repos[OLMO] = {**hub.repos[OLMO], "step9000-tokens18B": Revision("f" * 40, weights)}
-    assert main(["replay", f"{OLMO}@step[09]*", "--dry-run"]) == 1
-    *_, row, last = said(capsys).splitlines()
-    assert row.endswith("(cannot be measured: it holds no config.json)")
-    assert last == "2 checkpoints, 1 to measure: 5.12 GB, 5.12 GB of it to download"
-
-
-def test_equal_weights_are_named(hub: HubServer, capsys: Capture) -> None:
-    assert command(f"{OLMO}@step[14]*") == 0
-    assert f"{OLMO}@{TWIN}: the same weights as {OLMO}@{STEPS[1]}\n" in said(capsys)
-
-
-def test_downloads_are_kept_on_request(hub: HubServer, tmp_path: Path) -> None:
-    assert command(f"{OLMO}@step0*") == 0
-    assert not list((tmp_path / "home").rglob("*.safetensors"))
-    assert command(f"{OLMO}@step1*", "--keep-downloads") == 0
-    assert len(list((tmp_path / "home").rglob("*.safetensors"))) == 1
-
-
-def test_what_fails_is_named_at_the_end(hub: HubServer, capsys: Capture) -> None:
+def test_equal_weights_and_failures_are_named_at_the_end(hub: HubServer, capsys: Capture) -> None:
+    hub.repos[OLMO] = {**hub.repos[OLMO], "step9000-tokens18B": hub.repos[OLMO][TWIN]}
     gone = hub.commit(OLMO, STEPS[2])
     code = {"X-Error-Code": "RevisionNotFound"}
     hub.fail(f"/resolve/{gone}/", Fault("error", status=404, times=99, headers=code))
-    assert command(f"{OLMO}@step[0-3]*") == 1
+    assert command(f"{OLMO}@step*") == 1
     out, err = capsys.readouterr()
-    assert "wrote out: 3 measured, 1 failed" in out
+    assert f"{OLMO}@{TWIN}: the same weights as {OLMO}@{STEPS[1]}, and 1 more like it\n" in out
+    assert "wrote out: 3 measured, 2 with the weights of another, 1 failed" in out
     assert err.startswith(f"sr-monitor: error: {OLMO}@{STEPS[2]}: ")
     assert err.count("\n") == 1
-    assert steps_in(Path("out")) == [0, 1000, 3000]
+    assert steps_in(Path("out")) == [0, 1000, 3000, 4000, 9000]
 
 
 # Mistakes
