@@ -1,11 +1,11 @@
-"""What a user or another rank gets wrong, in words; the one error a user can cause: `InputError`.
+"""Errors and warnings in words, and the checks of arguments that raise them.
 
-Everything the library refuses because of what it was given is an `InputError`: a `ValueError`
-whose message restates the call, shows both sides of the mismatch and names the fix. The command
-line prints it in one line and exits with status 2; any other exception is a bug of ours.
+Whatever the library refuses because of what it was given is an `InputError`: a `ValueError` whose
+message restates the call, shows both sides of a mismatch and names the fix. The command line
+prints it in one line and exits with status 2; any other exception is a bug of ours.
 
     num_steps = whole("num_steps", num_steps, least=2)
-    raise InputError("measure_paths(num_steps=1): `num_steps` must be at least 2")
+    raise refused("span", span, "pass the lowest coordinate, then a higher one")
 """
 
 import errno
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-# Not every allocator has an error class of its own.
+# What allocators say that have no error class of their own.
 _SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -33,15 +33,15 @@ class InputError(ValueError):
 
 
 class PeerError(RuntimeError):
-    """Another process of the training could not do its part; the message says why."""
+    """Another rank could not do its part; the message says why."""
 
 
 class PeerInputError(PeerError, InputError):
-    """Another process refused what was asked for; it would do so again."""
+    """Another rank refused what was asked for, and would do so again."""
 
 
 def refused(name: str, value: Any, fix: str, *, call: str | None = None) -> InputError:
-    """The error to raise for a value that is of no use; of a long one, the beginning is shown."""
+    """Return the error to raise for a value; of a long one, only the beginning is shown."""
     text = " ".join(repr(value).split())
     shown = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
     what = f"{name}={shown}:" if call is None else f"{call}: {name} is {shown};"
@@ -49,7 +49,7 @@ def refused(name: str, value: Any, fix: str, *, call: str | None = None) -> Inpu
 
 
 def whole(name: str, value: Any, *, least: int | None = None, call: str | None = None) -> int:
-    """The value as an int, whatever kind of whole number it is; or refused, as part of a `call`."""
+    """Return a whole number of any kind as an int; refuse anything else, as part of `call`."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -60,19 +60,19 @@ def whole(name: str, value: Any, *, least: int | None = None, call: str | None =
 
 
 def check_word(name: str, value: Any, words: Any) -> None:
-    """Refuses what is none of the words of a `Literal`."""
+    """Refuse a value that is none of the words of a `Literal`."""
     if value not in get_args(words):
         raise refused(name, value, f"pass one of {', '.join(get_args(words))}")
 
 
 def check_kind(name: str, value: Any, kind: type | UnionType, fix: str) -> None:
-    """Refuses what is not of this kind."""
+    """Refuse a value of another type."""
     if not isinstance(value, kind):
         raise refused(name, value, fix)
 
 
 def check_folder_name(name: str, value: Any) -> None:
-    """Refuses what is not the name of one folder: a path, or nothing at all."""
+    """Refuse a value that is not the name of one folder: a path, say, or an empty string."""
     if not isinstance(value, str) or value in ("", "..") or Path(value).name != value:
         raise refused(name, value, "pass the name of one folder, such as 'stable_regions'")
 
@@ -92,7 +92,7 @@ def tell(line: str) -> None:
 def warn(text: str, *, category: type[Warning] = RuntimeWarning, stacklevel: int = 1) -> None:
     """Warn; where the user has turned warnings into errors, log the warning instead.
 
-    `stacklevel` counts as it does in `warnings.warn`, from the caller.
+    `stacklevel` counts from the caller, as it does in `warnings.warn`.
     """
     try:
         warnings.warn(text, category, stacklevel=stacklevel + 1)
@@ -101,7 +101,7 @@ def warn(text: str, *, category: type[Warning] = RuntimeWarning, stacklevel: int
 
 
 def describe(error: BaseException) -> str:
-    """What is wrong and what helps, in one line."""
+    """Say in one line what is wrong and what helps."""
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, InputError | PeerError):
         return reason
@@ -112,13 +112,14 @@ def describe(error: BaseException) -> str:
         )
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
-        fix = "free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "see to it"
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "free some" if is_full else "check its permissions"
         return f"{error.strerror or reason}{place}; {fix}, or pass another log_dir="
     return f"{type(error).__name__}: {reason[:500]}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or in the CPU's allocator."""
+    """Return whether memory ran out, on a device or in the CPU's allocator."""
     import torch  # here, so that the command line can refuse something without it
 
     return isinstance(error, torch.OutOfMemoryError) or (

@@ -1,12 +1,12 @@
-"""Run the points of many contexts: the plain way, one row a point, or many points a row.
+"""Run the points of many contexts, in one of three ways.
 
-All three give the same outputs F(x):
+All of them give the same outputs F(x):
 
-- `plain`: a whole forward pass a point, the definition;
-- `rows`: one token a point, on a copy of the earlier tokens' keys and values;
+- `plain`: a whole forward pass for each point, the definition;
+- `rows`: one token for each point, on a copy of the earlier tokens' keys and values;
 - `shared`: many points in one row, on one copy, kept apart by a mask.
 
-Outputs are shown chunk by chunk and kept by nobody here: whoever looks keeps what it needs.
+Outputs are handed over chunk by chunk and not kept: whoever looks at them keeps what it needs.
 
     context = engine.open(prompts)
     engine.run(context, points, lambda chunk: print(chunk.distance))
@@ -26,13 +26,13 @@ from sr_monitor.model.stream import Stream
 
 Way = Literal["shared", "rows", "plain"]
 
-# Points that share a row also score one another in vain: n each. This many cost a few percent.
+# Points that share a row also attend to one another, in vain. This many cost a few percent.
 POINTS_PER_ROW = 64
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """The outputs of some points of one pass, on the device.
+    """The outputs of some points of one pass, on the device; their numbers, on the CPU.
 
     A *context* is a prompt whose last activation is replaced: on paths the number of the pair, in
     slices 3 times the number of the triple plus that of the corner. A *place* is the number of the
@@ -57,14 +57,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Context:
-    """Prompts whose last activation will be replaced, and what their earlier tokens left."""
+    """Prompts whose last activation will be replaced, and the cache of their earlier tokens."""
 
     prompts: Int[Tensor, "context token"]
     cache: Any
-    """Keys and values of the earlier tokens; None the plain way."""
+    """Keys and values of the earlier tokens; None in the plain way."""
 
     def some(self, chosen: Int[Tensor, " some"]) -> "Context":
-        """Return a part of the contexts, or itself when all are chosen."""
+        """Return some of the contexts; itself where all are chosen."""
         if len(chosen) == len(self.prompts):
             return self
         cache = None if self.cache is None else rows_of(self.cache, chosen)
@@ -90,7 +90,7 @@ class Engine:
         see: Callable[[Chunk], None],
         clean: Float[Tensor, "context d_output"] | None = None,
     ) -> Float[Tensor, "context d_output"]:
-        """Run every point, and show the outputs to `see` as they come.
+        """Run every point, and hand the outputs to `see` as they come.
 
         Returns:
             F of each context as it is: `clean` if that was given, or else the output at the
@@ -132,7 +132,7 @@ class Engine:
         return distance, self.run(context, points, see, clean)
 
     def _width(self, context: Context, num_points: int) -> int:
-        """Return the points a row. More earlier tokens pay for more: every row copies them."""
+        """Return how many points share a row: more for long prompts, which every row copies."""
         if self.way != "shared":
             return 1
         most = max(POINTS_PER_ROW, context.prompts.shape[1])
@@ -140,6 +140,7 @@ class Engine:
         return min(-(-num_points // num_rows), self.budget.tokens)
 
     def _rows_at_once(self, context: Context, width: int) -> int:
+        """Return how many rows one forward takes."""
         num_tokens = context.prompts.shape[1]
         if self.way == "plain":
             return self.budget.items(num_tokens)
@@ -152,6 +153,7 @@ class Engine:
         owner: Int[Tensor, " row"],
         points: Float[Tensor, "row point d_model"],
     ) -> Float[Tensor, "row point d_output"]:
+        """Run some rows; `owner` is the context of each."""
         first, last = int(owner[0]), int(owner[-1])
         # A run of whole contexts is a view; only rows that share a context need copies.
         rows = slice(first, last + 1) if last - first + 1 == len(owner) else owner
@@ -165,7 +167,7 @@ class Engine:
 def _in_rows(
     points: Float[Tensor, "context point d_model"], width: int
 ) -> Float[Tensor, "row width d_model"]:
-    """Cut each context's points into rows of `width`, the last filled up with its last point."""
+    """Cut each context's points into rows of `width`; fill the last row up with its last point."""
     _, num_points, d_model = points.shape
     missing = -num_points % width
     if missing:

@@ -1,7 +1,9 @@
-"""The precision that a measurement runs in: the run's own, or float32.
+"""Run a measurement in the precision in force, or in float32.
 
-with in_precision("float32", anatomy):
-...                                # no autocast, no TF32
+Both leave autocast and TF32 as they were.
+
+    with in_precision("float32", anatomy):
+        ...                                # no autocast, no TF32
 """
 
 from collections.abc import Iterator

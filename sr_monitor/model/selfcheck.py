@@ -1,14 +1,15 @@
 """Choose the way to run points: the fastest one that agrees with the plain way.
 
-The choice is a rule and no clock, so the same model gives the same bits every time: `shared` where
-it agrees with the plain way on a few points, else `rows`, else `plain`. The comparison is made
-anew in every session, because hooks, adapters and patched forwards come and go; it costs a few
-forward passes. A run keeps to the way it began with: it goes on with no faster one.
+The choice follows a rule, not a clock, so the same model gives the same bits every time: `shared`
+if it agrees with the plain way on a few points, else `rows`, else `plain`. Every session compares
+anew, because hooks, adapters and patched forwards come and go; it costs a few forward passes. A
+run never changes to a faster way than the one it began with.
 
     engine = choose_engine(stream, prompts_a, prompts_b, wanted="auto", budget=budget)
 """
 
 import sys
+from types import FrameType
 from typing import Literal, get_args
 
 import torch
@@ -25,7 +26,6 @@ from sr_monitor.model.stream import Stream
 EngineName = Literal["auto", "shared", "rows", "plain"]
 
 _WAYS: tuple[Way, ...] = get_args(Way)
-_OUR_FRAMES = ("sr_monitor", "contextlib")
 
 
 def choose_engine(
@@ -39,7 +39,7 @@ def choose_engine(
     ranks: RankGroup = ALONE,
     in_step: bool = False,
 ) -> Engine:
-    """Return the fastest way that agrees with the plain one, or the one wanted if it does.
+    """Return the fastest way that agrees with the plain one; refuse a wanted one that does not.
 
     Args:
         stream: The model, cut at the layer.
@@ -52,7 +52,7 @@ def choose_engine(
         in_step: Whether they have to run equally many forwards, and so compare together.
 
     Raises:
-        InputError: The wanted way does not work, or does not agree.
+        InputError: The wanted way does not work, or disagrees.
     """
     chosen: list[Way] = []
 
@@ -64,12 +64,13 @@ def choose_engine(
 
     if wanted == "plain":
         return Engine(stream, "plain", budget)
+    # As one piece of work, so that running out of memory halves the budget and compares again.
     in_chunks(1, tokens_each=1, budget=budget, work=compare)
     return Engine(stream, _WAYS[ranks.broadcast_number(_WAYS.index(chosen[-1]))], budget)
 
 
 class _Check:
-    """A comparison of fast ways with the plain way, on a few points of some paths."""
+    """A comparison of the fast ways with the plain one, on the ends and middles of some paths."""
 
     def __init__(
         self,
@@ -81,17 +82,17 @@ class _Check:
     ) -> None:
         self.stream, self.budget, self.ranks = stream, budget, ranks
         a, b = stream.read(prompts_a).float(), stream.read(prompts_b).float()
-        points = torch.stack([a, (a + b) / 2, b], dim=1)
+        points = torch.stack([a, (a + b) / 2, b], dim=1)  # "pair point d_model"
         plain = Engine(stream, "plain", budget)
         expected, clean = plain.distances(plain.open(prompts_a), points)
-        telling = ranks.broadcast(expected.isfinite().all(dim=1).cpu())
-        self.prompts, self.points = prompts_a[telling], points[telling]
-        self.expected: Float[Tensor, "pair point"] = expected[telling]
-        self.scale = float(clean[telling].float().norm(dim=-1).amax()) if telling.any() else 0.0
+        finite = ranks.broadcast(expected.isfinite().all(dim=1).cpu())
+        self.prompts, self.points = prompts_a[finite], points[finite]
+        self.expected: Float[Tensor, "pair point"] = expected[finite]
+        self.scale = float(clean[finite].float().norm(dim=-1).amax()) if finite.any() else 0.0
 
     def choose(self, wanted: EngineName, ways: tuple[Way, ...]) -> Way:
-        """Return the first of the ways that agrees; weights of NaN can only go the plain way."""
-        if not len(self.prompts):
+        """Return the first of the ways that agrees; warn of those that do not."""
+        if not len(self.prompts):  # weights of NaN: there is nothing to compare
             return "plain"
         complaints = []
         for way in self._candidates(wanted, ways):
@@ -109,31 +110,33 @@ class _Check:
         return way
 
     def _candidates(self, wanted: EngineName, ways: tuple[Way, ...]) -> list[Way]:
-        """Return the fast ways to try; refuse a wanted one that the model has no place for."""
+        """Return the fast ways to try; refuse a wanted one that the model cannot take."""
+        num_tokens = self.prompts.shape[1]
         cache = self.stream.prefill(self.prompts)
-        possible: list[Way] = []
-        if cache is not None:
-            shares = self.stream.can_share_rows(cache, self.prompts.shape[1] - 1)
-            possible = ["shared", "rows"] if shares else ["rows"]
+        possible: tuple[Way, ...] = ("shared", "rows")
+        reason = ""
+        if cache is None:
+            possible = ()
+            reason = "it keeps no keys and values of earlier tokens; pass engine='plain' or 'auto'"
+        elif not self.stream.can_share_rows(cache, num_tokens - 1):
+            possible = ("rows",)
+            reason = (
+                "its attention takes no mask of ours there (a sliding window shorter than the "
+                "prompt, ALiBi, or flash attention); pass engine='rows' or 'auto'"
+            )
         if wanted == "auto":
             return [way for way in possible if way in ways]
         if wanted not in possible:
+            name = type(self.stream.anatomy.core).__name__
             raise InputError(
-                f"engine={wanted!r} cannot run {type(self.stream.anatomy.core).__name__} on "
-                f"prompts of {self.prompts.shape[1]} tokens: "
-                + (
-                    "it keeps no keys and values of earlier tokens; pass engine='plain' or 'auto'"
-                    if cache is None
-                    else "its attention takes no mask of ours there (a sliding window shorter than "
-                    "the prompt, ALiBi, or flash attention); pass engine='rows' or 'auto'"
-                )
+                f"engine={wanted!r} cannot run {name} on prompts of {num_tokens} tokens: {reason}"
             )
         return [way for way in possible if way == wanted]
 
     def _complaint(self, engine: Engine) -> str | None:
-        """Say what is wrong with a fast way: it fails, or its distances differ; None if nothing is.
+        """Say what is wrong with a fast way, if it fails or its distances differ.
 
-        First with few points, then with as many as share a row: some models run out of positions.
+        Try a few points first, then as many as share a row: some models run out of positions.
         """
         most = min(POINTS_PER_ROW, self.budget.tokens)
         for more in (0, max(0, most - self.points.shape[1])):
@@ -159,8 +162,9 @@ class _Check:
         expected: Float[Tensor, "pair point"],
         measured: Float[Tensor, "pair point"],
     ) -> str | None:
+        """Say which distance is wrong, if one differs by more than rounding."""
         gap = (expected - measured).abs()
-        # Pairs that hardly move are set against the output's own length: rounding is no mistake.
+        # Where no pair moves far, rounding goes with the length of the output itself.
         largest = max(float(expected.max()), 0.05 * self.scale)
         allowed = tolerance(engine.stream.precision)
         if float(gap.max()) <= allowed * largest:
@@ -175,8 +179,13 @@ class _Check:
 
 
 def _level_of_caller() -> int:
-    """Return the `stacklevel` of the line that asked to measure: the first that is not ours."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and str(frame.f_globals.get("__name__")).startswith(_OUR_FRAMES):
-        frame, level = frame.f_back, level + 1
-    return level
+    """Return the `stacklevel` of the line that called the outermost of our frames."""
+    frame, level, caller = sys._getframe(1), 1, 1
+    while frame.f_back:
+        frame, level, is_ours = frame.f_back, level + 1, _is_ours(frame)
+        caller = level if is_ours else caller
+    return caller
+
+
+def _is_ours(frame: FrameType) -> bool:
+    return str(frame.f_globals.get("__name__")).startswith("sr_monitor")

@@ -1,6 +1,6 @@
-"""Prepare a measurement, for whatever is measured: check, guard, cut, choose.
+"""Open a model for a measurement: check the prompts, guard it, cut it, choose how to run points.
 
-Everything a caller can get wrong about the model or the prompts is refused here.
+Whatever a caller can get wrong about the model or the prompts is refused here.
 
     with open_session(model, (prompts_a, prompts_b), options) as session:
         share = session.share(prompts_a, prompts_b)
@@ -31,7 +31,7 @@ from sr_monitor.model.undisturbed import undisturbed
 from sr_monitor.model.wrappers import is_sharded
 from sr_monitor.options import Options, option
 
-# How a model is built shows on a few tokens.
+# A few tokens show how a model is built.
 _SAMPLE_TOKENS = 8
 
 _turns: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
@@ -71,7 +71,7 @@ class SessionOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        """Refuse what no model can be measured with."""
+        """Check all options; the path of the blocks has to be text."""
         super().__post_init__()
         fix = "pass the name of a list of modules in the model, such as 'model.layers'"
         check_kind("layer_path", self.layer_path, str | None, fix)
@@ -112,12 +112,12 @@ class Share:
     """How many items there are, on all ranks together."""
 
     def gather(self, mine: Shaped[Tensor, "mine ..."]) -> Shaped[Tensor, "item ..."]:
-        """Return what all ranks hold, on the CPU; several rows may belong to an item."""
+        """Return what all ranks found, on the CPU; an item may have several rows."""
         rows_each = len(mine) // len(self.prompts[0])
         return self.session.ranks.gather(mine, self.count * rows_each)
 
     def activations(self) -> tuple[Float[Tensor, "item d_model"], ...]:
-        """Return every prompt's activation at the layer, in float32; run a repeated prompt once."""
+        """Return each prompt's activation at the layer, in float32; run equal prompts once."""
         engine = self.session.engine
         unique, where = torch.cat(self.prompts), torch.arange(sum(map(len, self.prompts)))
         if not self.session.in_step:
@@ -139,7 +139,7 @@ def open_session(
     ranks: RankGroup = ALONE,
     way: Way | None = None,
 ) -> Iterator[Session]:
-    """Guard `model`, cut it, and choose the way to run points.
+    """Guard `model`, cut it, and choose the way to run points, until the session ends.
 
     Args:
         model: A causal language model.
@@ -183,13 +183,13 @@ def open_session(
 
 
 def _turn(anatomy: Anatomy) -> AbstractContextManager[Any]:
-    """Return the lock of a model: hooks of two threads would see one another's forwards."""
-    # By its first block, which all wrappers of a model share.
+    """Return the lock of a model: without it, hooks of two threads see each other's forwards."""
+    # Known by its first block, which all wrappers of a model share.
     return _turns.setdefault(anatomy.blocks[0], RLock())
 
 
 def _budget(stream: Stream, max_tokens: int | None, ranks: RankGroup, in_step: bool) -> TokenBudget:
-    """Return the same budget on every rank, so that all cut their shares into as many chunks."""
+    """Return one budget for all ranks, so that they cut their shares into equally many chunks."""
     device = stream.anatomy.device
     budget = (
         TokenBudget.for_device(device, bytes_per_token=stream.bytes_per_token)
@@ -200,7 +200,7 @@ def _budget(stream: Stream, max_tokens: int | None, ranks: RankGroup, in_step: b
 
 
 def check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
-    """Refuse prompts that cannot be measured in this model, with both sides."""
+    """Refuse prompts that cannot be measured in this model."""
     for item in prompts:
         check_kind("prompts", item, Tensor, "pass token ids, a LongTensor (item, token)")
     shapes = ", ".join(str(tuple(item.shape)) for item in prompts)
@@ -224,6 +224,7 @@ def check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
 
 
 def _check_range(prompts: Sequence[Tensor], anatomy: Anatomy, num_tokens: int) -> None:
+    """Refuse more tokens than the model has positions for, and ids it does not know."""
     name = type(anatomy.core).__name__
     if anatomy.max_tokens is not None and num_tokens > anatomy.max_tokens:
         raise InputError(

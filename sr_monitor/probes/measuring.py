@@ -1,7 +1,7 @@
 """Measure all probes of one model in one session.
 
-Points are run once for all probes that look at them: those of `paths` for paths and for whatever
-rides on them, then those of `slices`, and so on. Derived probes come last.
+Each set of points is run once, for the probe it belongs to and for all that ride on it. Derived
+probes come last.
 
     parts = measure_probes(model, prompts, [PathsProbe(num_pairs=64), Divergence()], options)
     parts["paths"].max_slope
@@ -60,9 +60,11 @@ def measure_probes(
 
 
 def derived(probes: Sequence[Probe], parts: dict[str, Part]) -> dict[str, Part]:
-    """Return the parts that can be computed from others and are not there yet."""
+    """Return the parts that can be computed from others, derived ones included, in any order."""
     found: dict[str, Part] = {}
-    for probe in probes:
-        if probe.name not in parts and (part := probe.derive(parts | found)) is not None:
-            found[probe.name] = part
+    missing = [probe for probe in probes if probe.name not in parts]
+    for _ in missing:
+        for probe in missing:
+            if probe.name not in found and (part := probe.derive(parts | found)) is not None:
+                found[probe.name] = part
     return found

@@ -1,14 +1,14 @@
-"""Which alphas of a path are looked at: all of them, or those where the steepest rise can be.
+"""Choose the alphas of a path to look at: all of them, or those where the steepest rise can be.
 
 `look_adaptively` finds the maximum slope at the resolution of the whole grid from a third of 51
-points, or a fifth of 101. It looks at 11 spread alphas, then reads every curve as a Gaussian
+points, or a fifth of 101. It looks at 11 spread alphas, then models each curve as a Gaussian
 process around the straight line,
 
     r(alpha) ~ alpha + GP(0, s^2 k),    k the Matern-5/2 kernel,
 
-which gives each interval's slope a mean and a deviation. While some interval that was not looked
-at could be steeper than the steepest one seen (mean + 3 deviations), the curve is looked at
-around the likeliest of them.
+which gives each interval's slope a mean and a deviation. As long as some interval not yet looked
+at could be steeper than the steepest one seen (mean + 3 deviations), it looks around the likeliest
+of them.
 
     STRATEGIES["adaptive"](look, num_pairs, num_steps)
 """
@@ -35,19 +35,19 @@ _NUM_CLOSE = 4
 _MOST_ROUNDS = 10
 _LENGTH = 0.4
 _DEVIATIONS = 3.0
-# What float32 may add to a difference of neighbours.
+# Rounding in float32 may add this much to a difference of neighbours.
 _ROUNDING = 5e-7
-# The curves come in float32 at best: anything the process would learn below this is rounding.
+# Curves are float32 at best: whatever the process learns below this is rounding.
 _RELATIVE_NOISE = 1e-9
 
 
 def look_everywhere(look: Look, num_pairs: int, num_steps: int) -> None:
-    """Looks at every alpha of every pair."""
+    """Look at every alpha of every pair."""
     look(torch.arange(num_pairs), torch.arange(num_steps).expand(num_pairs, -1))
 
 
 def look_adaptively(look: Look, num_pairs: int, num_steps: int) -> None:
-    """Looks where the steepest rise of each curve can be, until it cannot be elsewhere."""
+    """Look where the steepest rise of each curve can be, until it cannot be elsewhere."""
     if num_steps <= 2 * _NUM_SPREAD:
         look_everywhere(look, num_pairs, num_steps)
         return
@@ -60,7 +60,7 @@ def look_adaptively(look: Look, num_pairs: int, num_steps: int) -> None:
         curves[pairs[:, None], steps] = look(pairs, steps).double().cpu()
         looked[pairs[:, None], steps] = True
         relative = curves[pairs] / curves[pairs, -1:]
-        # A pair that is not finite somewhere counts for nothing: no need to look on.
+        # A pair that is not finite somewhere is left out of all results: stop looking at it.
         finite = (relative.isfinite() | ~looked[pairs]).all(dim=1)
         pairs, relative = pairs[finite], relative[finite]
         if len(pairs) == 0:
@@ -76,11 +76,11 @@ def look_adaptively(look: Look, num_pairs: int, num_steps: int) -> None:
 def _where_next(
     relative: Float[Tensor, "pair step"],
 ) -> tuple[Bool[Tensor, " pair"], Float[Tensor, "pair step"]]:
-    """Which curves may have a steeper interval, and how far each step is from where to look.
+    """Return which curves may have a steeper interval, and each step's distance from it.
 
-    Two reasons to go on. Somewhere in a gap the curve is at least as steep as from end to end of
-    it: a gap steeper than all that was seen is certain to hold more, and is cut evenly. Else, an
-    interval that could be steeper is looked at closely.
+    There are two reasons to go on. Somewhere in a gap a curve is at least as steep as from end to
+    end of it, so a gap steeper than every interval seen is certain to hold a steeper one: cut it
+    evenly. Otherwise, look closely at an interval that could be steeper.
     """
     slopes = relative.diff(dim=1) * (relative.shape[1] - 1)
     enough = slopes.nan_to_num(-math.inf).amax(dim=1) + _ROUNDING * (relative.shape[1] - 1)
@@ -101,7 +101,7 @@ def _where_next(
 def _gap_ends(
     relative: Float[Tensor, "pair step"],
 ) -> tuple[Int[Tensor, "pair interval"], Int[Tensor, "pair interval"]]:
-    """For each interval, the nearest steps to its left and right that were looked at."""
+    """Return for each interval the nearest steps to its left and right that were looked at."""
     last = relative.shape[1] - 1
     steps = torch.arange(last + 1).expand_as(relative)
     left = steps.where(~relative.isnan(), 0).cummax(dim=1).values
@@ -112,25 +112,24 @@ def _gap_ends(
 def _from_cuts(
     left: Int[Tensor, "pair 1"], right: Int[Tensor, "pair 1"], num_steps: int
 ) -> Float[Tensor, "pair step"]:
-    """How far each step is from the nearest of the points that cut a gap evenly."""
+    """Return how far each step is from the nearest of the points that cut a gap evenly."""
     even = torch.linspace(0, 1, _NUM_CLOSE + 2, dtype=torch.float32)[1:-1]
     cuts = left + (right - left) * even
     cuts = cuts.round().clamp(left + 1, right - 1)
+    # "step 1" minus "pair 1 cut", to "pair step cut".
     return (torch.arange(num_steps)[:, None] - cuts[:, None]).abs().amin(dim=-1)
 
 
 def _possible_slope(relative: Float[Tensor, "pair step"]) -> Float[Tensor, "pair interval"]:
-    """The highest slope each interval may have; -Inf where both of its ends were looked at.
-
-    A pair that is not finite has none: there is nothing to look for.
-    """
+    """Return the highest slope each interval may have; -Inf where both of its ends are known."""
     num_intervals = relative.shape[1] - 1
     looked = relative.isfinite()
     where, seen = _looked_at(looked)
     alphas = torch.linspace(0, 1, num_intervals + 1, dtype=torch.float64)
     rest = torch.where(seen, relative.gather(1, where) - alphas[where], 0.0)
     points = alphas[where]
-    # Points that only fill up a row know nothing: an identity row, and no part in any interval.
+    # Points that only fill up a row: a row of the identity, and no weight in any interval.
+    # "pair known known", and below "pair known interval".
     both = seen[:, :, None] & seen[:, None, :]
     known = torch.where(both, _matern(points[:, :, None] - points[:, None]), 0.0)
     known = known + torch.diag_embed(torch.where(seen, _RELATIVE_NOISE, 1.0))
@@ -149,7 +148,7 @@ def _possible_slope(relative: Float[Tensor, "pair step"]) -> Float[Tensor, "pair
 def _looked_at(
     looked: Bool[Tensor, "pair step"],
 ) -> tuple[Int[Tensor, "pair known"], Bool[Tensor, "pair known"]]:
-    """The steps looked at, filled up to the same number for every pair, and which are real."""
+    """Return the steps looked at, filled up to one number for all pairs, and which are real."""
     most = int(looked.sum(dim=1).max())
     where = (~looked).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
     return where, looked.gather(1, where)

@@ -791,7 +791,7 @@ def test_a_folder_that_can_never_be_made_is_told_at_the_start(
     with told() as texts:
         assert monitor.step(model, 0) is None
     assert len(texts) == 1
-    assert f"({tmp_path / 'file' / NAME}); see to it, or pass another log_dir=" in texts[0]
+    assert f"({tmp_path / 'file' / NAME}); check its permissions, or pass" in texts[0]
     assert "sr-monitor is off now" in texts[0]
 
 
