@@ -1,0 +1,92 @@
+"""What tests of a measurement share: a specimen's short prompts, and how far off is wrong.
+
+specimen = zoo.build("llama")
+assert_exact(measure(specimen, engine="rows").distance, truth(specimen))
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sr_monitor import measure_paths
+from sr_monitor.probes.paths import Paths
+from tests import zoo
+from tests.oracle import oracle_paths
+
+Prompts = Int[Tensor, "pair token"]
+
+LENGTH = 7
+NUM_STEPS = 5
+TOLERANCE = 1e-5
+
+
+def pairs(specimen: zoo.Specimen, count: int = 3) -> tuple[Prompts, Prompts]:
+    prompts = specimen.prompts(count + 1, LENGTH)
+    return prompts[:-1], prompts[1:]
+
+
+def measure(
+    specimen: zoo.Specimen, *, count: int = 3, num_steps: int = NUM_STEPS, **options: Any
+) -> Paths:
+    return measure_paths(specimen.model, *pairs(specimen, count), num_steps=num_steps, **options)
+
+
+def truth(specimen: zoo.Specimen, num_steps: int = NUM_STEPS) -> Float[Tensor, "pair step"]:
+    return oracle_paths(specimen, *pairs(specimen), layer=1, num_steps=num_steps)
+
+
+def assert_exact(distance: Tensor, true: Tensor) -> None:
+    assert ((distance - true).abs() / true[:, -1:]).max() <= TOLERANCE
+
+
+@contextmanager
+def no_warning() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@contextmanager
+def watched(
+    modules: Iterator[nn.Module] | nn.ModuleList | nn.Sequential | list[nn.Module],
+    watch: Callable[[int, int], None],
+) -> Iterator[None]:
+    """Call `watch(rows, tokens)` whenever one of the modules is about to run."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        watch(*(args[0] if args else next(iter(kwargs.values()))).shape[:2])
+
+    with ExitStack() as stack:
+        for module in modules:
+            handle = module.register_forward_pre_hook(before, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows what every operation inside puts out to `note(name, tensor)`."""
+
+    def __init__(self, note: Callable[[str, Tensor], None]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.note = note
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor):
+            self.note(func.overloadpacket.__name__, out)
+        return out
+
+
+def largest(work: Callable[[], Any], size: Callable[[Tensor], int] = Tensor.numel) -> int:
+    """Return the size of the largest tensor that is made inside."""
+    sizes: list[int] = []
+    with Operations(lambda _, out: sizes.append(size(out))):
+        work()
+    return max(sizes)
