@@ -65,15 +65,14 @@ def encode_pairs(pairs: Sequence[Any], tokenizer: Tokenizer, call: str) -> list[
     for index, pair in enumerate(pairs):
         if not is_pair(pair):
             raise InputError(f'{call}: pair {index} is {pair!r}, not {{"a": text, "b": text}}')
-        a, b = encode(tokenizer, pair["a"]), encode(tokenizer, pair["b"])
-        first = len(rows[0]) if rows else len(a)
-        if not len(a) == len(b) == first:
+        rows += [encode(tokenizer, pair["a"]), encode(tokenizer, pair["b"])]
+        first, a, b = (len(rows[k]) for k in (0, -2, -1))
+        if not a == b == first:
             raise InputError(
-                f"{call}: in pair {index} ({pair['a']!r}, {pair['b']!r}) a has {len(a)} tokens and "
-                f"b has {len(b)}, in pair 0 a has {first}; all texts must have the same number of "
+                f"{call}: in pair {index} ({pair['a']!r}, {pair['b']!r}) a has {a} tokens and b "
+                f"has {b}, in pair 0 a has {first}; all texts must have the same number of "
                 "tokens: reword them, or make one set for each length"
             )
-        rows += [a, b]
     return rows
 
 

@@ -190,7 +190,7 @@ def test_masked_and_special_tokens_are_left_out_and_texts_decoded() -> None:
 
 
 def _kinds(rows: list[list[int]]) -> dict[str, Any]:
-    table = datasets.Dataset.from_dict({"input_ids": rows, "labels": rows})
+    table: Any = datasets.Dataset.from_dict({"input_ids": rows, "labels": rows})
     tensors = TensorDataset(torch.tensor([[0] * len(rows[0]), *rows]))
     as_list: Any = rows
     return {
@@ -287,7 +287,7 @@ def _fail(rows: Any) -> Any:
 
 
 _IDS = torch.arange(1200).view(40, 30)
-_TABLE = datasets.Dataset.from_dict({"input_ids": _IDS.tolist()})
+_TABLE: Any = datasets.Dataset.from_dict({"input_ids": _IDS.tolist()})
 
 
 @pytest.mark.parametrize(
