@@ -16,18 +16,14 @@ import huggingface_hub
 import pytest
 import torch
 
-from sr_monitor import MonitorConfig, Record
+from sr_monitor import Record
 from sr_monitor.prompts.prompt_set import PromptSet
 from tests.hub_server import HubServer, Repos
 from tests.saved import save_tokenizer
 from tests.trained import save_folder, tiny_model
 
-FEW: dict[str, Any] = {
-    **{"num_pairs": 3, "num_steps": 4, "num_slices": 0, "device": "cpu"},
-    "config": MonitorConfig(engine="shared"),
-}
-"""Options for a measurement that takes hardly any time, and is the same to the last bit each time:
-left alone, the way to run points is the one that was faster when it was tried."""
+FEW: dict[str, Any] = {"num_pairs": 3, "num_steps": 4, "num_slices": 0, "device": "cpu"}
+"""Options for a measurement that takes hardly any time."""
 
 OLMO = "allenai/OLMo-1B-0724-hf"
 STEPS = ("step0-tokens0B", "step1000-tokens2B", "step2000-tokens4B", "step3000-tokens6B")

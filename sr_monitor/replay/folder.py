@@ -21,6 +21,7 @@ from sr_monitor.files import write_whole
 from sr_monitor.probes import keys
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.curves import Curve
+from sr_monitor.replay.live import Ways
 from sr_monitor.replay.plan import SIZES, PlannedCheckpoint
 from sr_monitor.results.record import Record, list_records
 
@@ -86,6 +87,11 @@ class Folder:
         if record is None or record.metadata.get("commit") != planned.commit:
             return None
         return record
+
+    def ways(self, planned: PlannedCheckpoint) -> Ways:
+        """Return how its curve has run points so far."""
+        records = self.curves[self._run_of[planned.curve]].records.values()
+        return [(record.step, record.paths.engine) for record in records]
 
     def begin(self, todo: Iterable[PlannedCheckpoint]) -> None:
         """Shows what was measured before, if there is room for what is to be measured now."""

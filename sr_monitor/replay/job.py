@@ -16,6 +16,7 @@ from urllib.parse import quote
 from torch import nn
 
 from sr_monitor.errors import InputError, describe
+from sr_monitor.model.engine import Way
 from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
@@ -76,11 +77,21 @@ class Job:
         find_prompts: Callable[[], PromptSet],
         keeper: ModelKeeper,
         bar: Bar = no_bar,
+        way: Way | None = None,
     ) -> Record | Failure:
-        """Return the record; whatever goes wrong with one checkpoint is its outcome, in words."""
+        """Return the record, or in words whatever went wrong with this checkpoint.
+
+        Args:
+            planned: The checkpoint.
+            find_local: Returns it once it is on this machine.
+            find_prompts: Returns what is measured.
+            keeper: Loads it.
+            bar: Starts a progress bar.
+            way: How earlier steps of its curve ran points; no faster way is taken.
+        """
         try:
             model = self._load(find_local(), keeper, bar)
-            return self._measure(planned, model, find_prompts(), bar)
+            return self._measure(planned, model, find_prompts(), bar, way)
         except _Refusal as error:
             return Failure(reason=str(error), is_general=not self.sweep)
         except Exception as error:
@@ -102,7 +113,12 @@ class Job:
         return model
 
     def _measure(
-        self, planned: PlannedCheckpoint, model: nn.Module, prompts: PromptSet, bar: Bar
+        self,
+        planned: PlannedCheckpoint,
+        model: nn.Module,
+        prompts: PromptSet,
+        bar: Bar,
+        way: Way | None,
     ) -> Record:
         size = sum(weight.numel() for weight in model.parameters())
         about: dict[str, Any] = {"commit": planned.commit} if planned.commit else {}
@@ -113,6 +129,7 @@ class Job:
                 self.config,
                 step=size if self.sweep else planned.name.step,
                 tokens=planned.name.tokens,
+                way=way,
                 bar=bar,
                 source=planned.label,
                 parameters=size,

@@ -14,15 +14,14 @@ from pathlib import Path
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import TokenizerOnDemand
-from sr_monitor.probes import keys
 from sr_monitor.prompts.choose import choose_prompts
 from sr_monitor.prompts.corpora import encode
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint
+from sr_monitor.replay.live import live_prompts
 from sr_monitor.replay.models import Loading
 from sr_monitor.replay.plan import PlannedCheckpoint
 
-_LIVE = Path(keys.PREFIX.rstrip("/"), "prompts.json")
 _TOKENIZER_FILES = (
     "tokenizer_config.json",
     "tokenizer.json",
@@ -52,7 +51,7 @@ class PromptChoice:
         prompts: dict[str, PromptSet] = {}
         for each in checkpoints:
             if each.training not in prompts:
-                live = _live_prompts(each) if self.given is None else None
+                live = live_prompts(each) if self.given is None else None
                 prompts[each.training] = live or self.for_model(each)
         return prompts
 
@@ -115,12 +114,3 @@ def _meant(tokenizer: TokenizerOnDemand, ids: list[int]) -> str | None:
         return str(tokenizer.decode(ids))
     except InputError:
         return None
-
-
-def _live_prompts(planned: PlannedCheckpoint) -> PromptSet | None:
-    """Load the prompts that a live run left beside its checkpoints or beside their folder."""
-    if not isinstance(planned.source, LocalCheckpoint):
-        return None
-    folder = Path(planned.training)
-    places = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
-    return next((PromptSet.load(p / _LIVE) for p in places if (p / _LIVE).is_file()), None)

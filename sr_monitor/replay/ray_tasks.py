@@ -18,9 +18,10 @@ from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sr_monitor.errors import InputError
+from sr_monitor.model.engine import Way
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.job import Failure, Job
 from sr_monitor.replay.models import ModelKeeper
@@ -35,6 +36,7 @@ _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 def on_ray(
     checkpoints: Sequence[PlannedCheckpoint],
     find_prompts: Callable[[PlannedCheckpoint], PromptSet],
+    find_way: Callable[[PlannedCheckpoint], Way | None],
     job: Job,
     *,
     address: str | None,
@@ -43,27 +45,37 @@ def on_ray(
 
     Args:
         checkpoints: What to measure.
-        find_prompts: Gives theirs.
+        find_prompts: Returns the prompts of one.
+        find_way: Returns how the steps before it, as far as they are known, ran points.
         job: What is done with each.
         address: A cluster; None is that of RAY_ADDRESS, or else one on this machine.
     """
     ray = import_ray()
     with _running(ray, address):
         task, at_once = _task(ray)
-        waiting: deque[tuple[PlannedCheckpoint, Any]] = deque()
+        waiting: deque[tuple[PlannedCheckpoint, Way | None, Any]] = deque()
         todo = deque(checkpoints)
         try:
             while todo or waiting:
                 # Two for each worker: one runs, one is ready, and the disk is not filled.
                 while todo and len(waiting) < 2 * at_once:
                     planned = todo.popleft()
-                    waiting.append((planned, _begun(task, planned, find_prompts, job)))
-                yield waiting[0][0], _answer(ray, waiting[0][1])
+                    way = find_way(planned)
+                    waiting.append((planned, way, _begun(task, planned, find_prompts, way, job)))
+                planned, way, begun = waiting[0]
+                outcome = _answer(ray, begun)
+                slowest = find_way(planned)
+                if slowest != way and _is_faster(outcome, slowest):
+                    # A step before it has fallen back to a slower way since it was begun.
+                    begun = _begun(task, planned, find_prompts, slowest, job)
+                    waiting[0] = planned, slowest, begun
+                    outcome = _answer(ray, begun)
+                yield planned, outcome
                 waiting.popleft()
         finally:
             # NOTE: not cancelled: in Ray 2.60 one that ends at that moment can abort this process.
             # They tidy up when they are done; with a Ray of our own, they end with it.
-            if begun := [each for _, each in waiting if isinstance(each, ray.ObjectRef)]:
+            if begun := [each for *_, each in waiting if isinstance(each, ray.ObjectRef)]:
                 ray.wait(begun, num_returns=len(begun), timeout=_PARTING_SECONDS)
 
 
@@ -127,11 +139,12 @@ def _begun(
     task: Any,
     planned: PlannedCheckpoint,
     find_prompts: Callable[[PlannedCheckpoint], PromptSet],
+    way: Way | None,
     job: Job,
 ) -> Any:
     """Return what to wait for; without prompts there is nothing to begin."""
     try:
-        return task.remote(planned, find_prompts(planned), job)
+        return task.remote(planned, find_prompts(planned), way, job)
     except InputError as error:
         return Failure(reason=str(error))
 
@@ -147,12 +160,20 @@ def _answer(ray: Any, begun: Any) -> Record | Failure:
     return answer
 
 
-def _measure(planned: PlannedCheckpoint, prompts: PromptSet, job: Job) -> Record | Failure:
+def _is_faster(outcome: Record | Failure, way: Way | None) -> bool:
+    ways: tuple[str, ...] = get_args(Way)
+    taken = isinstance(outcome, Record) and outcome.paths.engine
+    return bool(taken and way) and ways.index(str(taken)) < ways.index(str(way))
+
+
+def _measure(
+    planned: PlannedCheckpoint, prompts: PromptSet, way: Way | None, job: Job
+) -> Record | Failure:
     """Measure in a worker; what goes wrong with the checkpoint is its answer, in words."""
     if job.downloads is not None:
         job = replace(job, downloads=_on_this_machine(job.downloads))
     find_local = partial(job.fetch, planned)
-    return job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.loading))
+    return job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.loading), way=way)
 
 
 def _on_this_machine(downloads: Path) -> Path:

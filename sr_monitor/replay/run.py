@@ -11,22 +11,24 @@ others are measured.
 import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from functools import partial
 from inspect import signature
 from pathlib import Path
 from threading import Event
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, check_kind, check_word, refused, whole
+from sr_monitor.model.engine import Way
 from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.replay.arguments import check_kinds, with_options
 from sr_monitor.replay.curves import check_tensorboard
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.fetch import one_ahead, temporary_folder
 from sr_monitor.replay.folder import Folder
 from sr_monitor.replay.job import Failure, Job
+from sr_monitor.replay.live import Ways, live_ways, slowest_way
 from sr_monitor.replay.models import Loading, ModelKeeper, config_of
 from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, is_sweep, make_plan
 from sr_monitor.replay.prompts import PromptChoice
@@ -75,7 +77,7 @@ def replay(
     config: MonitorConfig | None = None,
     **options: Any,
 ) -> Report:
-    """Measures saved checkpoints as a live run would have.
+    """Measure saved checkpoints as a live run would have.
 
         replay(["allenai/OLMo-1B-0724-hf@step*"], "replays/olmo", num=20)
 
@@ -98,28 +100,22 @@ def replay(
         trust_remote_code: Run the code that comes with a model.
         keep_downloads: Download into the hub's cache, to stay there; else what is downloaded is
             deleted once it is measured.
-        engine: "local" is this process; "ray" makes each checkpoint a Ray task.
+        engine: Where checkpoints are measured: "local" is this process, "ray" makes each a Ray
+            task. The way to run points is the entry `engine` of `config`.
         ray_address: A Ray cluster; by default that of RAY_ADDRESS, or else one on this machine.
         bar: Starts a progress bar by its name.
         config: What is measured; by default `MonitorConfig()`.
         options: Single entries of `config` by their names, such as `num_pairs=64`.
 
+    Records of one curve run points in one way: none takes a faster one than an earlier step, there
+    or in the live run beside the checkpoints. So a replay that was stopped gives the same bits.
+
     Raises:
         InputError: Nothing can be measured as asked for; the message names the fix.
     """
-    check_kinds(
-        sources=sources,
-        out=out,
-        prompts=prompts,
-        num=num,
-        tokens=tokens,
-        num_tokens=num_tokens,
-        seed=seed,
-        config=config,
-    )
-    config = with_options(config, options, known=signature(replay).parameters)
-    if engine not in get_args(Engine):
-        raise InputError(f"replay: engine={engine!r}: pass 'local' or 'ray'")
+    _check_kinds(sources, out, prompts, tokens)
+    config = _with_options(config, options)
+    check_word("engine", engine, Engine)
     check_tensorboard()
     loading = Loading(
         base=base,
@@ -137,6 +133,7 @@ def replay(
         import_ray()
     else:
         loading.check_device()
+    num = None if num is None else whole("num", num)
     planned = make_plan([os.fspath(source) for source in sources], num=num, tokens=tokens)
     job = Job(
         config=config,
@@ -145,11 +142,11 @@ def replay(
         sweep=is_sweep(planned),
     )
     choice = PromptChoice(
-        given=os.fspath(prompts) if isinstance(prompts, Path) else prompts,
+        given=prompts if isinstance(prompts, PromptSet | None) else os.fspath(prompts),
         loading=loading,
-        num_tokens=num_tokens,
+        num_tokens=whole("num_tokens", num_tokens),
         num_prompts=job.config.num_prompts,
-        seed=seed,
+        seed=whole("seed", seed),
     )
     return Replay(planned, Path(out), job, choice, bar).run(engine, ray_address)
 
@@ -170,6 +167,7 @@ class Replay:
         self.planned, self.job, self.bar = planned, job, bar
         self.report = Report()
         self._choice = choice
+        self._live: dict[str, Ways] = {}
         self._prompts = {} if job.sweep else choice.for_trainings(planned)
         self._duplicates = self._same_measurements(planned)
         options = job.config.recorded("curve", "record")
@@ -195,7 +193,7 @@ class Replay:
         measuring = (
             self._locally(alone)
             if engine == "local"
-            else on_ray(alone, self._prompts_of, self.job, address=address)
+            else on_ray(alone, self._prompts_of, self._way_of, self.job, address=address)
         )
         with closing(measuring):
             for number, planned in enumerate(todo, start=total - len(todo) + 1):
@@ -214,8 +212,11 @@ class Replay:
         keeper = ModelKeeper(self.job.loading)
         with closing(one_ahead(planned, fetch)) as fetched:
             for each, local in fetched:
-                find_prompts = partial(self._prompts_of, each)
-                yield each, self.job.outcome(each, local.result, find_prompts, keeper, self.bar)
+                find_prompts, way = partial(self._prompts_of, each), self._way_of(each)
+                yield (
+                    each,
+                    self.job.outcome(each, local.result, find_prompts, keeper, self.bar, way),
+                )
 
     def _prompts_of(self, planned: PlannedCheckpoint) -> PromptSet:
         """Those of its training; of a model in a sweep, chosen when it is measured."""
@@ -223,6 +224,16 @@ class Replay:
         if owner not in self._prompts:
             self._prompts[owner] = self._choice.for_model(planned)
         return self._prompts[owner]
+
+    def _way_of(self, planned: PlannedCheckpoint) -> Way | None:
+        """Return how the steps before it ran points, in its live run and on its curve."""
+        if self.job.sweep:
+            return None
+        if planned.training not in self._live:
+            prompts = self._prompts_of(planned)
+            self._live[planned.training] = live_ways(planned, prompts, self.job.config)
+        ways = self._live[planned.training] + self._folder.ways(planned)
+        return slowest_way(ways, planned.name.step)
 
     def _described_prompts(self) -> dict[str, str]:
         """For each training apart, so that others may join it or stay away."""
@@ -277,3 +288,34 @@ def check_base(planned: Sequence[PlannedCheckpoint], loading: Loading) -> None:
     bare = [checkpoint for checkpoint in local if checkpoint.needs_base]
     if bare and (loading.base is not None or len(bare) == len(planned)):
         config_of(bare[0], loading)
+
+
+def _check_kinds(sources: Any, out: Any, prompts: Any, tokens: Any) -> None:
+    """Refuse arguments that are not of their kind."""
+    place = str | Path
+    fix = "pass a list of folders, files or owner/name@GLOB, such as ['runs/gpt2']"
+    _check_list("sources", sources, place, fix)
+    check_kind("out", out, place, "pass a folder")
+    fix = "pass a PromptSet, a file, or a data set's name"
+    check_kind("prompts", prompts, PromptSet | place | None, fix)
+    if tokens is not None:
+        _check_list("tokens", tokens, int | float, "pass a list of numbers, such as [4e9, 10e9]")
+
+
+def _check_list(name: str, value: Any, kind: Any, fix: str) -> None:
+    is_list = isinstance(value, Sequence) and not isinstance(value, str)
+    if not is_list or not all(isinstance(entry, kind) for entry in value):
+        raise refused(name, value, fix)
+
+
+def _with_options(config: MonitorConfig | None, options: dict[str, Any]) -> MonitorConfig:
+    """Replace single entries of the config; whoever misspells one may have meant an argument."""
+    fix = "pass a MonitorConfig, or its entries by their names"
+    check_kind("config", config, MonitorConfig | None, fix)
+    entries = [entry.name for entry in fields(MonitorConfig)]
+    for name in (name for name in options if name not in entries):
+        known = [*entries, *signature(replay).parameters]
+        nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        fix = f"there is no such option; the nearest is {nearest!r}"
+        raise refused(name, options[name], fix)
+    return replace(config or MonitorConfig(), **options)

@@ -101,36 +101,48 @@ def assert_equal_to_live(live: list[Record], out: Path, steps: list[int]) -> Non
     assert {record.step for record in live} >= set(again)
 
 
+def live_run(folder: Path, save_steps: int = 2, **options: Any) -> list[Record]:
+    """Train with checkpoints, watched at every second step."""
+    watch = training.watch(every=2, num_pairs=4, num_steps=5, **options)
+    training.train(folder, watch, save_strategy="steps", save_steps=save_steps)
+    return list(training.records(folder).values())
+
+
 def test_a_replay_over_its_own_checkpoints_is_equal_to_a_live_run(tmp_path: Path) -> None:
-    config: dict[str, Any] = {
-        **{"num_pairs": 4, "num_steps": 5, "num_slices": 2, "slice_resolution": 4, "layer": 1},
-        "engine": "shared",
-    }
-    watch = training.watch(every=2, **config)
-    training.train(tmp_path / "live", watch, save_strategy="steps", save_steps=2)
-    replay([f"{tmp_path}/live"], tmp_path / "out", device="cpu", config=MonitorConfig(**config))
-    live = list(training.records(tmp_path / "live").values())
+    config: dict[str, Any] = {"num_slices": 2, "slice_resolution": 4}
+    live = live_run(tmp_path / "live", **config)
+    config |= {"num_pairs": 4, "num_steps": 5, "device": "cpu"}
+    replay([f"{tmp_path}/live"], tmp_path / "out", **config)
     assert_equal_to_live(live, tmp_path / "out", [2, 4, 6])
     slopes = {record.paths.max_slope.sum().item() for record in live}
     assert len(slopes) == 4, "the model did not change"
+    # Also over a single checkpoint.
+    replay([f"{tmp_path}/live/checkpoint-4"], tmp_path / "one", **config)
+    assert_equal_to_live(live, tmp_path / "one", [4])
 
 
-def test_so_is_one_over_a_single_checkpoint_of_it(tmp_path: Path) -> None:
-    config: dict[str, Any] = {"num_pairs": 4, "num_steps": 5, "num_slices": 0, "engine": "shared"}
-    watch = training.watch(every=2, **config)
-    training.train(tmp_path / "live", watch, save_strategy="steps", save_steps=4, max_steps=4)
-    source = tmp_path / "live" / "checkpoint-4"
-    replay([str(source)], tmp_path / "out", device="cpu", config=MonitorConfig(**config))
-    assert_equal_to_live(list(training.records(tmp_path / "live").values()), tmp_path / "out", [4])
+def test_a_replay_takes_no_faster_way_than_its_live_run(tmp_path: Path) -> None:
+    live = live_run(tmp_path / "live", num_slices=0, engine="rows")
+    config: dict[str, Any] = {"num_pairs": 4, "num_steps": 5, "num_slices": 0, "device": "cpu"}
+    replay([tmp_path / "live"], tmp_path / "out", **config)
+    assert_equal_to_live(live, tmp_path / "out", [2, 4, 6])
+    replay([tmp_path / "live"], tmp_path / "other", **config, layer=2)
+    assert {record.paths.engine for record in records_in(tmp_path / "other")} == {"shared"}
+
+
+def test_a_curve_takes_no_faster_way_than_its_earlier_steps(tmp_path: Path) -> None:
+    run(checkpoints(tmp_path / "run", 2), out=tmp_path / "out", config=MonitorConfig(engine="rows"))
+    run(checkpoints(tmp_path / "run", 1, 3), out=tmp_path / "out")
+    ways = [record.paths.engine for record in records_in(tmp_path / "out")]
+    assert ways == ["shared", "rows", "rows"]
 
 
 # Lightning gives advice, and uses what torch has since renamed.
 @pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning")
 @pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated")
 def test_so_is_one_over_checkpoints_of_lightning(tmp_path: Path) -> None:
-    config: dict[str, Any] = lightning_runs.SMALL | {"engine": "shared"}
     saver = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=2, save_top_k=-1)
-    watch = lightning_runs.small(writer=[], log_dir=tmp_path, **config)
+    watch = lightning_runs.small(writer=[], log_dir=tmp_path)
     lightning_runs.train(tmp_path, [saver, watch], enable_checkpointing=True)
     save_folder(build("gpt2").model, tmp_path / "base")
     with pytest.raises(InputError, match=r"does not say which architecture .* --base NAME"):
@@ -141,7 +153,7 @@ def test_so_is_one_over_checkpoints_of_lightning(tmp_path: Path) -> None:
         tmp_path / "out",
         base=str(tmp_path / "base"),
         device="cpu",
-        config=MonitorConfig(**config),
+        **lightning_runs.SMALL,
     )
     assert_equal_to_live(lightning_runs.records_in(tmp_path), tmp_path / "out", [2, 4])
 
