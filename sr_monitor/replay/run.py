@@ -114,6 +114,8 @@ def replay(
         InputError: Nothing can be measured as asked for; the message names the fix.
     """
     _check_kinds(sources, out, prompts, tokens)
+    num = None if num is None else whole("num", num)
+    num_tokens, seed = whole("num_tokens", num_tokens), whole("seed", seed)
     config = _with_options(config, options)
     check_word("engine", engine, Engine)
     check_tensorboard()
@@ -133,7 +135,6 @@ def replay(
         import_ray()
     else:
         loading.check_device()
-    num = None if num is None else whole("num", num)
     planned = make_plan([os.fspath(source) for source in sources], num=num, tokens=tokens)
     job = Job(
         config=config,
@@ -144,9 +145,9 @@ def replay(
     choice = PromptChoice(
         given=prompts if isinstance(prompts, PromptSet | None) else os.fspath(prompts),
         loading=loading,
-        num_tokens=whole("num_tokens", num_tokens),
+        num_tokens=num_tokens,
         num_prompts=job.config.num_prompts,
-        seed=whole("seed", seed),
+        seed=seed,
     )
     return Replay(planned, Path(out), job, choice, bar).run(engine, ray_address)
 
@@ -308,7 +309,7 @@ def _check_list(name: str, value: Any, kind: Any, fix: str) -> None:
         raise refused(name, value, fix)
 
 
-def _with_options(config: MonitorConfig | None, options: dict[str, Any]) -> MonitorConfig:
+def _with_options(config: Any, options: dict[str, Any]) -> MonitorConfig:
     """Replace single entries of the config; whoever misspells one may have meant an argument."""
     fix = "pass a MonitorConfig, or its entries by their names"
     check_kind("config", config, MonitorConfig | None, fix)

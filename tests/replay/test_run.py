@@ -1,5 +1,6 @@
 """The run over checkpoints: equal to the live run, complete, and nothing lost when it is killed."""
 
+import inspect
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from itertools import takewhile
@@ -570,46 +572,28 @@ def test_a_mistake_is_said_once_and_not_of_each(
         run(tmp_path / "run", out=tmp_path / "out", **options)
 
 
-WRONG_WORDS = {
-    "'run', 'out'": "sources='run': pass a list of folders, files or owner/name@GLOB",
-    "Path('run'), 'out'": "sources=PosixPath('run'): pass a list of folders",
-    "[Path('nope')], 'out'": "there is no folder 'nope'",
-    "['run'], None": "out=None: pass a folder",
-    "['run'], 'out', num=2.5": "num=2.5: pass a whole number",
-    "['run'], 'out', seed=True": "seed=True: pass a whole number",
-    "['run'], 'out', tokens=4e9": "tokens=4000000000.0: pass a list of numbers",
-    "['run'], 'out', tokens=['4B']": "tokens=['4B']: pass a list of numbers",
-    "['run'], 'out', prompts=['a']": "prompts=['a']: pass a PromptSet, a file, or a data set's na",
-    "['run'], 'out', config={}": "config={}: pass a MonitorConfig, or its entries by their names",
-    "['run'], 'out', num_pair=3": "num_pair=3: there is no such option; the nearest is 'num_pairs'",
-    "['run'], 'out', devise='cpu'": "the nearest is 'device'",
-}
-
-
-def test_wrong_words_in_python_are_told(tmp_path: Path) -> None:
-    """In a process where nothing else checks types."""
-    code = (
-        "import json, sys\n"
-        "from pathlib import Path\n"
-        "from sr_monitor.errors import InputError\n"
-        "from sr_monitor.replay import replay\n"
-        "for call in json.load(sys.stdin):\n"
-        "    try:\n"
-        "        eval(f'replay({call})')\n"
-        "    except InputError as error:\n"
-        "        print(error)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        input=json.dumps(list(WRONG_WORDS)),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    told = done.stdout.splitlines()
-    for said, expected in zip(told, WRONG_WORDS.values(), strict=True):
-        assert expected in said
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sources": "run"}, "sources='run': pass a list of folders"),
+        ({"sources": [Path("nope")]}, "there is no folder 'nope'"),
+        ({"out": None}, "out=None: pass a folder"),
+        ({"num": 2.5}, "num=2.5: pass a whole number"),
+        ({"seed": "one"}, "seed='one': pass a whole number"),
+        ({"tokens": 4e9}, "tokens=4000000000.0: pass a list of numbers"),
+        ({"tokens": ["4B"]}, "tokens=['4B']: pass a list of numbers"),
+        ({"prompts": ["a"]}, "prompts=['a']: pass a PromptSet, a file, or a data set's name"),
+        ({"config": {}}, "config={}: pass a MonitorConfig"),
+        ({"engine": "rey"}, "engine='rey': pass one of local, ray"),
+        ({"num_pair": 3}, "num_pair=3: there is no such option; the nearest is 'num_pairs'"),
+        ({"devise": "cpu"}, "the nearest is 'device'"),
+    ],
+)
+def test_wrong_words_are_told(given: dict[str, Any], said: str) -> None:
+    call: dict[str, Any] = {"sources": ["run"], "out": "out"} | given
+    unchecked = inspect.unwrap(replay)  # whose types nobody else checks
+    with pytest.raises(InputError, match=re.escape(said)):
+        unchecked(**call)
 
 
 def test_sources_and_prompts_may_be_paths(tmp_path: Path) -> None:
@@ -700,6 +684,21 @@ def test_what_makes_no_difference_may_differ(history: Path, tmp_path: Path) -> N
     config = MonitorConfig(engine="rows", max_tokens=64)
     report = run(history, out=tmp_path / "out", config=config)
     assert len(report.kept) == 3
+
+
+def test_a_folder_of_an_older_version_goes_on(hub: HubServer, tmp_path: Path) -> None:
+    """`older` was written by sr-monitor 0.1, records of schema 1."""
+    shutil.copytree(Path(__file__).parent / "older", tmp_path / "out")
+    options = json.loads((tmp_path / "out/replay.json").read_text())["options"]
+    for record in records_in(tmp_path / "out"):
+        name, names = record.metadata["source"].removeprefix(f"{OLMO}@"), hub.repos[OLMO]
+        names[name] = replace(names[name], commit=record.metadata["commit"])
+    report = run(f"{OLMO}@step*", out=tmp_path / "out", precision="run")
+    assert report.kept == [f"{OLMO}@{name}" for name in STEPS[:2]]
+    assert report.measured == [f"{OLMO}@{name}" for name in STEPS[2:]]
+    assert json.loads((tmp_path / "out/replay.json").read_text())["options"] == options
+    points = scalars(tmp_path / "out/stable_regions", "num_points")
+    assert [step for step, _ in points] == [0, 1000, 2000, 3000]
 
 
 def test_other_checkpoints_are_refused(history: Path, tmp_path: Path) -> None:
