@@ -68,6 +68,8 @@ class HubServer:
         self.storage = ""
         self.claimed_sizes: dict[str, int] = {}
         """Sizes, by file name, that the listings give in place of the true ones."""
+        self.claimed_hashes: dict[str, str] = {}
+        """Hashes of small files, likewise."""
         self.requests: list[str] = []
         """Each as "GET /path?query", in order."""
         self.closing = Event()
@@ -307,7 +309,8 @@ class _Hub(_Handler):
 
     def _details(self, name: str, body: bytes, key: str) -> dict[str, Any]:
         size = self.hub.claimed_sizes.get(name, len(body))
-        details: dict[str, Any] = {"size": size, key: _git_hash(body)}
+        git_hash = self.hub.claimed_hashes.get(name, _git_hash(body))
+        details: dict[str, Any] = {"size": size, key: git_hash}
         if name.endswith(_LFS):
             digest = sha256(body).hexdigest()
             hashed = {"sha256" if key == "blobId" else "oid": digest}

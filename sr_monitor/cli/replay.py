@@ -143,7 +143,7 @@ def _row(
     tokens = planned.name.tokens
     return (
         planned.run or "-",
-        f"{planned.name.step}" if planned.has_step else "-",
+        f"{planned.name.step}" if planned.name.has_step else "-",
         "-" if tokens is None else f"{tokens / 1e9:.4g}B",
         size(planned.source.num_bytes),
         size(0 if earlier else planned.source.missing_bytes),

@@ -45,6 +45,8 @@ class LocalCheckpoint:
     """The folder with its config.json; None where the architecture has to be named."""
     problem: str | None = None
     """Why it cannot be read, and what to do; None if nothing is known against it."""
+    commit: ClassVar[None] = None
+    """It is not on the hub."""
     missing_bytes: ClassVar[int] = 0
     """Nothing has to be downloaded."""
     fingerprint: ClassVar[None] = None
@@ -189,13 +191,12 @@ def _without_links(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
 def _without_copies(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
     """Leave out a `last.ckpt` that is a copy of another file."""
     others = {other.name.step for other in found if not _LAST.fullmatch(other.path.name)}
-    return [
-        checkpoint
-        for checkpoint in found
-        if checkpoint.problem
-        or not _LAST.fullmatch(checkpoint.path.name)
-        or checkpoint.name.step not in others
-    ]
+
+    def is_copy(last: LocalCheckpoint) -> bool:
+        is_last = _LAST.fullmatch(last.path.name) is not None
+        return is_last and last.name.step in others and not last.problem
+
+    return [checkpoint for checkpoint in found if not is_copy(checkpoint)]
 
 
 def _told_apart(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:

@@ -3,8 +3,8 @@
 Files that are in the hub's shared cache are linked from there, and stay there. `one_ahead` fetches
 the next checkpoint while the caller works on the current one.
 
-    for checkpoint, download in one_ahead(found, lambda each, stop: fetch(each, folder, stop=stop)):
-        measure(download.result())
+    with temporary_folder(out / ".downloads") as folder:
+        fetch(checkpoint, folder)
 """
 
 import shutil
@@ -16,48 +16,53 @@ from threading import Event, Thread
 from typing import Any, TypeVar
 
 from sr_monitor.errors import InputError
+from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.hub import File, HubCheckpoint
 from sr_monitor.replay.retry import Stopped, retry
 
-_PARTING_SECONDS = 5.0
+_PARTING_SECONDS = 2.0
 
-Progress = Callable[[int, int], object]
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
 def fetch(
     checkpoint: HubCheckpoint,
-    folder: Path | None,
+    folder: Path,
     *,
-    progress: Progress = lambda done, total: None,
+    keep: bool = False,
+    progress: Progress = no_progress,
     stop: Event | None = None,
-) -> Path:
-    """Download what a measurement needs of a revision, and return the folder that holds it.
+) -> None:
+    """Have what a measurement needs of a revision in a folder, and nothing else.
 
     Args:
         checkpoint: From `list_files`.
-        folder: A private folder, which is emptied first; None downloads into the hub's cache.
+        folder: Private to the caller, who deletes it; what is there already is deleted first.
+        keep: Download into the hub's cache, to stay, and link it from there.
         progress: Called with the bytes done and to do, from this thread or one of the client's.
         stop: Once it is set, the download ends soon, with `Stopped`.
     """
     if checkpoint.problem:
         raise InputError(checkpoint.problem)
-    _check_disk(checkpoint, folder)
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-    download = _Download(checkpoint, folder, progress, stop or Event())
-    places = [download.get(file) for file in checkpoint.files]
-    return places[0].parent
+    _check_disk(checkpoint, folder, keep=keep)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    download = _Download(checkpoint, None if keep else folder, progress, stop or Event())
+    for file in checkpoint.files:
+        path = checkpoint.cached(file)
+        if keep or path is None:
+            path = download.run(file)
+        if not (folder / file.name).exists():
+            (folder / file.name).symlink_to(path.resolve())
 
 
 @contextmanager
-def temporary_folder(folder: Path) -> Iterator[None]:
+def temporary_folder(folder: Path) -> Iterator[Path]:
     """Delete a folder at the end, and at the beginning what a killed process left there."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        yield
+        yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -107,7 +112,7 @@ def _in_thread(fetch: Callable[[Key, Event], Value], key: Key, stop: Event) -> F
 
 
 class _Download:
-    """The files of one revision, one after the other."""
+    """The download of one revision into a folder, or into the hub's cache."""
 
     def __init__(
         self, checkpoint: HubCheckpoint, folder: Path | None, progress: Progress, stop: Event
@@ -116,30 +121,22 @@ class _Download:
         self._progress, self._stop = progress, stop
         self._done, self._total = 0, checkpoint.missing_bytes
 
-    def get(self, file: File) -> Path:
+    def run(self, file: File) -> Path:
         """Return where a file lies, once it does."""
-        cached = self._checkpoint.cached(file)
-        if self._folder is None or cached is None:
-            return self._download(file, is_cached=cached is not None)
-        link = self._folder / file.name
-        link.symlink_to(cached.resolve())
-        return link
-
-    def _download(self, file: File, *, is_cached: bool) -> Path:
         from huggingface_hub import hf_hub_download
 
-        begun, is_damaged = self._done, False
+        before, is_damaged = self._done, False
+        after = before + (0 if self._checkpoint.cached(file) else file.size)
 
         def attempt() -> Path:
             nonlocal is_damaged
-            self._count(begun - self._done)
+            self._count(before - self._done)
             path = Path(
                 hf_hub_download(
                     self._checkpoint.repo,
                     file.name,
                     revision=self._checkpoint.commit,
                     local_dir=self._folder,
-                    cache_dir=self._folder,  # no other, or what it holds damaged would be copied
                     force_download=is_damaged,
                     tqdm_class=_bar_class(self._count),
                 )
@@ -150,7 +147,7 @@ class _Download:
             return path
 
         path = retry(attempt, self._checkpoint.label, wait=self._stop.wait)
-        self._count(begun - self._done + (0 if is_cached else file.size))
+        self._count(after - self._done)
         return path
 
     def _count(self, num_bytes: int) -> None:
@@ -181,13 +178,12 @@ def _bar_class(count: Callable[[int], None]) -> Any:
     return Bar
 
 
-def _check_disk(checkpoint: HubCheckpoint, folder: Path | None) -> None:
+def _check_disk(checkpoint: HubCheckpoint, folder: Path, *, keep: bool) -> None:
     """Refuse a download that the disk cannot hold."""
     from huggingface_hub import constants
 
-    place, fix = Path(constants.HF_HUB_CACHE), "set HF_HOME to a larger disk"
-    if folder is not None:
-        place, fix = folder, "name an --out on a larger disk"
+    place = Path(constants.HF_HUB_CACHE) if keep else folder
+    fix = "set HF_HOME to a larger disk" if keep else "name an --out on a larger disk"
     place = next(path for path in (place, *place.absolute().parents) if path.exists())
     free, missing = shutil.disk_usage(place).free, checkpoint.missing_bytes
     if missing > free:

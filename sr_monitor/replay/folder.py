@@ -84,7 +84,7 @@ class Folder:
         runs = self.curves if planned.curve == SIZES else (self._run_of[planned.curve],)
         found = (self.curves[run].records.get(planned.label) for run in runs)
         record = next((record for record in found if record is not None), None)
-        if record is None or record.metadata.get("commit") != planned.commit:
+        if record is None or record.metadata.get("commit") != planned.source.commit:
             return None
         return record
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -115,10 +116,11 @@ def list_files(repo: str, revisions: Mapping[str, str]) -> list[HubCheckpoint]:
     def look_up(revision: str) -> HubCheckpoint:
         checkpoint = HubCheckpoint(repo=repo, revision=revision, commit=revisions[revision])
         try:
-            return _look_up(checkpoint)
+            files = retry(partial(_files, repo, checkpoint.commit), checkpoint.label)
         except InputError as error:
             errors.append(error)
             return replace(checkpoint, problem=str(error))
+        return replace(checkpoint, files=files, problem=_problem(files))
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         found = list(pool.map(look_up, revisions))
@@ -127,15 +129,9 @@ def list_files(repo: str, revisions: Mapping[str, str]) -> list[HubCheckpoint]:
     return found
 
 
-def _look_up(checkpoint: HubCheckpoint) -> HubCheckpoint:
-    def ask() -> Any:
-        return _api().model_info(
-            checkpoint.repo, revision=checkpoint.commit, files_metadata=True, timeout=_SECONDS
-        )
-
-    info = retry(ask, checkpoint.label)
-    files = _needed(_file(sibling) for sibling in info.siblings or [])
-    return replace(checkpoint, files=files, problem=_problem(files))
+def _files(repo: str, commit: str) -> tuple[File, ...]:
+    info = _api().model_info(repo, revision=commit, files_metadata=True, timeout=_SECONDS)
+    return _needed(_file(sibling) for sibling in info.siblings or [])
 
 
 def _api() -> Any:
@@ -158,15 +154,12 @@ def _file(sibling: Any) -> File:
 def _needed(files: Iterable[File]) -> tuple[File, ...]:
     """Choose the files that a measurement needs, and sort them by name."""
     named = {file.name: file for file in files}
-    chosen = {name for name in named if name == _CONFIG or _is_code(name)}
+    # Code is small, and needed with --trust-remote-code; it is not run by being here.
+    code = (name for name in named if name.endswith(".py") and "/" not in name)
+    chosen = {*code, *({_CONFIG} & named.keys())}
     matches = ([name for name in named if pattern.fullmatch(name)] for pattern in _WEIGHTS)
     chosen.update(next(filter(None, matches), ()))
     return tuple(named[name] for name in sorted(chosen))
-
-
-def _is_code(name: str) -> bool:
-    # Small, and needed with --trust-remote-code; it is not run by being here.
-    return name.endswith(".py") and "/" not in name
 
 
 def _problem(files: tuple[File, ...]) -> str | None:

@@ -17,10 +17,11 @@ from torch import nn
 
 from sr_monitor.errors import InputError, describe
 from sr_monitor.model.engine import Way
+from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
-from sr_monitor.replay.fetch import Progress, fetch
+from sr_monitor.replay.fetch import fetch
 from sr_monitor.replay.models import Loading, ModelKeeper
 from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.results.record import Record
@@ -50,8 +51,10 @@ class Job:
     """What is measured."""
     loading: Loading
     """How it becomes a model."""
-    downloads: Path | None = None
-    """Holds a private folder for each download; None downloads into the hub's cache, to stay."""
+    downloads: Path
+    """Where each checkpoint from the hub has a private folder, while it is needed."""
+    keep_downloads: bool = False
+    """Download into the hub's cache, to stay."""
     sweep: bool = False
     """Whether models are compared by their size."""
 
@@ -59,15 +62,14 @@ class Job:
         self,
         planned: PlannedCheckpoint,
         stop: Event | None = None,
-        progress: Progress = lambda done, total: None,
+        progress: Progress = no_progress,
     ) -> LocalCheckpoint:
         """Return the checkpoint on this machine, downloaded if need be."""
         if isinstance(planned.source, LocalCheckpoint):
             return planned.source
-        private = self._private_folder(planned)
         # Code of its own is imported under the folder's name: a commit is a good one.
-        place = private / planned.source.commit if private else None
-        folder = fetch(planned.source, place, progress=progress, stop=stop)
+        folder = self._private_folder(planned) / planned.source.commit
+        fetch(planned.source, folder, keep=self.keep_downloads, progress=progress, stop=stop)
         return replace(find_checkpoints(folder)[0], name=planned.name, config=folder)
 
     def outcome(
@@ -97,12 +99,9 @@ class Job:
         except Exception as error:
             return Failure(reason=_reason(error))
         finally:
-            if private := self._private_folder(planned):
-                shutil.rmtree(private, ignore_errors=True)
+            shutil.rmtree(self._private_folder(planned), ignore_errors=True)
 
-    def _private_folder(self, planned: PlannedCheckpoint) -> Path | None:
-        if self.downloads is None or isinstance(planned.source, LocalCheckpoint):
-            return None
+    def _private_folder(self, planned: PlannedCheckpoint) -> Path:
         return self.downloads / quote(planned.label, safe="@")
 
     def _load(self, checkpoint: LocalCheckpoint, keeper: ModelKeeper, bar: Bar) -> nn.Module:
@@ -121,7 +120,7 @@ class Job:
         way: Way | None,
     ) -> Record:
         size = sum(weight.numel() for weight in model.parameters())
-        about: dict[str, Any] = {"commit": planned.commit} if planned.commit else {}
+        about: dict[str, Any] = {"commit": planned.source.commit} if planned.source.commit else {}
         try:
             return take_record(
                 model,

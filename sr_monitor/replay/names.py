@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import groupby
+from operator import attrgetter
 
 from sr_monitor.errors import InputError
 
@@ -50,6 +52,11 @@ class CheckpointName:
     """Which of several parallel runs of a stage."""
     rest: str = ""
     """Everything else in the name."""
+
+    @property
+    def has_step(self) -> bool:
+        """Whether a step is known, be it step 0."""
+        return self.step > 0 or read_name(self.text) is not None
 
     @property
     def branch(self) -> str:
@@ -100,8 +107,9 @@ def split_runs(names: Iterable[CheckpointName]) -> dict[str, list[CheckpointName
     first = min((name.stage for name in ordered if name.stage is not None), default=0)
     runs: dict[str, list[CheckpointName]] = {}
     last: dict[str, str] = {}
-    for number, stage in _stages(ordered):
-        for branch, group in _by_branch(stage).items():
+    for number, stage in groupby(ordered, key=_stage_of):
+        for branch, members in groupby(stage, key=attrgetter("branch")):
+            group = list(members)
             before = last.get(branch)
             if before is not None and runs[before][-1].step < group[0].step:
                 key = before
@@ -128,7 +136,7 @@ def choose_tokens(names: Iterable[CheckpointName], tokens: Iterable[float]) -> l
     """Choose the name nearest to each number of tokens; stages add up."""
     ordered = sorted(names)
     before = _tokens_before(ordered)
-    totals = {n: before[n.stage or 0] + n.tokens for n in ordered if n.tokens is not None}
+    totals = {n: before[_stage_of(n)] + n.tokens for n in ordered if n.tokens is not None}
     if not totals:
         shown = ", ".join(name.text for name in ordered[:3]) or "there are none"
         raise InputError(
@@ -174,17 +182,8 @@ def closest(text: str, texts: Sequence[str], num: int = 3) -> list[str]:
     return [name.text for name in known[:num]]
 
 
-def _stages(ordered: list[CheckpointName]) -> list[tuple[int, list[CheckpointName]]]:
-    """Group names by stage; those without one come first."""
-    numbers = sorted({name.stage or 0 for name in ordered})
-    return [(n, [name for name in ordered if (name.stage or 0) == n]) for n in numbers]
-
-
-def _by_branch(names: list[CheckpointName]) -> dict[str, list[CheckpointName]]:
-    branches: dict[str, list[CheckpointName]] = {}
-    for name in names:
-        branches.setdefault(name.branch, []).append(name)
-    return branches
+def _stage_of(name: CheckpointName) -> int:
+    return name.stage or 0
 
 
 def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
@@ -206,7 +205,7 @@ def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
 def _tokens_before(ordered: list[CheckpointName]) -> dict[int, int]:
     """Return the number of tokens seen before each stage."""
     before, total = {}, 0
-    for number, names in _stages(ordered):
+    for number, names in groupby(ordered, key=_stage_of):
         before[number] = total
         total += max((name.tokens or 0 for name in names), default=0)
     return before

@@ -36,7 +36,6 @@ from sr_monitor.replay.readers.huggingface import FSDP_FOLDER
 
 SIZES = "sizes"
 """The curve of a sweep, whichever models are on it."""
-_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,20 +58,10 @@ class PlannedCheckpoint:
         """The name of the checkpoint in messages and records."""
         return self.source.label
 
-    @property
-    def commit(self) -> str | None:
-        """The commit that its name stands for on the hub now."""
-        return self.source.commit if isinstance(self.source, HubCheckpoint) else None
-
-    @property
-    def has_step(self) -> bool:
-        """Whether its place on the x-axis is a step; that of a bare model is its size."""
-        return _says_step(self.name)
-
 
 def is_sweep(planned: Sequence[PlannedCheckpoint]) -> bool:
     """Return whether models of different sizes are compared, and not steps of one training."""
-    return len(planned) > 1 and not any(each.has_step for each in planned)
+    return len(planned) > 1 and not any(each.name.has_step for each in planned)
 
 
 def find_duplicates(planned: Sequence[PlannedCheckpoint]) -> dict[str, PlannedCheckpoint]:
@@ -134,7 +123,7 @@ def _in_folder(source: str) -> Iterator[tuple[str, LocalCheckpoint]]:
     for found in find_checkpoints(source):
         config = found.config and found.config.resolve()
         checkpoint = replace(found, path=found.path.resolve(), config=config)
-        is_step = checkpoint.path == folder and _says_step(checkpoint.name)
+        is_step = checkpoint.path == folder and checkpoint.name.has_step
         yield str(folder.parent if is_step else folder), checkpoint
 
 
@@ -184,7 +173,7 @@ def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[Checkpoint
     if not names and len(matching) > 1:
         raise InputError(
             f"'{repo}@{glob}' fits {len(matching)} revisions, none of which says a step "
-            f"({', '.join(matching[:_SHOWN])}); name one of them"
+            f"({', '.join(matching[:5])}); name one of them"
         )
     return names or [CheckpointName(name) for name in matching]
 
@@ -257,8 +246,3 @@ def _one_for_each_step(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoi
             taken.add((each.run, each.name.step))
             separate.append(each)
     return separate
-
-
-def _says_step(name: CheckpointName) -> bool:
-    """Return whether a step is known, be it step 0."""
-    return name.step > 0 or read_name(name.text) is not None

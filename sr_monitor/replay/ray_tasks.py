@@ -170,8 +170,7 @@ def _measure(
     planned: PlannedCheckpoint, prompts: PromptSet, way: Way | None, job: Job
 ) -> Record | Failure:
     """Measure in a worker; what goes wrong with the checkpoint is its answer, in words."""
-    if job.downloads is not None:
-        job = replace(job, downloads=_on_this_machine(job.downloads))
+    job = replace(job, downloads=_on_this_machine(job.downloads))
     find_local = partial(job.fetch, planned)
     return job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.loading), way=way)
 

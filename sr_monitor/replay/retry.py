@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from sr_monitor.errors import InputError
 
-TRIES = 5
+_TRIES = 5
 _FIRST_PAUSE = 1.0  # seconds; each later one is twice as long
 _BUDGET = 30.0  # seconds, not counting what the hub asks to wait
 _LONGEST_WAIT = 300.0  # the hub counts requests in windows of five minutes
@@ -53,9 +53,9 @@ def retry(
             if (reason := _refusal(error)) is not None:
                 raise InputError(f"{what} cannot be downloaded: {reason}") from error
             tries += 1
-            if tries == TRIES or time.monotonic() - started > _BUDGET:
+            if tries == _TRIES or time.monotonic() - started > _BUDGET:
                 raise InputError(
-                    f"{what} could not be downloaded in {tries} tries ({_first_line(error)}); "
+                    f"{what} could not be downloaded ({_first_line(error)}; tries: {tries}); "
                     "check the connection and run the same again"
                 ) from error
             asked = _asked_wait(error)

@@ -139,7 +139,8 @@ def replay(
     job = Job(
         config=config,
         loading=loading,
-        downloads=None if keep_downloads else Path(out).resolve() / _DOWNLOADS,
+        downloads=Path(out).resolve() / _DOWNLOADS,
+        keep_downloads=keep_downloads,
         sweep=is_sweep(planned),
     )
     choice = PromptChoice(
@@ -270,7 +271,11 @@ class Replay:
             reason = f"its weights are those of {first.label}: {self.report.failures[first.label]}"
             self.report.failures[planned.label] = reason
             return
-        own = {"source": planned.label, "commit": planned.commit, "same_weights_as": first.label}
+        own = {
+            "source": planned.label,
+            "commit": planned.source.commit,
+            "same_weights_as": first.label,
+        }
         name, metadata = planned.name, record.metadata | own
         self._save(planned, replace(record, step=name.step, tokens=name.tokens, metadata=metadata))
         self.report.same[planned.label] = first.label

@@ -60,10 +60,9 @@ def test_a_checkpoint_comes_into_its_folder(hub: HubServer, tmp_path: Path, priv
     seen: list[tuple[int, int]] = []
     (sharded,) = listed(SHARDED)
     private.mkdir(parents=True)
-    (private / "model-00001-of-00002.safetensors").write_bytes(b"of a killed process")
-    folder = fetch(sharded, private, progress=lambda done, total: seen.append((done, total)))
-    assert folder == private
-    assert visible(folder) == REVISIONS[SHARDED]
+    (private / "adapter_config.json").write_bytes(b"of a killed process")
+    fetch(sharded, private, progress=lambda done, total: seen.append((done, total)))
+    assert visible(private) == REVISIONS[SHARDED]
     assert {total for _, total in seen} == {sharded.num_bytes}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
     assert seen[-1][0] == sharded.num_bytes
@@ -105,7 +104,8 @@ def test_what_is_cached_damaged_is_neither_used_nor_touched(
     path.write_bytes(FIRST[:100])
     before = cache(tmp_path)
     for name in (ONE_FILE, TWIN):  # whose blob it is, too
-        assert visible(fetch(listed(name)[0], private))["model.safetensors"] == FIRST
+        fetch(listed(name)[0], private)
+        assert visible(private)["model.safetensors"] == FIRST
     assert cache(tmp_path) == before
 
 
@@ -125,23 +125,22 @@ def test_two_at_once_do_not_hurt_one_another(hub: HubServer, tmp_path: Path) -> 
     assert visible(tmp_path / "b")["model.safetensors"] == FIRST
 
 
-# Into the cache
-
-
-def test_downloads_to_keep_are_the_clients_own(hub: HubServer) -> None:
+def test_downloads_to_keep_are_the_clients_own(hub: HubServer, private: Path) -> None:
+    wanted = {"config.json": CONFIG, "model.safetensors": FIRST}
     for _ in range(2):
-        folder = fetch(listed(ONE_FILE)[0], None)
-        assert visible(folder) == {"config.json": CONFIG, "model.safetensors": FIRST}
-    weights = huggingface_hub.try_to_load_from_cache(
-        REPO, "model.safetensors", revision=folder.name
-    )
-    assert weights == str(folder / "model.safetensors")
+        fetch(listed(ONE_FILE)[0], private, keep=True)
+        assert visible(private) == wanted
+    assert (hub.count("HEAD"), hub.count("GET .*config.json"), hub.count(WEIGHTS)) == (2, 1, 1)
+    snapshot = Path(huggingface_hub.snapshot_download(REPO, revision=ONE_FILE))
     assert huggingface_hub.scan_cache_dir().warnings == []
-    assert hub.count(WEIGHTS) == 1
+    shutil.rmtree(private)
+    assert visible(snapshot).items() >= wanted.items()
+    hub.requests.clear()
     for name in (TWIN, ONE_FILE):  # known by its blob, known by its entry
-        (folder / "model.safetensors").write_bytes(FIRST[:100])
-        assert visible(fetch(listed(name)[0], None))["model.safetensors"] == FIRST
-    assert hub.count(WEIGHTS) == 3
+        (snapshot / "model.safetensors").write_bytes(FIRST[:100])
+        fetch(listed(name)[0], private, keep=True)
+        assert visible(private) == wanted  # and none of the other files in the snapshot
+    assert hub.count(WEIGHTS) == 2
 
 
 # What goes wrong
@@ -171,14 +170,15 @@ def test_a_failed_download_is_retried(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     fault = Fault(kind, status=status, times=times)
     hub.fail(request_line, fault)
-    assert visible(fetch(listed(ONE_FILE)[0], private))["model.safetensors"] == FIRST
+    fetch(listed(ONE_FILE)[0], private)
+    assert visible(private)["model.safetensors"] == FIRST
     assert fault.times == 0
     assert hub.count(request_line) == times + 1
 
 
 def test_after_the_last_try_one_line_names_all(hub: HubServer, private: Path) -> None:
     hub.fail(WEIGHTS, Fault("error", times=-1, status=503))
-    with pytest.raises(InputError, match=rf"^{REPO}@{ONE_FILE} .* in 5 tries \(.*503") as caught:
+    with pytest.raises(InputError, match=rf"^{REPO}@{ONE_FILE} .*503.*tries: 5\)") as caught:
         fetch(listed(ONE_FILE)[0], private)
     assert "\n" not in str(caught.value)
     assert hub.count(WEIGHTS) == 5
@@ -204,27 +204,28 @@ def test_a_refusal_is_final(hub: HubServer, private: Path) -> None:
         fetch(empty, private)
 
 
-@pytest.mark.parametrize(("is_kept", "fix"), [(False, "name an --out"), (True, "set HF_HOME")])
+@pytest.mark.parametrize(
+    ("keep", "place", "fix"), [(False, "/out", "name an --out"), (True, "", "set HF_HOME")]
+)
 def test_what_the_disk_cannot_hold_is_not_begun(
-    hub: HubServer, tmp_path: Path, private: Path, is_kept: bool, fix: str
+    hub: HubServer, tmp_path: Path, private: Path, keep: bool, place: str, fix: str
 ) -> None:
+    private.parent.mkdir()
     hub.claimed_sizes["model.safetensors"] = 10**18
-    words = (
-        rf"^{REPO}@{ONE_FILE} needs 1000000000\.0 GB more, and [\d.]+ GB are .*{tmp_path}.*{fix}"
-    )
+    words = rf"^{REPO}@{ONE_FILE} needs 1000000000\.0 GB .*free at '{tmp_path}{place}'; .*{fix}"
     with pytest.raises(InputError, match=words):
-        fetch(listed(ONE_FILE)[0], None if is_kept else private)
+        fetch(listed(ONE_FILE)[0], private, keep=keep)
     assert hub.count("resolve") == 0
 
 
 def test_a_cache_that_cannot_be_written_is_said(
-    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (one,) = listed(ONE_FILE)
     (tmp_path / "file").touch()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
     with pytest.raises(InputError, match="it cannot be written"):
-        fetch(one, None)
+        fetch(one, private, keep=True)
 
 
 # Ends
@@ -278,9 +279,11 @@ class Shelf:
 
     def __call__(self, name: str, stop: Event) -> str:
         self.begun.append(name)
+        assert len(self.begun) == len(self.fetched) + 1, "two at once"
         while name not in self.allowed:
             if stop.wait(0.01):
                 raise Stopped
+        stop.wait(0.02)
         self.fetched.append(name)
         if name == self.bad:
             raise InputError(f"no {name}")

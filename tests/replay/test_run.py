@@ -479,7 +479,7 @@ def test_what_cannot_be_had_is_named_and_passed_over(hub: HubServer, tmp_path: P
     assert list(report.failures) == [f"{OLMO}@{STEPS[1]}", f"{OLMO}@{STEPS[2]}"]
     first, second = report.failures.values()
     assert "no such revision" in first
-    assert "could not be downloaded in 5 tries" in second
+    assert "tries: 5" in second
     assert weights_there(tmp_path) == []
     fault.times = 0
     again = run(f"{OLMO}@step*", out=out)
