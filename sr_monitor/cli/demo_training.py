@@ -20,8 +20,10 @@ from jaxtyping import Int
 from torch import Tensor
 
 from sr_monitor.model.loading import quiet, require_transformers
-from sr_monitor.probes.drawing import draw_curves, draw_film, save_figure
+from sr_monitor.probes.drawing import save_figure
 from sr_monitor.probes.measuring import Bar
+from sr_monitor.probes.paths_pictures import draw_curves
+from sr_monitor.probes.slices_pictures import draw_film
 from sr_monitor.probes.statistics import summarise
 from sr_monitor.prompts.corpora import Tokenizer, encode
 from sr_monitor.prompts.python_corpus import docstrings, python_prompts, python_texts

@@ -19,9 +19,11 @@ from sr_monitor.errors import InputError, is_out_of_memory
 from sr_monitor.files import write_whole
 from sr_monitor.model.loading import TokenizerOnDemand, load_model
 from sr_monitor.options import declared
-from sr_monitor.probes.drawing import draw_curves, draw_slice, draw_slopes, save_figure
+from sr_monitor.probes.drawing import save_figure
 from sr_monitor.probes.paths import Paths
+from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
 from sr_monitor.probes.sharpness import fill_gaps
+from sr_monitor.probes.slices_pictures import draw_slice
 from sr_monitor.probes.statistics import median_curve, summarise
 from sr_monitor.prompts.choose import choose_prompts
 from sr_monitor.prompts.prompt_set import PromptSet

@@ -1,45 +1,40 @@
-"""What of a measurement is shown, and what of earlier ones is kept to show change.
+"""What of a measurement is shown at which step, and which earlier ones are drawn beside it.
 
 Numbers go to the writers at every step. Pictures belong to *picture steps*: the first one, then
 each that is at least twice the last one before, and the end of the run. So a run of any length has
 few pictures, close together where the model changes fast, and TensorBoard, which keeps ten images
-under a name, keeps nearly all of them.
+under a name, keeps nearly all of them. What is logged and drawn is up to the probes.
 
     album = Album([TensorBoardWriter("runs/1")])
     album.show(record, prompts=prompts)
 """
 
-import html
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
-import numpy as np
-
-from sr_monitor.display.writers.base import RGB, Writer, WriterError
-from sr_monitor.probes import keys
-from sr_monitor.probes.drawing import draw_curves, draw_film, draw_slice, join_frames, rasterise
+from sr_monitor.display.prompts_table import describe_prompts
+from sr_monitor.display.writers.base import Writer, WriterError
+from sr_monitor.probes.base import Page
+from sr_monitor.probes.keys import PREFIX, Kind
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
+from sr_monitor.results.run_keys import PROMPTS
 
-_MOST_FRAMES = 16
-_MOST_PAIRS = 32
-_MOST_CHARACTERS = 160
+_MOST_PAGES = 16
 
-_T = TypeVar("_T")
-_Entry = tuple[keys.Kind, str, Any]  # how, under which name, what
+_Entry: TypeAlias = tuple[Kind, str, Any]  # how, under which name, what
 
 
 class Album:
-    """Shows records of one run, in the order of their steps, on all writers.
+    """Shows the records of one run, in the order of their steps, on all writers.
 
-    A writer that fails is passed over until the end of that call, the others get everything; then
-    a `WriterError` says so. With the next call it gets another chance.
+    A writer that fails is left out for the rest of that call, the others get everything, and then
+    a `WriterError` is raised. With the next call it gets another chance.
     """
 
-    def __init__(self, writers: Sequence[Writer], *, prefix: str = keys.PREFIX) -> None:
-        """Starts empty.
+    def __init__(self, writers: Sequence[Writer], *, prefix: str = PREFIX) -> None:
+        """Start empty.
 
         Args:
             writers: Where everything goes.
@@ -48,162 +43,107 @@ class Album:
         """
         self._writers = tuple(writers)
         self.prefix = prefix
-        self._pages: dict[int, _Page] = {}  # of the picture steps, by step
+        self._pages: dict[int, dict[str, Page]] = {}  # of the picture steps: by step, by probe
         self._numbered: int | None = None  # the step whose numbers were written last
         self._drawn: set[int] = set()  # the steps whose pictures were
 
     def introduce(self, prompts: PromptSet, step: int) -> None:
-        """Shows which prompts are measured: the first pairs, how many there are, their source."""
-        with self._everyone() as everyone:
-            text = (keys.PROMPTS.kind, keys.PROMPTS.name, _describe(prompts))
-            everyone.write(iter([text]), step)
+        """Show which prompts are measured: the first pairs, how many there are, their source."""
+        with self._all_writers() as writers:
+            writers.write(iter([(PROMPTS.kind, PROMPTS.name, describe_prompts(prompts))]), step)
 
-    def keep(self, record: Record) -> None:
-        """Remembers a record that was shown before the run was resumed; writes nothing."""
+    def keep(self, record: Record, *, prompts: PromptSet) -> None:
+        """Remember a record that was shown before the run was resumed; write nothing."""
         if self._is_picture_step(record.step):
-            self._pages[record.step] = _Page(record)
+            self._pages[record.step] = _pages(record, prompts)
 
     def repeat(self, record: Record) -> None:
-        """Shows the numbers of a record once more: its writers were not there at the time."""
-        with self._everyone() as everyone:
-            everyone.write(_numbers(record), record.step)
+        """Show the numbers of a record again, to writers that were not there at the time."""
+        with self._all_writers() as writers:
+            writers.write(_numbers(record), record.step)
 
     def show(self, record: Record, *, prompts: PromptSet, last: bool = False) -> None:
-        """Shows a record: its numbers, and pictures if it is their turn or this is the `last` one.
+        """Show the numbers of a record, and its pictures at a picture step or if it is the last.
 
-        The same step once more adds the pictures, if it had none.
+        Called for the same step again, it adds the pictures if there were none.
         """
-        with self._everyone() as everyone:
+        with self._all_writers() as writers:
             if record.step != self._numbered:
                 self._numbered = record.step
-                everyone.write(_numbers(record), record.step)
+                writers.write(_numbers(record), record.step)
             if record.step not in self._drawn and (last or self._is_picture_step(record.step)):
-                self._pages[record.step] = _Page(record)
+                self._pages[record.step] = _pages(record, prompts)
                 self._drawn.add(record.step)
-                everyone.write(self._pictures(record, prompts), record.step)
+                writers.write(self._pictures(record), record.step)
 
     def _is_picture_step(self, step: int) -> bool:
         before = max(self._pages, default=None)
         return before is None or step in self._pages or step >= 2 * before
 
-    def _pictures(self, record: Record, prompts: PromptSet) -> Iterator[_Entry]:
-        """Everything that is drawn of a record, with what was kept up to it."""
+    def _pictures(self, record: Record) -> Iterator[_Entry]:
+        """Draw all parts of a record, with what was kept of earlier steps."""
         so_far = [self._pages[step] for step in sorted(self._pages) if step <= record.step]
-        yield keys.CURVES.kind, keys.CURVES.name, _draw_curves(_thinned(so_far))
-        for index in range(_num_slices(record)):
-            assert record.slices is not None
-            having = [page for page in so_far if index < _num_slices(page.record)]
-            frames = [page.frame(index) for page in _thinned(having)]
-            slices = draw_slice(record.slices, index, prompts=prompts.texts_of_triple(index))
-            yield keys.SLICE.kind, keys.SLICE.of(index), rasterise(slices)
-            yield keys.FILM.kind, keys.FILM.of(index), join_frames(frames)
-            yield keys.ANIMATION.kind, keys.ANIMATION.of(index), np.stack(frames)
+        for probe, _ in record.known():
+            pages = [pages[probe.name] for pages in so_far if probe.name in pages]
+            *earlier, page = _thinned(pages)
+            for key, picture in probe.pictures(page, earlier):
+                yield key.kind, key.name, picture
 
     @contextmanager
-    def _everyone(self) -> Iterator["_Everyone"]:
-        """All writers; flushed at the end, whatever happens, and then who failed is told."""
-        everyone = _Everyone(self._writers, self.prefix)
+    def _all_writers(self) -> Iterator["_Writers"]:
+        """Lend all writers; flush them in any case, and raise an error if some have failed."""
+        writers = _Writers(self._writers, self.prefix)
         try:
-            yield everyone
+            yield writers
         finally:
-            everyone.call("flush")
-        if everyone.failures:
-            raise WriterError.of(everyone.failures) from everyone.failures[0][1]
+            writers.call("flush")
+        if writers.failures:
+            raise WriterError.of(writers.failures) from writers.failures[0][1]
 
 
-class _Everyone:
-    """Several writers as one; whoever fails is not called again."""
+class _Writers:
+    """Several writers as one; one that has failed is not called again."""
 
     def __init__(self, writers: Sequence[Writer], prefix: str) -> None:
-        self._writers, self._prefix = list(writers), prefix
+        self._left, self._prefix = list(writers), prefix
         self.failures: list[tuple[Writer, Exception]] = []
 
     def write(self, entries: Iterator[_Entry], step: int) -> None:
-        """Each entry; what nobody is left for is not even drawn."""
-        while self._writers and (entry := next(entries, None)):
+        """Write entries until none remain or every writer has failed: the rest is not drawn."""
+        while self._left and (entry := next(entries, None)):
             kind, name, value = entry  # a kind is the name of the writers' method for it
-            self.call(kind, self._prefix + name.removeprefix(keys.PREFIX), value, step)
+            self.call(kind, self._prefix + name.removeprefix(PREFIX), value, step)
 
     def call(self, method: str, *arguments: Any) -> None:
-        """The method of each writer that has not failed."""
-        for writer in tuple(self._writers):
+        """Call a method of each writer that has not failed."""
+        for writer in tuple(self._left):
             try:
                 getattr(writer, method)(*arguments)
-            except Exception as error:  # whatever it is, the others are to be served
-                self._writers = [other for other in self._writers if other is not writer]
+            except Exception as error:  # whatever it is, the others must be served
+                self._left = [other for other in self._left if other is not writer]
                 self.failures.append((writer, error))
 
 
-class _Page:
-    """A record at a picture step, and its slices as they appear in films."""
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
-        self.title = f"step {record.step}"
-        self._frames: dict[int, RGB] = {}
-
-    def frame(self, index: int) -> RGB:
-        """The slice under its title, drawn once."""
-        if index not in self._frames:
-            assert self.record.slices is not None
-            frame = draw_film([(self.title, self.record.slices)], index)
-            self._frames[index] = rasterise(frame)
-        return self._frames[index]
-
-
-def _num_slices(record: Record) -> int:
-    return 0 if record.slices is None else len(record.slices.foot)
-
-
-def _numbers(record: Record) -> Iterator[_Entry]:
-    for name, value in record.scalars.items():
-        yield "scalar", name, value
-    slopes = record.paths.max_slope[record.paths.kept]
-    yield keys.MAX_SLOPE.kind, keys.MAX_SLOPE.name, slopes
-
-
-def _draw_curves(pages: Sequence[_Page]) -> RGB:
-    """The curves of the last page, those of the others behind."""
-    *earlier, (title, paths) = [(page.title, page.record.paths) for page in pages]
-    return rasterise(draw_curves(paths, title=title, earlier=earlier))
-
-
-def _thinned(entries: Sequence[_T]) -> Sequence[_T]:
-    """At most as many as a film may have: every second is dropped, never the first or last."""
-    while len(entries) > _MOST_FRAMES:
-        entries = [entries[0], *entries[2:-1:2], entries[-1]]
-    return entries
-
-
-def _describe(prompts: PromptSet) -> str:
-    """Where the prompts are from, and a table of the first pairs, in Markdown."""
-    shown = min(prompts.num_pairs, _MOST_PAIRS)
-    which = "These are all" if shown == prompts.num_pairs else f"The first {shown} are"
-    about = (
-        f"{prompts.num_pairs} pairs of prompts of {prompts.num_tokens} tokens each, from "
-        f"{_escape(prompts.source)}; fingerprint {prompts.fingerprint}. {which}:"
-    )
-    columns = _columns(prompts, shown)
-    rows = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-    return "\n".join([about, "", *(f"| {' | '.join(row)} |" for row in rows), ""])
-
-
-def _columns(prompts: PromptSet, num_pairs: int) -> dict[str, list[str]]:
-    """What is told of the first pairs: texts where they are known, else token ids."""
-    every = 1 if prompts.pairing == "chain" else 2
-    ids = prompts.token_ids[: 2 * num_pairs].tolist()
-    words = prompts.texts or [" ".join(map(str, prompt)) for prompt in ids]
-    labels = {"label": prompts.labels} if prompts.labels else {}
-    columns = {"pair": range(num_pairs), **labels, "A": words[::every], "B": words[1::every]}
+def _pages(record: Record, prompts: PromptSet) -> dict[str, Page]:
+    """Return the pages of a record by probe."""
+    title = f"step {record.step}"
     return {
-        name: [_escape(str(value)) for value in values[:num_pairs]]
-        for name, values in columns.items()
+        probe.name: Page(title=title, part=part, parts=record.parts, prompts=prompts)
+        for probe, part in record.known()
     }
 
 
-def _escape(text: str) -> str:
-    """A text on one line that Markdown shows as it is; of a long one the end, as on a slice."""
-    cut = text if len(text) <= _MOST_CHARACTERS else f"…{text[-_MOST_CHARACTERS:]}"
-    spaced = ("↵" if char == "\n" else " " if char.isspace() else char for char in cut)
-    printable = "".join(char if char.isprintable() else "□" for char in spaced)
-    return re.sub(r"[\\`*_|\[\]]", r"\\\g<0>", html.escape(printable, quote=False))
+def _numbers(record: Record) -> Iterator[_Entry]:
+    """Yield what is written at every step."""
+    for name, number in record.scalars.items():
+        yield "scalar", name, number
+    for probe, part in record.known():
+        for key, values in probe.histograms(part).items():
+            yield key.kind, key.name, values
+
+
+def _thinned(pages: Sequence[Page]) -> Sequence[Page]:
+    """Drop every second page, never the first or last, until the rest fits one picture."""
+    while len(pages) > _MOST_PAGES:
+        pages = [pages[0], *pages[2:-1:2], pages[-1]]
+    return pages

@@ -22,6 +22,7 @@ and plain values. There are three ways to come by one, and a probe overrides exa
     StableRegionCallback(probes=[Steepness()])
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from sr_monitor.prompts.prompt_set import PromptSet
 
 ENTRY_POINTS = "sr_monitor.probes"
+ALWAYS = ("paths", "slices")
+"""The probes that every measurement takes."""
 
 Part: TypeAlias = Any
 """What a probe keeps of a measurement: a dataclass or a mapping of tensors and plain values."""
@@ -137,9 +140,7 @@ class Probe(Options):
 
     def pack(self, part: Part) -> dict[str, Any]:
         """Return the tensors and plain values that a record keeps, by name."""
-        if is_dataclass(part):
-            return {each.name: getattr(part, each.name) for each in fields(part)}
-        return dict(part)
+        return pack(part)
 
     def unpack(self, values: Mapping[str, Any]) -> Part:
         """Make a part of what a record kept; raise ValueError or KeyError if it is damaged."""
@@ -151,6 +152,41 @@ class Probe(Options):
     def measures(self) -> bool:
         """Whether it runs points of its own."""
         return type(self).measure is not Probe.measure
+
+
+def pack(part: Part) -> dict[str, Any]:
+    """Return the fields of a part by name, whichever probe's it is."""
+    if is_dataclass(part):
+        return {each.name: getattr(part, each.name) for each in fields(part)}
+    return dict(part)
+
+
+def check_packed(
+    values: Mapping[str, Any], shapes: Mapping[str, str], plain: Mapping[str, type] | None = None
+) -> None:
+    """Raise ValueError or KeyError unless `values` of a file are what `unpack` expects.
+
+        check_packed(values, {"alphas": "S", "distance": "PS"}, {"num_points": int})
+
+    Args:
+        values: What a record kept of a part.
+        shapes: Tensors of floating-point numbers, with a letter for each dimension. Dimensions of
+            one letter have one size; a digit is the size itself.
+        plain: Plain values, with their types.
+    """
+    sizes = {digit: int(digit) for digit in "123456789"}
+    for name, letters in shapes.items():
+        tensor = values[name]
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise ValueError(f"{name} is no tensor of floating-point numbers")
+        if len(letters) != tensor.ndim or any(
+            sizes.setdefault(letter, size) != size
+            for letter, size in zip(letters, tensor.shape, strict=True)
+        ):
+            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
+    for name, kind in (plain or {}).items():
+        if type(values[name]) not in ((int, float) if kind is float else (kind,)):
+            raise ValueError(f"{name} is {values[name]!r}")
 
 
 class Riders:
@@ -210,14 +246,20 @@ def resolve(given: Sequence[str | Probe], *, beside: Sequence[str] = ()) -> tupl
     return tuple(found.values())
 
 
-def available() -> list[str]:
-    """Return the names that `probes=` and `--probe` take: built-in probes and entry points."""
+@functools.cache
+def built_in() -> Mapping[str, Probe]:
+    """Return the probes of this package by name, with their default options, paths first."""
     import sr_monitor.probes
 
     modules = (module.name for module in iter_modules(sr_monitor.probes.__path__))
-    built_in = [name for name in modules if _built_in(name) is not None]
+    names = sorted(modules, key=lambda name: (name not in ALWAYS, name))
+    return {name: kind() for name in names if (kind := _built_in(name)) is not None}
+
+
+def available() -> list[str]:
+    """Return the names that `probes=` and `--probe` take: built-in probes and entry points."""
     others = [each.name for each in entry_points(group=ENTRY_POINTS)]
-    return sorted({*built_in, *others} - {"paths", "slices"})
+    return sorted({*built_in(), *others} - {*ALWAYS})
 
 
 def _named(name: Any) -> Probe:

@@ -10,7 +10,9 @@ where F_A(x) is the output of A's run with the activation at `layer`, last posit
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,8 +27,20 @@ from sr_monitor.model.session import Session, SessionOptions, Share, open_sessio
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, option
 from sr_monitor.probes import sharpness
-from sr_monitor.probes.base import Probe, Progress, Riders, no_progress
+from sr_monitor.probes.base import (
+    RGB,
+    Page,
+    Probe,
+    Progress,
+    Riders,
+    check_packed,
+    no_progress,
+)
+from sr_monitor.probes.drawing import pixels
+from sr_monitor.probes.keys import Key
+from sr_monitor.probes.paths_pictures import draw_curves
 from sr_monitor.probes.sampling import STRATEGIES, Sampling
+from sr_monitor.probes.statistics import Summary, summarise
 from sr_monitor.prompts.prompt_set import PromptSet
 
 # The ends of a path are in every sample, so these can be repeated whatever the sampling.
@@ -116,12 +130,104 @@ class PathsProbe(PathsOptions, Probe):
 
     name = "paths"
 
+    keys = (
+        MAX_SLOPE_MEDIAN := Key.scalar(
+            "max_slope/median",
+            "How sharp the boundaries are: the median maximum slope; 1 is a straight line, no "
+            "regions.",
+        ),
+        MAX_SLOPE_Q25 := Key.scalar("max_slope/q25", "A quarter of the maximum slopes are below."),
+        MAX_SLOPE_Q75 := Key.scalar("max_slope/q75", "A quarter of the maximum slopes are above."),
+        LOCATION := Key.scalar(
+            "location", "Where the boundary is: the alpha of the steepest rise."
+        ),
+        WIDTH := Key.scalar(
+            "width", "How wide the boundary is: from a quarter to three quarters of the way."
+        ),
+        END_DISTANCE := Key.scalar("end_distance", "How far the output moves in all: d(1)."),
+        INPUT_DISTANCE := Key.scalar(
+            "input_distance", "How far apart the two activations, a and b, are."
+        ),
+        NOISE_FLOOR := Key.scalar(
+            "noise_floor", "How far points that should be equal land apart, relative to d(1)."
+        ),
+        PAIRS_LEFT_OUT := Key.scalar(
+            "pairs_left_out",
+            "How many pairs do not count: their d(1) is noise, or an output was not finite.",
+        ),
+        MAX_SLOPE := Key.histogram("max_slope", "The maximum slopes of the pairs that count."),
+        CURVES := Key.image(
+            "curves",
+            "The median curve with its quartile band, those of earlier steps fading behind.",
+        ),
+    )
+
     def measure(
         self, session: Session, prompts: PromptSet, riders: Riders, progress: Progress
     ) -> Paths:
         """Walk along as many paths as there are pairs of prompts, up to `num_pairs`."""
         share = session.share(*prompts.pairs(min(self.num_pairs, prompts.num_pairs)))
         return _Walk(share, self, riders).run(progress)
+
+    def scalars(self, part: Paths) -> dict[Key, float]:
+        """Return medians over the pairs that count, and what they can be trusted with."""
+        slope = _summary(part, part.max_slope)
+        return {
+            self.MAX_SLOPE_MEDIAN: slope.median,
+            self.MAX_SLOPE_Q25: slope.q25,
+            self.MAX_SLOPE_Q75: slope.q75,
+            self.LOCATION: _summary(part, part.location).median,
+            self.WIDTH: _summary(part, part.width).median,
+            self.END_DISTANCE: _summary(part, part.end_distance).median,
+            self.INPUT_DISTANCE: _summary(part, part.input_distance).median,
+            self.NOISE_FLOOR: part.noise_floor,
+            self.PAIRS_LEFT_OUT: part.num_left_out,
+        }
+
+    def histograms(self, part: Paths) -> dict[Key, Float[Tensor, " kept"]]:
+        """Return the maximum slopes of the pairs that count."""
+        return {self.MAX_SLOPE: part.max_slope[part.kept]}
+
+    def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, RGB]]:
+        """Draw the curves, those of earlier steps behind."""
+        behind = [(each.title, each.part) for each in earlier]
+        yield self.CURVES, pixels(draw_curves(page.part, title=page.title, earlier=behind))
+
+    def facts(self, part: Paths) -> dict[str, str]:
+        """Return the lines of the table, with the interval of the median."""
+        slope = summarise(part.max_slope, part.kept)
+        return {
+            "maximum slope": f"{slope.median:.3f} (median)",
+            "quartiles": f"{slope.q25:.3f} to {slope.q75:.3f}",
+            "95% interval": f"{slope.low:.3f} to {slope.high:.3f} (of the median)",
+            "noise floor": f"{part.noise_floor:.1e}",
+            "pairs left out": f"{part.num_left_out}",
+        }
+
+    def unpack(self, values: Mapping[str, Any]) -> Paths:
+        """Make `Paths` of what a record kept; old records lack what was added later."""
+        found = _ADDED_LATER | {name: values[name] for name in _FIELDS if name in values}
+        noise = {} if found["noise"] is None else {"noise": "P"}
+        check_packed(
+            found,
+            {"alphas": "S", "distance": "PS", "input_distance": "P", **noise},
+            {"noise_distance": float, "noise_floor": float, "num_points": int, "engine": str},
+        )
+        return Paths(**found)
+
+
+_FIELDS = {each.name for each in fields(Paths)}
+_ADDED_LATER: dict[str, Any] = {
+    "noise": None,
+    "noise_distance": 0.0,
+    "noise_floor": math.nan,
+    "num_points": 0,
+    "engine": "",
+}
+
+
+def _summary(paths: Paths, values: Float[Tensor, " pair"]) -> Summary:
+    return summarise(values, paths.kept, num_resamples=1)  # nobody logs the interval
 
 
 def measure_paths(

@@ -12,8 +12,11 @@ The distance map of corner k is || F_k(x(u, v)) - F_k(k's own activation) ||, in
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -27,7 +30,18 @@ from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.session import Session, SessionOptions, Share, open_session
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, option
-from sr_monitor.probes.base import Probe, Progress, Riders, no_progress
+from sr_monitor.probes.base import (
+    RGB,
+    Page,
+    Probe,
+    Progress,
+    Riders,
+    check_packed,
+    no_progress,
+)
+from sr_monitor.probes.drawing import pixels
+from sr_monitor.probes.keys import Key
+from sr_monitor.probes.slices_pictures import draw_film, draw_slice, join_frames
 from sr_monitor.prompts.prompt_set import PromptSet
 
 _SPAN = (-0.25, 1.25)
@@ -75,6 +89,16 @@ class SlicesProbe(SlicesOptions, Probe):
 
     name = "slices"
 
+    keys = (
+        SLICE := Key.image(
+            "slice/<k>", "The plane through three prompts, whose points are marked."
+        ),
+        FILM := Key.image("film/<k>", "The same slice at chosen steps, side by side."),
+        ANIMATION := Key.animation(
+            "animation/<k>", "The same slice at chosen steps, as a moving GIF."
+        ),
+    )
+
     def measure(
         self, session: Session, prompts: PromptSet, riders: Riders, progress: Progress
     ) -> Slices | None:
@@ -83,6 +107,35 @@ class SlicesProbe(SlicesOptions, Probe):
         if num_slices == 0:
             return None
         return _measure(session.share(*prompts.triples(num_slices)), self, riders, progress)
+
+    def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, Any]]:
+        """Draw each slice, and its film with earlier steps."""
+        slices: Slices = page.part
+        for triple in range(len(slices.foot)):
+            having = [each for each in (*earlier, page) if triple < len(each.part.foot)]
+            frames = [_frame(each, triple) for each in having]
+            prompts = page.prompts.texts_of_triple(triple)
+            picture = pixels(draw_slice(slices, triple, prompts=prompts))
+            yield self.SLICE.numbered(triple), picture
+            yield self.FILM.numbered(triple), join_frames(frames)
+            yield self.ANIMATION.numbered(triple), np.stack(frames)
+
+    def unpack(self, values: Mapping[str, Any]) -> Slices:
+        """Make `Slices` of what a record kept; old records lack what was added later."""
+        added_later: dict[str, Any] = {"num_points": 0, "engine": ""}
+        known = {each.name for each in fields(Slices)}
+        found = added_later | {name: values[name] for name in known if name in values}
+        shapes = {"coordinates": "R", "distance": "T3RR", "foot": "T"}
+        check_packed(found, shapes, {"num_points": int, "engine": str})
+        return Slices(**found)
+
+
+def _frame(page: Page, triple: int) -> RGB:
+    """Return a slice as films show it, under its title; draw it once."""
+    if triple not in page.memo:
+        page.memo[triple] = pixels(draw_film([(page.title, page.part)], triple))
+    frame: RGB = page.memo[triple]
+    return frame
 
 
 def measure_slices(

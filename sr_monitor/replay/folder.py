@@ -18,7 +18,7 @@ from typing import Any
 from sr_monitor.display.writers.base import WriterError
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
-from sr_monitor.probes import keys
+from sr_monitor.probes.keys import PREFIX
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.curves import Curve
 from sr_monitor.replay.live import Ways
@@ -27,7 +27,7 @@ from sr_monitor.results.record import Record, list_records
 
 _SCHEMA = 1
 _FILE = "replay.json"
-_NAME = keys.PREFIX.rstrip("/")
+_NAME = PREFIX.rstrip("/")
 _UNFINISHED = ".*.????????.tmp"  # what `write_whole` leaves when it is killed
 _MISSING = object()
 

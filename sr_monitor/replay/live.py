@@ -13,7 +13,7 @@ from typing import TypeAlias, get_args
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.engine import Way
-from sr_monitor.probes import keys
+from sr_monitor.probes.keys import PREFIX
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.plan import PlannedCheckpoint
@@ -57,5 +57,5 @@ def _folder_of(planned: PlannedCheckpoint) -> Path | None:
         return None
     folder = Path(planned.training)
     places = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
-    found = (place / keys.PREFIX.rstrip("/") for place in places)
+    found = (place / PREFIX.rstrip("/") for place in places)
     return next((place for place in found if (place / "prompts.json").is_file()), None)

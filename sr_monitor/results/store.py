@@ -1,24 +1,28 @@
-"""The folder of a run's records: which of them a run goes on with, and which it leaves behind.
+"""The folder of a run's records: which of them a run continues, and which are superseded.
 
-A run that starts at step s goes on with the records of steps up to s that were measured in the
-same way; one that starts at step 0 or 1, without a saved state, is new and goes on with none.
-Records that it leaves behind (later ones, of a branch that was given up when the run was resumed;
-others' prompts) are moved into the folder `superseded`, so that one folder holds one curve and
-nothing is lost.
+    <log_dir>/stable_regions/step-000000500.safetensors     the record of a step
+    <log_dir>/stable_regions/prompts.json                   the prompts that are measured
+    <log_dir>/stable_regions/superseded/                    what a later run moved out of the way
+
+A run that starts at step s continues the records of steps up to s that were measured in the same
+way. One that starts at step 0 or 1, without a saved state, is new and continues none. Records that
+a run does not continue (those of a branch that was given up when the run was resumed, or measured
+with other prompts) are superseded: moved aside, so that one folder holds one curve, and kept.
 
     store = RecordStore("runs/1", "stable_regions")
-    earlier = store.open(step=1000, described=...)
+    earlier = list(store.open(step=1000, described=...))
     store.save(record)
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from sr_monitor.errors import InputError, warn
 from sr_monitor.files import write_whole
+from sr_monitor.probes.base import Probe
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record, list_records, record_path
 
@@ -29,29 +33,48 @@ class RecordStore:
     """The records of one run; without a log folder, none are kept."""
 
     def __init__(
-        self, log_dir: str | os.PathLike[str] | None, name: str, run: object = None
+        self,
+        log_dir: str | os.PathLike[str] | None,
+        name: str,
+        run: object = None,
+        *,
+        probes: Sequence[Probe] = (),
     ) -> None:
-        """Takes the folder `name` in `log_dir`, or name-2, ... if another one of ours has it.
+        """Claim the folder `name` in `log_dir`, or `name`-2, ... if another store has it.
 
-        One of an earlier `run`, of a training that was interrupted say, gives it up.
+        Args:
+            log_dir: The folder of the run's logs; None keeps no records.
+            name: The folder of the records in it.
+            run: What stands for the training. A store of an earlier training, which may have been
+                interrupted, loses its claim; without a `run`, any store may still be in use.
+            probes: Probes that explain their parts, besides the built-in ones.
         """
         self.name = name
-        self._run = run
         self.folder: Path | None = None
         self.came_from: str | None = None
+        """The folder that a resumed run kept its records in, if that was another one."""
+        self._run = run
+        self._probes = tuple(probes)
         self._prompts: PromptSet | None = None
         if log_dir is not None:
-            number = 1
-            while self._is_taken(folder := Path(log_dir).resolve() / self.name):
-                number += 1
-                self.name = f"{name}-{number}"
-            self.folder = folder
-            _in_use[folder] = self
+            self._claim(Path(log_dir).resolve())
+
+    @classmethod
+    def at(cls, folder: Path, *, probes: Sequence[Probe] = ()) -> "RecordStore":
+        """Return the store of exactly this folder, for an owner that lets nobody else in."""
+        store = cls(None, folder.name, probes=probes)
+        store.folder = folder
+        return store
+
+    # ---- a run ----------------------------------------------------------------------------------
 
     def open(self, step: int, described: Mapping[str, Any]) -> Iterator[Record]:
-        """The records to go on with, by step; the others are moved out of the way.
+        """Yield the records that a run continues, by step, and move the others aside.
 
-        A run that goes on, but in another way, is told what parts it from its earlier records.
+        Args:
+            step: Where the run starts.
+            described: How it is measured: metadata that its records must share. A resumed run that
+                is measured in another way than before gets a warning that says what differs.
         """
         if self.folder is None:
             return
@@ -60,7 +83,7 @@ class RecordStore:
         is_resumed = step > 1 or self.came_from is not None
         changed: dict[str, None] = {}  # in the order found
         for path in list_records(self.folder):
-            record = _readable(path) if is_resumed else None
+            record = self._load(path) if is_resumed else None
             if record is None or record.step > step:
                 self._supersede(path)
             elif different := list(_differences(record.metadata, described)):
@@ -75,42 +98,72 @@ class RecordStore:
                 stacklevel=2,
             )
 
+    def close(self) -> None:
+        """Give the folder up for others to claim."""
+        if self.folder is not None and _claimed.get(self.folder) is self:
+            del _claimed[self.folder]
+
+    # ---- its files ------------------------------------------------------------------------------
+
+    def records(self) -> Iterator[Record]:
+        """Yield every record that can be read, by step."""
+        for path in [] if self.folder is None else list_records(self.folder):
+            if (record := self._load(path)) is not None:
+                yield record
+
     def save(self, record: Record) -> None:
-        """One more record."""
+        """Keep one more record."""
         if self.folder is not None:
             record.save(self.folder / record_path("", record.step).name)
-            if self._prompts is not None and not self._prompts_path.exists():
-                self._prompts.save(self._prompts_path)  # the folder was taken away
+            if self._prompts is not None and not self.prompts_path().exists():
+                self._prompts.save(self.prompts_path())  # somebody took the folder away
 
-    def save_prompts(self, prompts: PromptSet) -> None:
-        """The prompts, beside the records."""
+    def save_prompts(self, prompts: PromptSet, step: int | None = None) -> None:
+        """Keep the prompts of all records, or those of one step; move others there aside."""
         if self.folder is not None:
-            path = self._prompts_path
-            prompts.save(new := path.with_name(".prompts.json"))
+            path = self.prompts_path(step)
+            prompts.save(new := path.with_name(f".{path.name}"))
             if path.exists() and path.read_bytes() != new.read_bytes():
                 self._supersede(path)
             new.replace(path)
-            self._prompts = prompts
+            self._prompts = prompts if step is None else self._prompts
 
-    def close(self) -> None:
-        """Others may use the folder now."""
-        if self.folder is not None and _in_use.get(self.folder) is self:
-            del _in_use[self.folder]
+    def load_prompts(self, step: int | None = None) -> PromptSet | None:
+        """Return the prompts of all records, or those of one step, if they are there."""
+        is_there = self.folder is not None and self.prompts_path(step).is_file()
+        return PromptSet.load(self.prompts_path(step)) if is_there else None
+
+    def prompts_path(self, step: int | None = None) -> Path:
+        """Return where the prompts of all records lie, or those of one step."""
+        assert self.folder is not None
+        return self.folder / ("prompts.json" if step is None else f"prompts-{step:09d}.json")
+
+    # ---- inside ---------------------------------------------------------------------------------
+
+    def _claim(self, log_dir: Path) -> None:
+        name, number = self.name, 1
+        while self._is_taken(folder := log_dir / self.name):
+            number += 1
+            self.name = f"{name}-{number}"
+        self.folder = folder
+        _claimed[folder] = self
 
     def _is_taken(self, folder: Path) -> bool:
-        """Whether somebody who may still write is there: without a run one may at any time."""
-        other = _in_use.get(folder)
+        """Return whether a store that may still be in use has the folder."""
+        other = _claimed.get(folder)
         return other is not None and (
             self._run is None or other._run is None or other._run is self._run
         )
 
-    @property
-    def _prompts_path(self) -> Path:
-        assert self.folder is not None
-        return self.folder / "prompts.json"
+    def _load(self, path: Path) -> Record | None:
+        """Read a record, with the parts that can be derived; None if it cannot be read."""
+        try:
+            return Record.load(path, self._probes).with_derived(self._probes)
+        except InputError:
+            return None
 
     def _bring_along(self) -> None:
-        """Copies the records of a run that is resumed in another folder."""
+        """Copy the records of a run that is resumed in another folder."""
         came_from = None if self.came_from is None else Path(self.came_from)
         if came_from is None or came_from == self.folder or not came_from.is_dir():
             return
@@ -121,7 +174,7 @@ class RecordStore:
                 write_whole(target, path.read_bytes())
 
     def _supersede(self, path: Path) -> None:
-        """Moves a file out of the way, beside what was moved before, never over it."""
+        """Move a file aside, beside what was moved before, never over it."""
         aside, number = path.parent / _SUPERSEDED, 1
         while (aside / path.name).exists():
             number += 1
@@ -131,24 +184,15 @@ class RecordStore:
 
 
 # Weak, so that the folder of a run that ended in an error is free again without `close`.
-_in_use: WeakValueDictionary[Path, RecordStore] = WeakValueDictionary()
-
-
-def _readable(path: Path) -> Record | None:
-    try:
-        return Record.load(path)
-    except InputError:
-        return None
+_claimed: WeakValueDictionary[Path, RecordStore] = WeakValueDictionary()
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:
-    """What is not equal, in words; of sets of options, as far as both versions had them."""
+    """Say what differs; compare only those options that both versions had."""
     for name, value in wanted.items():
         there = found.get(name)
         if isinstance(there, dict) and isinstance(value, dict):
             both = there.keys() & value.keys()
-            yield from _differences(
-                there, {option: value[option] for option in value if option in both}
-            )
+            yield from _differences(there, {key: value[key] for key in value if key in both})
         elif there != value:
             yield f"{name} was {there!r} and is {value!r}"

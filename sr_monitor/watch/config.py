@@ -13,8 +13,8 @@ from sr_monitor.display.writers import as_writers
 from sr_monitor.errors import check_folder_name, check_kind, whole
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.options import Effect, Options, option
-from sr_monitor.probes import keys
 from sr_monitor.probes.base import Probe, resolve
+from sr_monitor.probes.keys import PREFIX
 from sr_monitor.probes.paths import PathsOptions, PathsProbe
 from sr_monitor.probes.slices import SlicesOptions, SlicesProbe
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -100,7 +100,7 @@ class WatchOptions(MonitorConfig):
         None, "Where records go, in its folder `name`; by default the run's own.", effect="nothing"
     )
     name: str = option(
-        keys.PREFIX.rstrip("/"),
+        PREFIX.rstrip("/"),
         "That folder, and what every logged name begins with. A second callback on the same folder "
         "gets a number.",
         effect="nothing",

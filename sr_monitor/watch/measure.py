@@ -55,8 +55,8 @@ def take_record(
     return Record(
         step=step,
         tokens=tokens,
-        paths=parts["paths"],
-        slices=parts.get("slices"),
+        parts=parts,
+        probes=config.measured,
         metadata={
             "config": config.recorded("curve", "record"),
             "prompts": prompts.fingerprint,

@@ -27,9 +27,10 @@ from sr_monitor.model.anatomy import check_layer, dissect
 from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.wrappers import is_partitioned, is_sharded
-from sr_monitor.probes import keys
+from sr_monitor.probes.keys import PREFIX
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
+from sr_monitor.results.run_keys import FAILURES
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.guard import ErrorGuard, OnError
@@ -58,7 +59,7 @@ class Monitor:
         writers: Any = (),
         schedule: Schedule | None = None,
         log_dir: str | os.PathLike[str] | RecordStore | None = None,
-        name: str = keys.PREFIX.rstrip("/"),
+        name: str = PREFIX.rstrip("/"),
         on_error: OnError | ErrorGuard = "warn",
         ranks: RankGroup | None = None,
     ) -> None:
@@ -93,7 +94,9 @@ class Monitor:
         self.config = MonitorConfig() if config is None else config
         self.pace = Pace(schedule)
         self.guard = on_error if isinstance(on_error, ErrorGuard) else ErrorGuard(on_error)
-        self.store = log_dir if isinstance(log_dir, RecordStore) else _store(log_dir, name)
+        self.store = (
+            log_dir if isinstance(log_dir, RecordStore) else _store(log_dir, name, self.config)
+        )
         self.last_step = -1
         self.way: Way | None = None
         """The way to run points that this run keeps to, once it has measured."""
@@ -261,7 +264,7 @@ class Monitor:
         }
         earlier = []
         for record in self.store.open(step, described):
-            album.keep(record)
+            album.keep(record, prompts=self.prompts)
             earlier += [record] if keep else []
             self.last_step, self.way = record.step, _way_of(record)
         self.store.save_prompts(self.prompts)
@@ -281,14 +284,14 @@ class Monitor:
     def _log_failure(self, step: int) -> None:
         """Log the number of failures, if the writers can still be written to."""
         for writer in self.writers if self.ranks.is_leader else ():
-            name = keys.FAILURES.name.replace(keys.PREFIX, f"{self.store.name}/", 1)
+            name = FAILURES.name.replace(PREFIX, f"{self.store.name}/", 1)
             with suppress(Exception):
                 writer.scalar(name, float(self.guard.failures), step)
                 writer.flush()
 
 
-def _store(log_dir: str | os.PathLike[str] | None, name: str) -> RecordStore:
-    store = RecordStore(log_dir, name)
+def _store(log_dir: str | os.PathLike[str] | None, name: str, config: MonitorConfig) -> RecordStore:
+    store = RecordStore(log_dir, name, probes=config.measured)
     if store.name != name:
         warn(
             f"Monitor(log_dir={str(log_dir)!r}): another one has the folder {name!r} there, and "

@@ -174,7 +174,7 @@ class Watcher(Generic[_Options]):
     ) -> Monitor | None:
         options = self.options
         log_dir = training.log_dir and (options.log_dir or training.log_dir)
-        store = RecordStore(log_dir, options.name, training.run)
+        store = RecordStore(log_dir, options.name, training.run, probes=options.measured)
         with ExitStack() as undo:
             undo.callback(store.close)
             state = training.find_state(store.name)

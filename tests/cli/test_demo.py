@@ -12,8 +12,8 @@ from PIL import Image
 from sr_monitor import cli
 from sr_monitor.cli.demo_training import DemoPlan, Framework, Outcome, run_demo
 from sr_monitor.errors import InputError
-from sr_monitor.probes import keys
 from sr_monitor.probes.measuring import no_bar
+from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.statistics import summarise
 from sr_monitor.prompts.python_corpus import docstrings, python_texts
 from sr_monitor.watch.config import MonitorConfig
@@ -130,6 +130,6 @@ def test_a_missing_library_is_named_with_its_extra(
 @pytest.mark.slow
 def test_regions_form(tmp_path: Path, framework: Framework) -> None:
     records = run_demo(tmp_path, DemoPlan(), framework, no_bar).records
-    slopes = [record.scalars[keys.MAX_SLOPE_MEDIAN.name] for record in records]
+    slopes = [record.scalars[PathsProbe.MAX_SLOPE_MEDIAN.name] for record in records]
     assert slopes[0] < 1.15
     assert slopes[-1] > 1.4

@@ -18,10 +18,14 @@ import torch
 from PIL import Image
 
 from sr_monitor import Monitor, MonitorConfig, PromptSet, Record, TensorBoardWriter, at
-from sr_monitor.probes import keys
+from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.probes.slices import SlicesProbe
 from sr_monitor.results.record import list_records
+from sr_monitor.results.run_keys import RUN_KEYS
 from tests.zoo import build
 
+NAME = "stable_regions/"
+KEYS = (*PathsProbe.keys, *SlicesProbe.keys, *RUN_KEYS)
 STEPS = [0, 1, 2, 3, 4]
 PICTURE_STEPS = [0, 1, 2, 4]
 
@@ -106,14 +110,14 @@ def test_every_name_is_served_with_its_kind(board: Board) -> None:
         for plugin in {*plugins.values(), "images"}
         for tag in board.json(f"plugin/{plugin}/tags")["."]
     }
-    expected = {(plugins.get(key.kind, "images"), key.of(0)) for key in keys.KEYS}
+    expected = {(plugins.get(key.kind, "images"), key.numbered(0).name) for key in KEYS}
     assert served == expected
 
 
 def test_scalars_are_the_records_at_every_step(board: Board, folder: Path) -> None:
     records = [Record.load(path) for path in list_records(folder)]
     assert [record.step for record in records] == STEPS
-    for name in (keys.MAX_SLOPE_MEDIAN.name, keys.TOKENS.name, keys.SHARE_OF_TIME.name):
+    for name in (f"{NAME}max_slope/median", f"{NAME}tokens", f"{NAME}share_of_time"):
         served = board.json("plugin/scalars/scalars", run=".", tag=name)
         assert [entry[1] for entry in served] == STEPS
         values = [record.scalars[name] for record in records]
@@ -121,38 +125,34 @@ def test_scalars_are_the_records_at_every_step(board: Board, folder: Path) -> No
 
 
 def test_histograms_come_at_every_step(board: Board) -> None:
-    assert board.steps("histograms", keys.MAX_SLOPE.name) == STEPS
+    assert board.steps("histograms", f"{NAME}max_slope") == STEPS
 
 
 def test_pictures_come_whenever_the_step_has_doubled_and_can_be_opened(board: Board) -> None:
-    for key, kind in (
-        (keys.CURVES, "PNG"),
-        (keys.SLICE, "PNG"),
-        (keys.FILM, "PNG"),
-        (keys.ANIMATION, "GIF"),
-    ):
-        images = board.json("plugin/images/images", run=".", tag=key.of(0), sample="0")
+    for name in ("curves", "slice/0", "film/0", "animation/0"):
+        images = board.json("plugin/images/images", run=".", tag=NAME + name, sample="0")
         assert [image["step"] for image in images] == PICTURE_STEPS
         query = urllib.parse.parse_qs(images[-1]["query"])
         content = board.bytes(
             "plugin/images/individualImage", **{k: v[0] for k, v in query.items()}
         )
         with Image.open(io.BytesIO(content)) as image:
-            assert image.format == kind
-            assert getattr(image, "n_frames", 1) == (len(PICTURE_STEPS) if kind == "GIF" else 1)
+            num_frames = len(PICTURE_STEPS) if name == "animation/0" else 1
+            assert image.format == ("PNG" if num_frames == 1 else "GIF")
+            assert getattr(image, "n_frames", 1) == num_frames
 
 
 def test_the_slopes_are_one_chart_with_a_band(board: Board) -> None:
     (category,) = board.json("plugin/custom_scalars/layout")["category"]
     (series,) = category["chart"][0]["margin"]["series"]
     assert series == {
-        "value": keys.MAX_SLOPE_MEDIAN.name,
-        "lower": keys.MAX_SLOPE_Q25.name,
-        "upper": keys.MAX_SLOPE_Q75.name,
+        "value": f"{NAME}max_slope/median",
+        "lower": f"{NAME}max_slope/q25",
+        "upper": f"{NAME}max_slope/q75",
     }
 
 
 def test_the_prompts_can_be_read(board: Board) -> None:
-    (text,) = board.json("plugin/text/text", run=".", tag=f"{keys.PROMPTS.name}/text_summary")
+    (text,) = board.json("plugin/text/text", run=".", tag=f"{NAME}prompts/text_summary")
     assert "0 1 2 3 4 5" in text["text"]
     assert "6 7 8 9 10 11" in text["text"]

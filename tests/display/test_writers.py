@@ -4,14 +4,12 @@ import html
 import importlib
 import io
 import json
-import math
 import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,31 +25,21 @@ from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.display.writers.wandb import WandbWriter
 from sr_monitor.errors import InputError
-from sr_monitor.probes import keys
+from sr_monitor.probes.keys import STEP
+from tests.made import INF, NAN
 
-_PROCESSING = "tensorboard.backend.event_processing"
-NAN, INF = math.nan, math.inf
-WIDTH, SLOPES, CURVES = keys.WIDTH.name, keys.MAX_SLOPE.name, keys.CURVES.name
-MOVING, PROMPTS = keys.ANIMATION.of(2), keys.PROMPTS.name
+NAME = "stable_regions/"
+WIDTH, SLOPES, CURVES = f"{NAME}width", f"{NAME}max_slope", f"{NAME}curves"
+MOVING, PROMPTS = f"{NAME}animation/2", f"{NAME}prompts"
 MARKDOWN = 'A | B <b>\n\n1. "ü" & `$x$`'
 
 
-@dataclass
-class Found:
-    """What was written, as it is read back: by name, pairs of a step and a value."""
-
-    scalars: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    histograms: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # number of values
-    images: dict[str, list[tuple[int, Any]]] = field(default_factory=dict)
-    animations: dict[str, list[tuple[int, list[Any]]]] = field(default_factory=dict)
-    texts: dict[str, list[tuple[int, str]]] = field(default_factory=dict)
-
-    def put(self, kind: str, name: str, step: int, value: Any) -> None:
-        getattr(self, f"{kind}s").setdefault(name, []).append((step, value))
+# What is read back: how it was written, under which name, at which step, and what.
+Entry = tuple[str, str, int, Any]
 
 
 def picture(height: int = 7, width: int = 11, dark: bool = False) -> Any:
-    """A picture as `figures.rasterise` gives it: a view that cannot be written to."""
+    """A picture as `drawing.rasterise` gives it: a view that cannot be written to."""
     rgba = np.random.default_rng(0).integers(0, 2 if dark else 256, (height, width, 4), np.uint8)
     return np.frombuffer(rgba.tobytes(), np.uint8).reshape(rgba.shape)[..., :3]
 
@@ -79,13 +67,15 @@ def gif_frames(content: bytes) -> list[Any]:
 class Sink:
     """Where a writer writes: opens it, and reads back what it wrote."""
 
+    writer: Any
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def open(self) -> Any:
         raise NotImplementedError
 
-    def read(self) -> Found:
+    def read(self) -> Iterator[Entry]:
         raise NotImplementedError
 
     def end(self) -> None:
@@ -94,71 +84,57 @@ class Sink:
 
 class MemorySink(Sink):
     def open(self) -> Any:
-        self.writer = MemoryWriter()
-        return self.writer
+        return MemoryWriter()
 
-    def read(self) -> Found:
-        made = self.writer
-        return Found(
-            scalars=made.scalars,
-            histograms={k: [(s, len(v)) for s, v in got] for k, got in made.histograms.items()},
-            images=dict(made.images),
-            animations={k: [(s, list(v)) for s, v in got] for k, got in made.animations.items()},
-            texts=made.texts,
-        )
+    def read(self) -> Iterator[Entry]:
+        for kind in ("scalar", "histogram", "image", "animation", "text"):
+            for name, entries in getattr(self.writer, f"{kind}s").items():
+                for step, value in entries:
+                    yield kind, name, step, len(value) if kind == "histogram" else value
 
 
 class JSONLSink(Sink):
     def open(self) -> Any:
         return JSONLWriter(self.folder / "two" / "deeper" / "log.jsonl")
 
-    def read(self) -> Found:
-        found, path = Found(), self.folder / "two" / "deeper" / "log.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines():
+    def read(self) -> Iterator[Entry]:
+        beside = self.folder / "two" / "deeper"
+        readers: dict[str, Callable[[Any], Any]] = {
+            "scalar": lambda value: NAN if value is None else value,
+            "histogram": len,
+            "image": lambda value: pixels((beside / value).read_bytes()),
+            "animation": lambda value: gif_frames((beside / value).read_bytes()),
+            "text": str,
+        }
+        for line in (beside / "log.jsonl").read_text(encoding="utf-8").splitlines():
             entry = json.loads(line, parse_constant=pytest.fail)  # NaN is no JSON
-            value: Any = entry["value"]
-            if entry["kind"] == "scalar" and value is None:
-                value = NAN
-            if entry["kind"] == "histogram":
-                value = len(value)
-            if entry["kind"] == "image":
-                value = pixels((path.parent / value).read_bytes())
-            if entry["kind"] == "animation":
-                value = gif_frames((path.parent / value).read_bytes())
-            found.put(entry["kind"], entry["name"], entry["step"], value)
-        return found
+            value = readers[entry["kind"]](entry["value"])
+            yield entry["kind"], entry["name"], entry["step"], value
 
 
 class TensorBoardSink(Sink):
     def open(self) -> Any:
         return TensorBoardWriter(self.folder)
 
-    def read(self) -> Found:
-        found, events = Found(), accumulate(self.folder)
-        for name in events.Tags()["scalars"]:
-            for event in events.Scalars(name):
-                found.put("scalar", name, event.step, event.value)
-        for name in events.Tags()["histograms"]:
-            for event in events.Histograms(name):
-                found.put("histogram", name, event.step, int(event.histogram_value.num))
-        for name in events.Tags()["images"]:
-            for event in events.Images(name):
-                self._read_image(found, name, event)
-        for name in events.Tags()["tensors"]:
-            if name.endswith("/text_summary"):
-                for event in events.Tensors(name):
-                    [text] = event.tensor_proto.string_val
-                    found.put("text", name.removesuffix("/text_summary"), event.step, text.decode())
-        return found
-
-    def _read_image(self, found: Found, name: str, event: Any) -> None:
-        content = event.encoded_image_string
-        shape = pixels(content).shape
-        assert (event.height, event.width, 3) == shape
-        if Image.open(io.BytesIO(content)).format == "GIF":
-            found.put("animation", name, event.step, gif_frames(content))
-        else:
-            found.put("image", name, event.step, pixels(content))
+    def read(self) -> Iterator[Entry]:
+        events = accumulate(self.folder)
+        tags = events.Tags()
+        for name in tags["scalars"]:
+            yield from (("scalar", name, each.step, each.value) for each in events.Scalars(name))
+        for name in tags["histograms"]:
+            for each in events.Histograms(name):
+                yield "histogram", name, each.step, int(each.histogram_value.num)
+        for name in tags["images"]:
+            for each in events.Images(name):
+                content = each.encoded_image_string
+                assert (each.height, each.width, 3) == pixels(content).shape
+                is_gif = Image.open(io.BytesIO(content)).format == "GIF"
+                value = gif_frames(content) if is_gif else pixels(content)
+                yield "animation" if is_gif else "image", name, each.step, value
+        for name in tags["tensors"]:
+            stem, _, is_text = name.partition("/text_summary")
+            for each in events.Tensors(name) if not is_text and stem != name else ():
+                yield "text", stem, each.step, each.tensor_proto.string_val[0].decode()
 
 
 class SummaryWriterSink(TensorBoardSink):
@@ -174,12 +150,10 @@ class WandbSink(Sink):
     """An offline run, read back from the file that it leaves."""
 
     def open(self) -> Any:
-        reason = "wandb is not installed: pip install wandb"
-        self.wandb: Any = pytest.importorskip("wandb", reason=reason)
+        self.wandb: Any = pytest.importorskip("wandb", reason="pip install wandb")
         settings = self.wandb.Settings(console="off", silent=True, disable_git=True)
-        self.run = self.wandb.init(
-            mode="offline", dir=str(self.folder), project="x", settings=settings
-        )
+        folder = str(self.folder)
+        self.run = self.wandb.init(mode="offline", dir=folder, project="x", settings=settings)
         return WandbWriter(self.run)
 
     def end(self) -> None:
@@ -192,142 +166,109 @@ class WandbSink(Sink):
         [path] = self.folder.glob("wandb/offline-run-*/*.wandb")
         content, place, record = path.read_bytes(), 7, b""
         while place + 7 <= len(content):
-            left = 32768 - place % 32768
-            if left < 7:
+            if (left := 32768 - place % 32768) < 7:
                 place += left
                 continue
             _, length, piece = struct.unpack("<IHB", content[place : place + 7])
             record += content[place + 7 : place + 7 + length]
             place += 7 + length
             if piece in (1, 4):  # whole, or the last of several
-                parsed = records.Record.FromString(record)
-                record = b""
+                parsed, record = records.Record.FromString(record), b""
                 if parsed.WhichOneof("record_type") == kind:
                     yield getattr(parsed, kind)
 
-    def read(self) -> Found:
-        found = Found()
-        [files] = self.folder.glob("wandb/offline-run-*/files")
+    def read(self) -> Iterator[Entry]:
         for row in self.rows():
             values: dict[str, Any] = {}
             for item in row.item:
                 name, *part = item.nested_key or [item.key]
-                value: Any = json.loads(item.value_json)
-                if part:
-                    values.setdefault(name, {})[part[0]] = value
-                else:
-                    values[name] = value
-            step = values.pop(keys.STEP, None)
-            for name, value in values.items():
-                if name.startswith(keys.PREFIX):
-                    assert step is not None
-                    self._put(found, name, step, value, files)
-        return found
+                value = json.loads(item.value_json)
+                values[name] = values.get(name, {}) | {part[0]: value} if part else value
+            step = values.pop(STEP, None)
+            for name in values:
+                if name.startswith(NAME):
+                    yield self._entry(name, step, values[name])
 
-    def _put(self, found: Found, name: str, step: int, value: Any, files: Path) -> None:
+    def _entry(self, name: str, step: int, value: Any) -> Entry:
         if not isinstance(value, dict):
-            found.put("scalar", name, step, float(value))
-            return
-        kind = value["_type"]
-        if kind == "histogram":
-            found.put("histogram", name, step, sum(value["values"]))
-        elif kind == "image-file":
-            content = (files / value["path"]).read_bytes()
+            return "scalar", name, step, float(value)
+        if value["_type"] == "histogram":
+            return "histogram", name, step, sum(value["values"])
+        [files] = self.folder.glob("wandb/offline-run-*/files")
+        content = (files / value["path"]).read_bytes()
+        if value["_type"] == "video-file":
+            return "animation", name, step, gif_frames(content)
+        if value["_type"] == "image-file":
             assert pixels(content).shape == (value["height"], value["width"], 3)
-            found.put("image", name, step, pixels(content))
-        elif kind == "video-file":
-            found.put("animation", name, step, gif_frames((files / value["path"]).read_bytes()))
-        else:
-            page = (files / value["path"]).read_text(encoding="utf-8")
-            text = page[page.index("<pre>") + 5 : page.index("</pre>")]
-            assert "<" not in text
-            found.put("text", name, step, html.unescape(text))
+            return "image", name, step, pixels(content)
+        _, _, text = content.decode().partition("<pre>")
+        text, end, _ = text.partition("</pre>")
+        assert end
+        assert "<" not in text
+        return "text", name, step, html.unescape(text)
 
 
 def accumulate(folder: Path) -> Any:
     limits = dict.fromkeys(("scalars", "histograms", "images", "tensors"), 0)
-    reader: Any = importlib.import_module(f"{_PROCESSING}.event_accumulator")
+    reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     return reader.EventAccumulator(str(folder), size_guidance=limits).Reload()
 
 
-SINKS = [MemorySink, JSONLSink, TensorBoardSink, SummaryWriterSink, WandbSink]
-
-
-@pytest.fixture(params=SINKS, ids=lambda sink: sink.__name__)
+@pytest.fixture(params=[MemorySink, JSONLSink, TensorBoardSink, SummaryWriterSink, WandbSink])
 def sink(request: pytest.FixtureRequest, tmp_path: Path) -> Sink:
     made: Sink = request.param(tmp_path)
+    made.writer = made.open()
     return made
 
 
-def write_everything(writer: Writer, step: int) -> None:
-    writer.scalar(WIDTH, 0.25 + step, step)
-    writer.histogram(SLOPES, torch.tensor([1.0, NAN, 2.0, INF, 3.5, -INF]), step)
-    writer.image(CURVES, picture(), step)
-    writer.animation(MOVING, film(), step)
-    writer.text(PROMPTS, f"{MARKDOWN} {step}", step)
+def assert_entries(found: Iterable[Entry], expected: Iterable[Entry]) -> None:
+    """The same entries, in whatever order."""
+    ours, theirs = (sorted(entries, key=lambda entry: entry[:3]) for entries in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one[:3] == other[:3]
+        np.testing.assert_array_equal(one[3], other[3])
 
 
 def test_what_was_written_can_be_read_back(sink: Sink) -> None:
-    writer = sink.open()
+    """Nothing finite makes no histogram, NaN is a number, almost black stays almost black."""
+    writer, dark = sink.writer, picture(1, 300, dark=True)
     assert isinstance(writer, Writer)
     for step in (0, 500):
-        write_everything(writer, step)
+        writer.scalar(WIDTH, 0.25 + step, step)
+        writer.histogram(SLOPES, torch.tensor([1.0, NAN, 2.0, INF, 3.5, -INF]), step)
+        writer.image(CURVES, picture(), step)
+        writer.animation(MOVING, film(), step)
+        writer.text(PROMPTS, f"{MARKDOWN} {step}", step)
         writer.flush()
+    writer.scalar(WIDTH, NAN, 501)
+    for nothing in (torch.full((4,), NAN), torch.empty(0)):
+        writer.histogram(SLOPES, nothing, 501)
+    writer.histogram(f"{NAME}one", torch.ones(1), 501)
+    writer.image(CURVES, dark, 501)
+    writer.animation(MOVING, film(count=1), 501)
     writer.flush()
-    writer.close()
-    writer.close()
+    expected: list[Entry] = [
+        *(("scalar", WIDTH, step, 0.25 + step) for step in (0, 500)),
+        *(("histogram", SLOPES, step, 3) for step in (0, 500)),
+        *(("image", CURVES, step, picture()) for step in (0, 500)),
+        *(("animation", MOVING, step, film()) for step in (0, 500)),
+        *(("text", PROMPTS, step, f"{MARKDOWN} {step}") for step in (0, 500)),
+        ("scalar", WIDTH, 501, NAN),
+        ("histogram", f"{NAME}one", 501, 1),
+        ("image", CURVES, 501, dark),
+        ("animation", MOVING, 501, film(count=1)),
+    ]
+    if not isinstance(sink, WandbSink):  # what is flushed is there without a close
+        assert_entries(sink.read(), expected)
+    for finish in (writer.flush, writer.close, writer.close):
+        finish()
     sink.end()
-    found = sink.read()
-    assert found.scalars == {WIDTH: [(0, 0.25), (500, 500.25)]}
-    assert found.histograms == {SLOPES: [(0, 3), (500, 3)]}
-    assert found.texts == {PROMPTS: [(0, f"{MARKDOWN} 0"), (500, f"{MARKDOWN} 500")]}
-    assert (list(found.images), list(found.animations)) == ([CURVES], [MOVING])
-    for step, (found_step, image) in zip((0, 500), found.images[CURVES], strict=True):
-        assert step == found_step
-        np.testing.assert_array_equal(image, picture())
-    for step, (found_step, frames) in zip((0, 500), found.animations[MOVING], strict=True):
-        assert step == found_step
-        np.testing.assert_array_equal(frames, film())
-
-
-def test_odd_values(sink: Sink) -> None:
-    """Nothing finite makes no histogram, NaN is a number, almost black stays almost black."""
-    writer = sink.open()
-    writer.scalar(WIDTH, NAN, 3)
-    writer.histogram(SLOPES, torch.full((4,), NAN), 3)
-    writer.histogram(SLOPES, torch.empty(0), 3)
-    writer.histogram("stable_regions/one", torch.ones(1), 3)
-    writer.image(CURVES, picture(1, 300, dark=True), 3)
-    writer.animation(MOVING, film(count=1), 3)
-    writer.close()
-    sink.end()
-    found = sink.read()
-    [(step, value)] = found.scalars[WIDTH]
-    assert step == 3
-    assert math.isnan(value)
-    assert found.histograms == {"stable_regions/one": [(3, 1)]}
-    [(_, image)] = found.images[CURVES]
-    np.testing.assert_array_equal(image, picture(1, 300, dark=True))
-    [(_, frames)] = found.animations[MOVING]
-    np.testing.assert_array_equal(frames, film(count=1))
+    assert_entries(sink.read(), expected)
 
 
 def test_nothing_written_and_closed_twice(sink: Sink) -> None:
-    writer = sink.open()
-    writer.flush()
-    writer.close()
-    writer.close()
-    sink.end()
-
-
-def test_flushed_is_there_without_a_close(sink: Sink) -> None:
-    writer = sink.open()
-    write_everything(writer, 1)
-    writer.flush()
-    if isinstance(sink, WandbSink):
-        sink.end()
-    assert sink.read().scalars == {WIDTH: [(1, 1.25)]}
-    writer.close()
+    for finish in (sink.writer.flush, sink.writer.close, sink.writer.close):
+        finish()
     sink.end()
 
 
@@ -342,33 +283,40 @@ def test_memory_keeps_what_it_got_and_not_what_became_of_it() -> None:
     assert writer.histograms[SLOPES][0][1].tolist() == [1, 1]
     assert writer.images[CURVES][0][1].min() == 1
     np.testing.assert_array_equal(writer.animations[MOVING][0][1], film())
-    assert writer.names == {SLOPES, CURVES, MOVING}
-    assert (writer.num_flushes, writer.closed) == (0, False)
-    writer.flush()
+    assert (writer.names, writer.closed) == ({SLOPES, CURVES, MOVING}, False)
     writer.close()
-    assert (writer.num_flushes, writer.closed) == (1, True)
+    assert writer.closed
 
 
-def test_a_gif_rests_on_its_last_frame_and_runs_for_ever() -> None:
+def test_a_gif_rests_on_its_last_frame_loops_and_keeps_the_colours_of_a_slice() -> None:
     gif: Any = Image.open(io.BytesIO(encode_gif(film())))
     durations = []
     for index in range(gif.n_frames):
         gif.seek(index)
         durations.append(gif.info["duration"])
-    assert durations == [500, 500, 2000]
-    assert gif.info["loop"] == 0
-
-
-def test_a_gif_keeps_the_colours_of_a_slice() -> None:
-    """Smooth colour in all directions, the worst case for 256 colours."""
+    assert (durations, gif.info["loop"]) == ([500, 500, 2000], 0)
+    # Smooth colour in all directions, the worst case for 256 colours.
     ramp = np.linspace(0, 255, 41).astype(np.uint8)
     one = np.stack(np.broadcast_arrays(ramp[:, None], ramp, ramp[::-1, None]), axis=-1)
     [frame] = gif_frames(encode_gif(one[None]))
-    assert np.abs(frame.astype(int) - one).max() <= 24
-    assert np.abs(frame.astype(int) - one).mean() <= 6
+    off = np.abs(frame.astype(int) - one)
+    assert off.max() <= 24
+    assert off.mean() <= 6
 
 
-# JSON lines
+def run_with_small_files(code: str, path: Path) -> None:
+    """Run code in which `limit(bytes)` stops a write in its middle, as a full disk does."""
+    before = (
+        "import resource, sys\n"
+        "def limit(size=resource.RLIM_INFINITY):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))\n"
+    )
+    command = [sys.executable, "-c", before + code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "File too large" in done.stdout
+
+
+# JSON lines --------------------------------------------------------------------------------------
 
 
 def lines(path: Path) -> list[tuple[int, str]]:
@@ -376,58 +324,41 @@ def lines(path: Path) -> list[tuple[int, str]]:
     return [(entry["step"], entry["name"]) for entry in entries]
 
 
-def test_a_resumed_file_forgets_later_steps(tmp_path: Path) -> None:
+def test_a_resumed_file_forgets_later_steps_and_torn_lines(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     writer = JSONLWriter(path)
     for step in (0, 500, 1000, 1500):
         writer.scalar(WIDTH, 1.0, step)
+    inode = path.stat().st_ino
+    JSONLWriter(path)
+    assert path.stat().st_ino == inode  # nothing to drop, so not written anew
     with path.open("a") as file:
         file.write('{"step": 1500, "na')  # killed here
     resumed = JSONLWriter(path, purge_step=1000)
     assert lines(path) == [(0, WIDTH), (500, WIDTH)]
     resumed.scalar(WIDTH, 2.0, 1000)
-    assert lines(path) == [(0, WIDTH), (500, WIDTH), (1000, WIDTH)]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_is_gone_on_with(tmp_path: Path) -> None:
-    path = tmp_path / "log.jsonl"
-    JSONLWriter(path).scalar(WIDTH, 1.0, 0)
-    inode = path.stat().st_ino
-    JSONLWriter(path).scalar(WIDTH, 1.0, 500)
-    assert path.stat().st_ino == inode  # nothing to drop, so not written anew
     with path.open("a") as file:
         file.write('{"st')
-    JSONLWriter(path).scalar(WIDTH, 1.0, 1000)
-    assert lines(path) == [(0, WIDTH), (500, WIDTH), (1000, WIDTH)]
+    JSONLWriter(path).scalar(WIDTH, 1.0, 1500)
+    assert lines(path) == [(step, WIDTH) for step in (0, 500, 1000, 1500)]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
     "content",
-    [
-        "loss 3.5\n",
-        '{"loss": 1}\n',
-        '{"step": 1}\n[]\n',
-        "notes",
-        '{"loss": 1',
-        "5\n",
-        '{"step": 1, "loss": 1}\n',
-    ],
+    ["loss 3.5\n", '{"step": 1}\n[]\n', "notes", '{"loss": 1', "5\n", '{"step": 1, "loss": 1}\n'],
 )
 def test_a_file_of_others_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(content)
-    with pytest.raises(
-        InputError, match=r"JSONLWriter\('.*notes\.txt'\): the file holds '.*'"
-    ) as no:
+    with pytest.raises(InputError, match=r"^JSONLWriter\('.*notes\.txt'\): the file holds '.*$"):
         JSONLWriter(path, purge_step=0)
-    assert "\n" not in str(no.value)
     assert path.read_text() == content
 
 
 def test_pictures_lie_beside_the_lines(tmp_path: Path) -> None:
     writer = JSONLWriter(tmp_path / "log.jsonl")
-    writer.image(keys.SLICE.of(3), picture(), 500)
+    writer.image(f"{NAME}slice/3", picture(), 500)
     writer.image("../../up", picture(), 500)
     writer.animation(MOVING, film(), 500)
     names = {file.name for file in (tmp_path / "log-images").iterdir()}
@@ -456,26 +387,21 @@ def test_a_folder_that_vanished_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
-    """The limit on the size of a file stops a write in its middle, as a full disk does."""
-    code = (
-        "import resource, sys\n"
-        "from sr_monitor.display.writers.base import JSONLWriter\n"
+    run_with_small_files(
+        "from sr_monitor.display.writers.jsonl import JSONLWriter\n"
         "writer = JSONLWriter(sys.argv[1])\n"
         "writer.scalar('a', 1.0, 0)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
+        "limit(100)\n"
         "try: writer.text('b', 'long' * 100, 1)\n"
         "except OSError as error: print(error)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\n"
-        "writer.scalar('c', 1.0, 2)\n"
+        "limit()\n"
+        "writer.scalar('c', 1.0, 2)\n",
+        path := tmp_path / "log.jsonl",
     )
-    path = tmp_path / "log.jsonl"
-    command = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "File too large" in done.stdout
     assert lines(path) == [(0, "a"), (2, "c")]
 
 
-# TensorBoard
+# TensorBoard -------------------------------------------------------------------------------------
 
 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
@@ -485,9 +411,11 @@ def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
             writer.scalar(WIDTH, float(purge_step or 0), step)
             writer.image(CURVES, picture(), step)
         writer.close()
+    steps = (0, 500, 1000, 1500)
+    expected = [("scalar", WIDTH, step, step // 1000 * 1000) for step in steps[:3]]
+    images = [("image", CURVES, step, picture()) for step in steps]
     found = TensorBoardSink(tmp_path).read()
-    assert found.scalars[WIDTH] == [(0, 0), (500, 0), (1000, 1000), (1500, 1000)]
-    assert [step for step, _ in found.images[CURVES]] == [0, 500, 1000, 1500]
+    assert_entries(found, [*expected, ("scalar", WIDTH, 1500, 1000), *images])
 
 
 def margin_charts(folder: Path) -> list[Any]:
@@ -500,24 +428,22 @@ def margin_charts(folder: Path) -> list[Any]:
     return [chart.margin.series[0] for part in layout.category for chart in part.chart]
 
 
-def test_a_run_of_our_own_has_a_margin_chart_of_each_prefix(tmp_path: Path) -> None:
+def test_a_median_with_its_quartiles_is_a_chart_whoever_logs_it(tmp_path: Path) -> None:
+    stems = (f"{NAME}max_slope", "layer-2/max_slope", f"{NAME}radius")
     with closing(TensorBoardWriter(tmp_path)) as writer:
         for step in range(3):
             writer.scalar(WIDTH, 1.0, step)
-            writer.scalar("stable_regions/max_slope/median", 1.0, step)
-            writer.scalar("layer-2/max_slope/median", 2.0, step)
+            writer.scalar(f"{NAME}alone/median", 1.0, step)
+            for stem in stems:
+                for edge in ("q25", "median", "q75"):
+                    writer.scalar(f"{stem}/{edge}", 1.0, step)
     found = [(band.value, band.lower, band.upper) for band in margin_charts(tmp_path)]
-    numbers = ("median", "q25", "q75")
-    assert found == [
-        tuple(f"{prefix}/max_slope/{number}" for number in numbers)
-        for prefix in ("stable_regions", "layer-2")
-    ]
+    assert found == [tuple(f"{stem}/{edge}" for edge in ("median", "q25", "q75")) for stem in stems]
 
 
 def test_a_run_of_our_own_goes_on_after_a_full_disk(tmp_path: Path) -> None:
-    """The limit on the size of a file stops a write in its middle, as a full disk does."""
-    code = (
-        "import resource, sys, time\n"
+    run_with_small_files(
+        "import time\n"
         "from sr_monitor import TensorBoardWriter\n"
         "writer = TensorBoardWriter(sys.argv[1])\n"
         "def add(step, size):\n"
@@ -526,18 +452,16 @@ def test_a_run_of_our_own_goes_on_after_a_full_disk(tmp_path: Path) -> None:
         "    writer.flush()\n"
         "add(0, 1)\n"
         "time.sleep(1)  # files of one second have one name\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))\n"
+        "limit(2000)\n"
         "try: add(1, 1000); add(1, 1000)\n"
         "except OSError as error: print(error)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)\n"
+        "limit()\n"
         "add(2, 1)\n"
-        "writer.close()\n"
+        "writer.close()\n",
+        tmp_path,
     )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "File too large" in done.stdout
-    steps = [step for step, _ in TensorBoardSink(tmp_path).read().scalars["a"]]
-    assert {0, 2} <= set(steps)
+    found = TensorBoardSink(tmp_path).read()
+    assert {0, 2} <= {step for _, name, step, _ in found if name == "a"}
 
 
 def test_a_writer_that_is_there_keeps_its_layout_and_stays_open(tmp_path: Path) -> None:
@@ -545,14 +469,14 @@ def test_a_writer_that_is_there_keeps_its_layout_and_stays_open(tmp_path: Path) 
     writer = TensorBoardWriter(owner)
     writer.scalar(WIDTH, 1.0, 1)
     writer.close()
-    assert TensorBoardSink(tmp_path).read().scalars == {WIDTH: [(1, 1)]}
     owner.add_scalar("loss", 2.0, 1)
     owner.close()
     writer.close()
     writer.flush()
     assert margin_charts(tmp_path) == []
     assert len(list(tmp_path.iterdir())) == 1  # closed and opened again would make two
-    assert TensorBoardSink(tmp_path).read().scalars == {WIDTH: [(1, 1)], "loss": [(1, 2)]}
+    found = TensorBoardSink(tmp_path).read()
+    assert_entries(found, [("scalar", WIDTH, 1, 1), ("scalar", "loss", 1, 2)])
     with pytest.raises(InputError, match=r"purge_step=5\): give `purge_step` to the SummaryWriter"):
         TensorBoardWriter(owner, purge_step=5)
 
@@ -575,7 +499,7 @@ def test_without_wandb_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_importing_the_writers_is_light(tmp_path: Path) -> None:
     code = (
-        "import sys, sr_monitor.display.writers.tensorboard, sr_monitor.results.record\n"
+        "import sys, sr_monitor.display.writers, sr_monitor.display.writers.wandb\n"
         "heavy = ('tensorboard', 'torch.utils.tensorboard', 'wandb', 'PIL', 'matplotlib')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
@@ -584,7 +508,7 @@ def test_importing_the_writers_is_light(tmp_path: Path) -> None:
     assert done.stdout == "[]\n"
 
 
-# Weights & Biases
+# Weights & Biases --------------------------------------------------------------------------------
 
 
 def test_a_run_of_wandb_loses_nothing_and_is_drawn_against_our_step(tmp_path: Path) -> None:
@@ -593,7 +517,7 @@ def test_a_run_of_wandb_loses_nothing_and_is_drawn_against_our_step(tmp_path: Pa
     writer = sink.open()
     for step in range(4):
         writer.scalar(WIDTH, float(step), 1000 * step)
-        writer.scalar(keys.LOCATION.name, float(step), 1000 * step)
+        writer.scalar(f"{NAME}location", float(step), 1000 * step)
         writer.flush()
         sink.run.log({"loss": 10.0 + step}, step=step + 1)
     writer.scalar(WIDTH, 7.0, 5000)
@@ -608,7 +532,7 @@ def test_a_run_of_wandb_loses_nothing_and_is_drawn_against_our_step(tmp_path: Pa
         if (item.key or item.nested_key[0]) == "loss"
     ]
     assert losses == [10.0, 11.0, 12.0, 13.0]
-    curve = sink.read().scalars[WIDTH]
+    curve = [(step, value) for _, name, step, value in sink.read() if name == WIDTH]
     assert curve == [(0, 0), (1000, 1), (2000, 2), (3000, 3), (5000, 7), (6000, 8)]
     axes = {metric.glob_name: metric.step_metric for metric in sink.rows("metric")}
     assert axes["stable_regions/*"] == axes["layer-2/*"] == "stable_regions/step"

@@ -19,8 +19,10 @@ from torch.utils.data import Dataset, IterableDataset
 
 from sr_monitor import InputError, PromptSet, Record, at, measure_paths
 from sr_monitor.display.writers.memory import MemoryWriter
-from sr_monitor.probes import keys
-from sr_monitor.probes.paths import Paths
+from sr_monitor.probes.keys import STEP
+from sr_monitor.probes.paths import Paths, PathsProbe
+from sr_monitor.probes.slices import SlicesProbe
+from sr_monitor.results.run_keys import FAILURES
 from tests.lightning_runs import (
     BATCH,
     LENGTH,
@@ -51,7 +53,7 @@ pytestmark = [
 ]
 
 QUICK: dict[str, Any] = {"num_slices": 0}
-MEDIAN = keys.MAX_SLOPE_MEDIAN.name
+MEDIAN = PathsProbe.MAX_SLOPE_MEDIAN.name
 
 
 def steps(records: Sequence[Record]) -> list[int]:
@@ -624,7 +626,7 @@ def test_the_run_of_the_tensorboard_logger_is_used(
     seen = events(Path(logger.log_dir))
     assert [event.step for event in seen.Scalars(MEDIAN)] == [0, 2, 4]
     assert len(seen.Scalars("loss")) == 4
-    assert {keys.CURVES.name, keys.FILM.of(0)} <= set(seen.Tags()["images"])
+    assert {PathsProbe.CURVES.name, SlicesProbe.FILM.numbered(0).name} <= set(seen.Tags()["images"])
     assert done.folder.is_relative_to(tmp_path / "csv")  # of the first logger, as Lightning has it
     assert steps(done.records) == [0, 2, 4]
     assert "sr-monitor" not in capsys.readouterr().err
@@ -657,7 +659,7 @@ def test_the_run_of_the_wandb_logger_is_used(
 
     summary = dict(logger.experiment.summary)
     logger.experiment.finish()
-    assert summary[keys.STEP] == 4
+    assert summary[STEP] == 4
     assert MEDIAN in summary
     assert event_files(tmp_path) == []
 
@@ -960,7 +962,7 @@ def test_nan_weights_are_said_and_counted(tmp_path: Path) -> None:
         done = train(tmp_path, [small(on_error="warn", writer=writer, **QUICK)], module=Diverging)
 
     assert steps(done.records) == [0]
-    assert writer.scalars[keys.FAILURES.name][-1] == (4, 2)
+    assert writer.scalars[FAILURES.name][-1] == (4, 2)
 
 
 def test_an_exception_in_the_training_closes_everything(tmp_path: Path) -> None:
@@ -981,7 +983,7 @@ def test_an_exception_in_the_training_closes_everything(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="in the training itself"):
         train(tmp_path, [callback, saver], module=Stopping, enable_checkpointing=True)
 
-    assert closed == [[keys.CURVES.name]]
+    assert closed == [[PathsProbe.CURVES.name]]
     (path,) = tmp_path.glob("saved/*.ckpt")
     state = torch.load(path, weights_only=True)["sr_monitor"]["stable_regions"]
     assert state["step"] == 2

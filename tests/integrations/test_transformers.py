@@ -30,7 +30,8 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from sr_monitor import InputError, PromptSet, Record, at, budget, measure_paths
 from sr_monitor.display.writers.memory import MemoryWriter
-from sr_monitor.probes import keys
+from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.probes.slices import SlicesProbe
 from sr_monitor.results.record import list_records
 from tests.training import (
     Run,
@@ -44,7 +45,7 @@ from tests.training import (
 )
 from tests.zoo import VOCAB, build
 
-MEDIAN = keys.MAX_SLOPE_MEDIAN.name
+MEDIAN = PathsProbe.MAX_SLOPE_MEDIAN.name
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -111,7 +112,12 @@ def test_one_line_is_enough(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert event_files(folder) == event_files(own)
     log = events(own)
     assert steps_of(log.Scalars(MEDIAN)) == [0, 2]
-    shown = {keys.CURVES.name, keys.SLICE.of(3), keys.FILM.of(3), keys.ANIMATION.of(3)}
+    shown = {
+        PathsProbe.CURVES.name,
+        SlicesProbe.SLICE.numbered(3).name,
+        SlicesProbe.FILM.numbered(3).name,
+        SlicesProbe.ANIMATION.numbered(3).name,
+    }
     assert shown <= set(log.Tags()["images"])
 
 
@@ -208,7 +214,7 @@ def test_the_last_step_is_not_mistaken_for_the_best_one(tmp_path: Path) -> None:
     # Neither was anything written to the Trainer's log after it had been closed.
     assert len(event_files(tmp_path)) == 1
     log = events(event_files(tmp_path)[0].parent)
-    assert steps_of(log.Images(keys.CURVES.name)) == [0, 3]
+    assert steps_of(log.Images(PathsProbe.CURVES.name)) == [0, 3]
 
 
 def test_tokens_are_kept_where_the_trainer_counts_them(tmp_path: Path) -> None:
@@ -423,7 +429,7 @@ def test_the_trainers_tensorboard_run_is_used(
     log = events(file.parent)
     assert steps_of(log.Scalars(MEDIAN)) == [0, 2, 4, 6]
     assert steps_of(log.Scalars("train/loss")) == [1, 2, 3, 4, 5, 6]
-    assert steps_of(log.Images(keys.CURVES.name)) == [0, 2, 4, 6]
+    assert steps_of(log.Images(PathsProbe.CURVES.name)) == [0, 2, 4, 6]
 
 
 def test_a_logger_further_down_the_list_is_used_once(tmp_path: Path) -> None:
@@ -493,7 +499,7 @@ def test_a_resumed_run_goes_on_with_its_curve(tmp_path: Path, plain_resumed: Run
     assert [path.name[5:14] for path in superseded] == ["000000004", "000000005", "000000006"]
     log = events(tmp_path / "stable_regions")
     assert steps_of(log.Scalars(MEDIAN)) == [0, 1, 2, 3, 4, 5, 6]
-    assert steps_of(log.Images(keys.CURVES.name)) == [0, 1, 2, 4, 6]
+    assert steps_of(log.Images(PathsProbe.CURVES.name)) == [0, 1, 2, 4, 6]
 
 
 def test_a_resumed_run_goes_on_in_the_trainers_new_tensorboard_run(tmp_path: Path) -> None:

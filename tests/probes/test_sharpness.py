@@ -3,6 +3,7 @@
 import math
 import random
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from sr_monitor.probes.sharpness import (
     slope_location,
 )
 
-NAN = math.nan
+NAN, INF = math.nan, math.inf
+NUMBERS = (max_slope, slope_location, boundary_width, lipschitz_ratio)
 
 
 def grid(num_steps: int) -> Tensor:
@@ -34,7 +36,7 @@ def logistic(alphas: Tensor, steepness: float) -> Tensor:
     return ((curve - curve[0]) / (curve[-1] - curve[0])).float()[None]
 
 
-# Analytic truths
+# Analytic truths ---------------------------------------------------------------------------------
 
 
 def test_relative_distance_is_one_at_the_end_and_scale_free() -> None:
@@ -42,32 +44,25 @@ def test_relative_distance_is_one_at_the_end_and_scale_free() -> None:
     expected = torch.tensor([[0.0, 0.25, 1.0], [0.0, 3.0, 1.0]])
     assert torch.equal(relative_distance(distance), expected)
     assert torch.equal(relative_distance(distance * 8), expected)
-
-
-def test_relative_distance_of_a_path_without_an_end_is_not_finite() -> None:
-    distance = torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, NAN], [0.0, 0.0, 0.0]])
-    relative = relative_distance(distance)
-    assert not relative[:, 1].isfinite().any()
-    assert max_slope(grid(3), relative).isnan().all()
+    endless = relative_distance(torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, NAN], [0.0, 0.0, 0.0]]))
+    assert not endless[:, 1].isfinite().any()
+    assert max_slope(grid(3), endless).isnan().all()
 
 
 @pytest.mark.parametrize("num_steps", [2, 3, 51, 101])
 def test_a_straight_line_has_slope_one_and_width_one_half(num_steps: int) -> None:
     alphas = grid(num_steps)
-    assert max_slope(alphas, alphas[None]).item() == pytest.approx(1, abs=1e-5)
-    assert boundary_width(alphas, alphas[None]).item() == pytest.approx(0.5, abs=1e-6)
-    assert lipschitz_ratio(alphas, alphas[None]).item() == pytest.approx(1, abs=1e-5)
+    found = [number(alphas, alphas[None]).item() for number in NUMBERS]
+    assert [found[0], *found[2:]] == pytest.approx([1, 0.5, 1], abs=1e-5)
 
 
 @pytest.mark.parametrize(("num_steps", "jump"), [(2, 1), (3, 2), (51, 20), (101, 100)])
 def test_a_step_has_slope_s_minus_one_where_it_jumps(num_steps: int, jump: int) -> None:
-    alphas = grid(num_steps)
+    alphas, last = grid(num_steps), num_steps - 1
     relative = (torch.arange(num_steps) >= jump).float()[None]
-    assert max_slope(alphas, relative).item() == num_steps - 1
-    middle = (jump - 0.5) / (num_steps - 1)
-    assert slope_location(alphas, relative).item() == pytest.approx(middle, abs=1e-6)
-    width = 0.5 / (num_steps - 1)
-    assert boundary_width(alphas, relative).item() == pytest.approx(width, abs=1e-6)
+    assert max_slope(alphas, relative).item() == last
+    assert slope_location(alphas, relative).item() == pytest.approx((jump - 0.5) / last, abs=1e-6)
+    assert boundary_width(alphas, relative).item() == pytest.approx(0.5 / last, abs=1e-6)
 
 
 def test_a_ramp_over_a_fifth_has_slope_five() -> None:
@@ -76,6 +71,7 @@ def test_a_ramp_over_a_fifth_has_slope_five() -> None:
     assert max_slope(alphas, relative).item() == pytest.approx(5, rel=1e-5)
     assert boundary_width(alphas, relative).item() == pytest.approx(0.1, abs=1e-6)
     assert 0.4 < slope_location(alphas, relative).item() < 0.6
+    assert lipschitz_ratio(alphas, relative).item() == INF  # flat at first
 
 
 @pytest.mark.parametrize("steepness", [4.0, 20.0, 60.0])
@@ -91,46 +87,30 @@ def test_a_logistic_curve_has_its_known_slope_and_width(steepness: float) -> Non
     assert location == pytest.approx(0.5, abs=1e-6)
 
 
-def test_the_slope_is_signed_and_a_fall_is_no_boundary() -> None:
-    alphas = grid(5)
-    falling = torch.tensor([[2.0, 1.75, 1.5, 1.25, 1.0]])
-    assert max_slope(alphas, falling).item() == -1.0
+def test_the_slope_is_signed_and_the_first_of_the_steepest_is_located() -> None:
+    assert max_slope(grid(5), torch.tensor([[2.0, 1.75, 1.5, 1.25, 1.0]])).item() == -1.0
     spike = torch.tensor([[0.0, 3.0, 0.0, 0.5, 1.0]])
-    assert max_slope(alphas, spike).item() == 12.0
-    assert slope_location(alphas, spike).item() == 0.125
+    assert max_slope(grid(5), spike).item() == 12.0
+    assert slope_location(grid(5), spike).item() == 0.125
+    assert slope_location(grid(5), torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0]])).item() == 0.375
 
 
-def test_of_equally_steep_intervals_the_first_is_located() -> None:
-    relative = torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0]])
-    assert slope_location(grid(5), relative).item() == 0.375
-
-
-def test_the_lipschitz_ratio_of_a_flat_start() -> None:
+def test_the_lipschitz_ratio_of_a_slow_start() -> None:
     alphas = grid(51)
     relative = torch.where(alphas <= 0.6, alphas / 2, 0.3 + (alphas - 0.6) * 0.7 / 0.4)[None]
     assert lipschitz_ratio(alphas, relative).item() == pytest.approx(1.75 / 0.5, rel=1e-4)
     assert lipschitz_ratio(alphas, relative, num_first=50).item() == pytest.approx(1.75, rel=1e-4)
-    assert lipschitz_ratio(alphas, ramp(alphas, 0.4, 0.6)).item() == math.inf
 
 
-# The choice of the crossings
-
-
-def test_the_width_is_that_of_the_first_complete_passage() -> None:
-    alphas = grid(9)  # an approach that fails, a passage over two intervals, a second, sharper one
+def test_the_width_is_that_of_the_first_complete_passage_if_there_is_one() -> None:
+    """After an approach that fails; a second passage is sharper."""
     relative = torch.tensor([[0.0, 0.5, 0.0, 0.5, 1.0, 0.0, 1.0, 1.0, 1.0]])
-    assert boundary_width(alphas, relative).item() == pytest.approx(0.125)
+    assert boundary_width(grid(9), relative).item() == pytest.approx(0.125)
+    never, from_above, unseen = [0.0, 0.2, 0.5, 0.7], [0.3, 0.5, 0.8, 1.0], [NAN] * 4
+    assert boundary_width(grid(4), torch.tensor([never, from_above, unseen])).isnan().all()
 
 
-def test_no_passage_no_width() -> None:
-    alphas = grid(4)
-    never = torch.tensor([0.0, 0.2, 0.5, 0.7])
-    from_above = torch.tensor([0.3, 0.5, 0.8, 1.0])
-    unseen = torch.full((4,), NAN)
-    assert boundary_width(alphas, torch.stack([never, from_above, unseen])).isnan().all()
-
-
-# Points that were not looked at
+# Points that were not looked at ------------------------------------------------------------------
 
 
 def test_a_slope_never_spans_a_gap() -> None:
@@ -143,38 +123,25 @@ def test_a_slope_never_spans_a_gap() -> None:
 
 
 def test_gaps_are_bridged_by_straight_lines_and_nothing_is_extrapolated() -> None:
+    """An infinite point counts as not looked at."""
     relative = torch.tensor(
-        [[0.0, NAN, NAN, 0.75, 1.0], [NAN, 0.5, NAN, 0.25, NAN], [NAN, NAN, 0.5, NAN, NAN]]
+        [[0.0, NAN, INF, 0.75, 1.0], [NAN, 0.5, NAN, 0.25, INF], [-INF, NAN, 0.5, NAN, NAN]]
     )
     expected = torch.tensor(
         [[0.0, 0.25, 0.5, 0.75, 1.0], [NAN, 0.5, 0.375, 0.25, NAN], [NAN, NAN, 0.5, NAN, NAN]]
     )
     torch.testing.assert_close(fill_gaps(grid(5), relative), expected, equal_nan=True)
+    assert max_slope(grid(5), relative)[0].item() == 1.0
 
 
 def test_filling_keeps_every_point_that_was_looked_at_bit_for_bit() -> None:
-    relative = torch.rand(20, 33, generator=torch.Generator().manual_seed(0))
-    gaps = torch.rand(20, 33, generator=torch.Generator().manual_seed(1)) < 0.7
-    filled = fill_gaps(grid(33), relative.masked_fill(gaps, NAN))
-    assert torch.equal(filled[~gaps], relative[~gaps])
+    relative, chance = torch.rand(2, 20, 33, generator=torch.Generator().manual_seed(0))
+    gaps = chance < 0.7
+    assert torch.equal(fill_gaps(grid(33), relative.masked_fill(gaps, NAN))[~gaps], relative[~gaps])
     assert torch.equal(fill_gaps(grid(33), relative), relative)
 
 
-def test_infinity_counts_as_not_looked_at() -> None:
-    relative = torch.tensor([[0.0, 0.25, math.inf, 0.75, 1.0]])
-    assert max_slope(grid(5), relative).item() == 1.0
-    assert fill_gaps(grid(5), relative)[0, 2].item() == pytest.approx(0.5)
-    ends = torch.tensor([[math.inf, NAN, 0.5, NAN, -math.inf]])
-    assert fill_gaps(grid(5), ends).isnan().tolist() == [[True, True, False, True, True]]
-
-
-def test_no_pairs_give_no_numbers() -> None:
-    alphas, none = grid(5), torch.empty(0, 5)
-    for numbers in (max_slope, slope_location, boundary_width, lipschitz_ratio):
-        assert numbers(alphas, none).shape == (0,)
-
-
-# The oracle: plain loops over one curve at a time
+# The oracle: plain loops over one curve at a time ------------------------------------------------
 
 
 def seen_points(alphas: list[float], curve: list[float]) -> list[tuple[float, float]]:
@@ -199,8 +166,8 @@ def slow_value(alphas: list[float], curve: list[float], at: float) -> float:
 
 
 def slow_width(alphas: list[float], curve: list[float]) -> float:
-    points, low = seen_points(alphas, curve), NAN
-    for (a0, r0), (a1, r1) in pairwise(points):
+    low = NAN
+    for (a0, r0), (a1, r1) in pairwise(seen_points(alphas, curve)):
         if r0 < 0.25 <= r1:
             low = a0 + (0.25 - r0) * (a1 - a0) / (r1 - r0)
         if r0 >= 0.75:
@@ -227,41 +194,30 @@ def random_curves() -> Tensor:
 
 def test_every_number_equals_the_slow_oracle_on_random_curves() -> None:
     alphas, curves = grid(21), random_curves()
-    fast = torch.stack(
-        [
-            max_slope(alphas, curves),
-            slope_location(alphas, curves),
-            boundary_width(alphas, curves),
-            lipschitz_ratio(alphas, curves, num_first=5),
-        ],
-        dim=1,
-    )
+    ratio = lipschitz_ratio(alphas, curves, num_first=5)
+    fast = torch.stack([*(number(alphas, curves) for number in NUMBERS[:3]), ratio], dim=1)
     points, slow, filled = alphas.tolist(), [], []
     for curve in curves.tolist():
         slope, where = slow_slope(points, curve)
         filled.append([slow_value(points, curve, at) for at in points])
         first = (filled[-1][5] - filled[-1][0]) / (points[5] - points[0])
         slow.append([slope, where, slow_width(points, curve), slope / first])
-    torch.testing.assert_close(fast, torch.tensor(slow), rtol=1e-3, atol=1e-5, equal_nan=True)
-    torch.testing.assert_close(
-        fill_gaps(alphas, curves), torch.tensor(filled), rtol=1e-4, atol=1e-5, equal_nan=True
-    )
+    near: dict[str, Any] = {"atol": 1e-5, "equal_nan": True}
+    torch.testing.assert_close(fast, torch.tensor(slow), rtol=1e-3, **near)
+    torch.testing.assert_close(fill_gaps(alphas, curves), torch.tensor(filled), rtol=1e-4, **near)
     known = (~fast.isnan()).sum(dim=0)
     assert (known > 60).all()
     assert (known < 400).all()
 
 
-def test_the_order_of_pairs_does_not_matter() -> None:
+def test_neither_the_order_nor_the_device_of_the_pairs_matters() -> None:
+    """Meta tensors hold no data: reading a number or mixing in a CPU tensor is an error there."""
     alphas, curves = grid(21), random_curves()
     order = torch.randperm(len(curves), generator=torch.Generator().manual_seed(3))
-    for numbers in (max_slope, slope_location, boundary_width, lipschitz_ratio):
-        shuffled, straight = numbers(alphas, curves[order]), numbers(alphas, curves)[order]
+    for number in NUMBERS:
+        shuffled, straight = number(alphas, curves[order]), number(alphas, curves)[order]
         torch.testing.assert_close(shuffled, straight, rtol=0, atol=0, equal_nan=True)
-
-
-def test_nothing_is_read_back_from_the_device() -> None:
-    """Meta tensors hold no data: reading a number or mixing in a CPU tensor is an error there."""
-    alphas, curves = grid(21).to("meta"), random_curves().to("meta")
-    for numbers in (max_slope, slope_location, boundary_width, lipschitz_ratio):
-        assert numbers(alphas, curves).device.type == "meta"
-    assert fill_gaps(alphas, relative_distance(curves)).device.type == "meta"
+        assert number(alphas.to("meta"), curves.to("meta")).device.type == "meta"
+        assert number(alphas, curves[:0]).shape == (0,)
+    filled = fill_gaps(alphas.to("meta"), relative_distance(curves.to("meta")))
+    assert filled.device.type == "meta"

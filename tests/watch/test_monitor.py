@@ -23,7 +23,8 @@ from torch.utils.tensorboard import SummaryWriter
 from sr_monitor.display.writers.jsonl import JSONLWriter
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.errors import InputError
-from sr_monitor.probes import keys
+from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.probes.slices import SlicesProbe
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record, list_records, step_of
 from sr_monitor.watch.config import MonitorConfig
@@ -33,8 +34,8 @@ from tests.zoo import VOCAB, build
 
 CONFIG = MonitorConfig(num_pairs=4, num_steps=5, num_slices=1, slice_resolution=4)
 NAME = "stable_regions"
-FAILURES, SHARE = keys.FAILURES.name, keys.SHARE_OF_TIME.name
-MEDIAN = keys.MAX_SLOPE_MEDIAN.name
+FAILURES, SHARE = "stable_regions/failures", "stable_regions/share_of_time"
+MEDIAN = PathsProbe.MAX_SLOPE_MEDIAN.name
 
 
 def make_prompts(seed: int = 3) -> PromptSet:
@@ -231,7 +232,7 @@ def test_prompts_are_shown_and_saved_before_anything_is_measured(
     monitor = make_monitor(tmp_path, writers=[writer], schedule=at([]))
     monitor.start(model, 0)
     monitor.start(model, 0)
-    assert steps_of(writer.texts[keys.PROMPTS.name]) == [0]  # type: ignore[arg-type]
+    assert steps_of(writer.texts["stable_regions/prompts"]) == [0]  # type: ignore[arg-type]
     assert PromptSet.load(tmp_path / NAME / "prompts.json").fingerprint == PROMPTS.fingerprint
     assert steps_in(tmp_path) == []
 
@@ -241,7 +242,7 @@ def test_closing_draws_what_was_measured_last(model: nn.Module) -> None:
     monitor = make_monitor(writers=[writer], schedule=at([0, 4, 5]))
     for step in range(6):
         monitor.step(model, step)
-    curves = writer.images[keys.CURVES.name]
+    curves = writer.images[PathsProbe.CURVES.name]
     assert [step for step, _ in curves] == [0, 4]
     monitor.close()
     monitor.close()
@@ -255,7 +256,7 @@ def test_the_last_step_is_drawn_at_once(model: nn.Module) -> None:
     monitor.step(model, 0)
     monitor.step(model, 4)
     monitor.step(model, 5, last=True)
-    assert [step for step, _ in writer.images[keys.CURVES.name]] == [0, 4, 5]
+    assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [0, 4, 5]
 
 
 def test_writers_are_closed_although_nothing_was_measured(tmp_path: Path) -> None:
@@ -454,7 +455,7 @@ def test_earlier_steps_are_in_the_films_of_a_resumed_run(model: nn.Module, tmp_p
             run(make_monitor(folder), model, range(cut + 1))
         monitor = make_monitor(folder, writers=[writer])
         run(monitor, model, range(cut or 0, 5))
-        films.append(dict(writer.images)[keys.FILM.of(0)][-1][1])
+        films.append(dict(writer.images)[SlicesProbe.FILM.numbered(0).name][-1][1])
     assert (films[0].shape, films[0].tobytes()) == (films[1].shape, films[1].tobytes())
 
 

@@ -17,7 +17,7 @@ from sr_monitor.display.writers.base import Writer
 from sr_monitor.display.writers.jsonl import JSONLWriter
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
-from sr_monitor.probes import keys
+from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.watcher import Training, Watcher
@@ -276,8 +276,8 @@ def test_the_users_writers_come_first(make: Make, tmp_path: Path) -> None:
         assert framework.watcher.monitor is not None
         kinds = [type(writer) for writer in framework.watcher.monitor.writers]
     assert kinds == [MemoryWriter, JSONLWriter, TensorBoardWriter]
-    assert [step for step, _ in memory.scalars[keys.WIDTH.name]] == [0]
-    assert keys.WIDTH.name in (tmp_path / "log.jsonl").read_text()
+    assert [step for step, _ in memory.scalars[PathsProbe.WIDTH.name]] == [0]
+    assert PathsProbe.WIDTH.name in (tmp_path / "log.jsonl").read_text()
 
 
 def test_the_frameworks_writers_are_used(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
@@ -285,7 +285,7 @@ def test_the_frameworks_writers_are_used(make: Make, capfd: pytest.CaptureFixtur
     framework = make()
     framework.begin(loggers=lambda: [memory])
     framework.at_step(0)
-    assert keys.WIDTH.name in memory.scalars
+    assert PathsProbe.WIDTH.name in memory.scalars
     assert list(framework.folder.rglob("events.out.tfevents.*")) == []
     assert capfd.readouterr().err == ""
 
@@ -327,7 +327,7 @@ def test_without_tensorboard_there_are_lines(
     framework.at_step(3)
     framework.watcher.end()
     lines = (framework.folder / "stable_regions" / "log.jsonl").read_text().splitlines()
-    of_width = [line.partition(",")[0] for line in lines if f'"{keys.WIDTH.name}"' in line]
+    of_width = [line.partition(",")[0] for line in lines if f'"{PathsProbe.WIDTH.name}"' in line]
     assert of_width == ['{"step": 0', '{"step": 2', '{"step": 3']
 
 

@@ -1,23 +1,24 @@
 """What a writer is: it takes names, values and steps, and shows or keeps them.
 
-What is written is safe after `flush`. Values that are not finite are left out of histograms; a
-scalar may be NaN.
+Anything with the methods of `Writer` will do. One that starts a new log, rather than going on in
+an old one, may say so by an attribute `is_new`: a resumed run writes its earlier numbers again.
 
     with closing(JSONLWriter("runs/1/stable_regions.jsonl")) as writer:
-        writer.scalar(keys.WIDTH.name, 0.21, step)
+        writer.scalar("stable_regions/width", 0.21, step)
 """
 
 import errno
 import importlib
 import io
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from sr_monitor.errors import InputError
+from sr_monitor.probes.base import RGB
 
 _FIXES = {
     errno.ENOSPC: "free space on the disk, or name another log_dir",
@@ -28,18 +29,17 @@ _FIXES = {
     errno.ENOENT: "leave the log_dir in its place while the run goes on",
 }
 
-RGB = UInt8[np.ndarray, "row column 3"]
-Frames = UInt8[np.ndarray, "frame row column 3"]
+Frames: TypeAlias = UInt8[np.ndarray, "frame row column 3"]
 
 _FRAME_MS, _LAST_FRAME_MS = 500, 2000
 
 
 class WriterError(RuntimeError):
-    """A writer could not write: which, why, and what helps where that is known, in one line."""
+    """A writer could not write; the message says which, why, and what helps, in one line."""
 
     @classmethod
     def of(cls, failures: Sequence[tuple["Writer", Exception]]) -> "WriterError":
-        """What is raised when these writers failed, each for its reason."""
+        """Return the error to raise when these writers failed, each for its reason."""
         (writer, error), *others = failures
         reason = " ".join(str(error).split()) or type(error).__name__
         fix = _FIXES.get(error.errno or 0) if isinstance(error, OSError) else None
@@ -51,37 +51,37 @@ class WriterError(RuntimeError):
 
 @runtime_checkable
 class Writer(Protocol):
-    """What a result is written with; anything that has these methods will do."""
+    """Shows or keeps results."""
 
     def scalar(self, name: str, value: float, step: int) -> None:
-        """One number."""
+        """Write one number, which may be NaN."""
 
     def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:
-        """How many numbers are distributed; nothing at all if none of them is finite."""
+        """Write the distribution of the finite values, if there are any."""
 
     def image(self, name: str, rgb: RGB, step: int) -> None:
-        """A picture, the top row first."""
+        """Write a picture, the top row first."""
 
     def animation(self, name: str, frames: Frames, step: int) -> None:
-        """Pictures of one size, shown one after the other, again and again."""
+        """Write pictures of one size, to be shown one after the other, again and again."""
 
     def text(self, name: str, markdown: str, step: int) -> None:
-        """A text in Markdown."""
+        """Write a text in Markdown."""
 
     def flush(self) -> None:
-        """What was written is safe now."""
+        """Make what was written safe."""
 
     def close(self) -> None:
-        """The last call, and no harm if it comes twice."""
+        """End the log; a second call does nothing."""
 
 
 def finite(values: Float[Tensor, " value"]) -> Float[Tensor, " finite"]:
-    """The values that can be counted, on the CPU."""
+    """Return the finite values, on the CPU."""
     return values[values.isfinite()].detach().cpu()
 
 
 def encode_png(rgb: RGB) -> bytes:
-    """The picture as a PNG, lossless."""
+    """Encode a picture as PNG, which is lossless."""
     from PIL import Image
 
     Image.fromarray(rgb).save(content := io.BytesIO(), format="PNG")
@@ -89,7 +89,7 @@ def encode_png(rgb: RGB) -> bytes:
 
 
 def encode_gif(frames: Frames) -> bytes:
-    """The pictures as a GIF that runs for ever and rests on the last; 256 colours for each."""
+    """Encode pictures as a GIF that loops and rests on the last; each has 256 colours."""
     from PIL import Image
 
     first, *others = (Image.fromarray(frame).quantize() for frame in frames)

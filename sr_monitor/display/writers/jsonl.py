@@ -1,7 +1,12 @@
 """Append every value to a file of JSON lines that any tool can read.
 
-with closing(JSONLWriter("runs/1/stable_regions.jsonl")) as writer:
-writer.scalar(keys.WIDTH.name, 0.21, step)
+    {"step": 500, "name": "stable_regions/width", "kind": "scalar", "value": 0.21}
+
+The value of a picture is its file, in the folder `<stem>-images/` beside the lines; that of a
+number that is not finite is null.
+
+    with closing(JSONLWriter("runs/1/log.jsonl")) as writer:
+        writer.scalar("stable_regions/width", 0.21, 500)
 """
 
 import json
@@ -14,62 +19,52 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from sr_monitor.display.writers.base import (
-    RGB,
-    Frames,
-    encode_gif,
-    encode_png,
-    finite,
-)
+from sr_monitor.display.writers.base import Frames, encode_gif, encode_png, finite
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
+from sr_monitor.probes.base import RGB
 
 _LINE_STARTS = b'{"step": '
 _ENTRIES = {"step", "name", "kind", "value"}
 
 
 class JSONLWriter:
-    """Appends a line of JSON for every value; pictures are files in a folder beside it.
-
-        {"step": 500, "name": "stable_regions/width", "kind": "scalar", "value": 0.21}
-
-    Of a picture the value is its file, in `<stem>-images/`; of a number that is not finite, null.
-    """
+    """Appends a line of JSON for every value; pictures are files in a folder beside it."""
 
     def __init__(self, path: str | os.PathLike[str], *, purge_step: int | None = None) -> None:
-        """Opens a file to go on with, or a new one.
+        """Open a file to continue, or a new one.
 
         Args:
             path: The file; a last line that a killed process left half-written is dropped.
-            purge_step: Drop what was written of this and later steps: a run that is resumed here
-                comes to them again.
+            purge_step: Drop the lines of this and later steps: a run that is resumed here comes to
+                them again.
         """
         self.path = Path(path)
         self.images = self.path.with_name(f"{self.path.stem}-images")
         if self.path.exists():
             _keep_earlier(self.path, purge_step)
 
-    def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
+    def scalar(self, name: str, value: float, step: int) -> None:
         self._append(name, "scalar", value if math.isfinite(value) else None, step)
 
-    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:  # noqa: D102
+    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:
         if len(values := finite(values)):
             self._append(name, "histogram", values.tolist(), step)
 
-    def image(self, name: str, rgb: RGB, step: int) -> None:  # noqa: D102
+    def image(self, name: str, rgb: RGB, step: int) -> None:
         self._append(name, "image", self._file(name, step, "png", encode_png(rgb)), step)
 
-    def animation(self, name: str, frames: Frames, step: int) -> None:  # noqa: D102
+    def animation(self, name: str, frames: Frames, step: int) -> None:
         self._append(name, "animation", self._file(name, step, "gif", encode_gif(frames)), step)
 
-    def text(self, name: str, markdown: str, step: int) -> None:  # noqa: D102
+    def text(self, name: str, markdown: str, step: int) -> None:
         self._append(name, "text", markdown, step)
 
-    def flush(self) -> None:  # noqa: D102
-        pass  # every line is written at once
+    def flush(self) -> None:
+        pass  # every line is on the disk already
 
-    def close(self) -> None:  # noqa: D102
-        pass  # nothing stays open, so a folder that was moved away is no trouble
+    def close(self) -> None:
+        pass  # no file stays open, so a folder may be moved away
 
     def _append(self, name: str, kind: str, value: Any, step: int) -> None:
         line = json.dumps({"step": step, "name": name, "kind": kind, "value": value}) + "\n"
@@ -80,12 +75,12 @@ class JSONLWriter:
             try:
                 while rest:
                     rest = rest[file.write(rest) :]
-            except OSError:  # a full disk: the next line is not to go on in the middle of this one
+            except OSError:  # a full disk: the next line must not continue half of this one
                 file.truncate(end)
                 raise
 
     def _file(self, name: str, step: int, suffix: str, content: bytes) -> str:
-        """Write a picture; its path as seen from the folder of the lines."""
+        """Write a picture, and return its path as seen from the folder of the lines."""
         self.images.mkdir(parents=True, exist_ok=True)
         slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name)
         file = self.images / f"{slug}-{step:09d}.{suffix}"
@@ -94,7 +89,7 @@ class JSONLWriter:
 
 
 def _keep_earlier(path: Path, purge_step: int | None) -> None:
-    """Leave the whole lines of earlier steps, in one go; refuse a file that holds anything else."""
+    """Keep the whole lines of earlier steps; refuse a file that holds anything else."""
     content = path.read_bytes()
     *lines, torn = content.split(b"\n")
     end = math.inf if purge_step is None else purge_step

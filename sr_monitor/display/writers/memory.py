@@ -2,24 +2,21 @@
 
 writer = MemoryWriter()
 Monitor(prompts, writers=writer)
-writer.scalars["stable_regions/max_slope/median"]
+writer.scalars["stable_regions/max_slope/median"]        # [(step, value), ...]
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
-from sr_monitor.display.writers.base import (
-    RGB,
-    Frames,
-    finite,
-)
+from sr_monitor.display.writers.base import Frames, finite
+from sr_monitor.probes.base import RGB
 
 
 class MemoryWriter:
     """Keeps everything, by name, as pairs of a step and a value."""
 
     def __init__(self) -> None:
-        """Starts with nothing."""
+        """Start with nothing."""
         self.scalars: dict[str, list[tuple[int, float]]] = {}
         self.histograms: dict[str, list[tuple[int, Tensor]]] = {}
         self.images: dict[str, list[tuple[int, RGB]]] = {}
@@ -30,27 +27,27 @@ class MemoryWriter:
 
     @property
     def names(self) -> set[str]:
-        """Everything something was written under."""
+        """Every name that something was written under."""
         return {*self.scalars, *self.histograms, *self.images, *self.animations, *self.texts}
 
-    def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
+    def scalar(self, name: str, value: float, step: int) -> None:
         self.scalars.setdefault(name, []).append((step, value))
 
-    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:  # noqa: D102
+    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:
         if len(values := finite(values)):
             self.histograms.setdefault(name, []).append((step, values))
 
-    def image(self, name: str, rgb: RGB, step: int) -> None:  # noqa: D102
+    def image(self, name: str, rgb: RGB, step: int) -> None:
         self.images.setdefault(name, []).append((step, rgb.copy()))
 
-    def animation(self, name: str, frames: Frames, step: int) -> None:  # noqa: D102
+    def animation(self, name: str, frames: Frames, step: int) -> None:
         self.animations.setdefault(name, []).append((step, frames.copy()))
 
-    def text(self, name: str, markdown: str, step: int) -> None:  # noqa: D102
+    def text(self, name: str, markdown: str, step: int) -> None:
         self.texts.setdefault(name, []).append((step, markdown))
 
-    def flush(self) -> None:  # noqa: D102
+    def flush(self) -> None:
         self.num_flushes += 1
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         self.closed = True

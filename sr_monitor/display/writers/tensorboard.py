@@ -1,7 +1,7 @@
 """Write event files that TensorBoard shows; it is imported when a writer is made.
 
 with closing(TensorBoardWriter("runs/1")) as writer:      # then: tensorboard --logdir runs
-writer.scalar(keys.WIDTH.name, 0.21, step)
+    writer.scalar("stable_regions/width", 0.21, 500)
 """
 
 import os
@@ -13,32 +13,27 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
-from sr_monitor.display.writers.base import (
-    RGB,
-    Frames,
-    encode_gif,
-    finite,
-    import_or_refuse,
-)
+from sr_monitor.display.writers.base import Frames, encode_gif, finite, import_or_refuse
 from sr_monitor.errors import InputError
-from sr_monitor.probes import keys
+from sr_monitor.probes.base import RGB
+from sr_monitor.probes.keys import PREFIX
 
-# Its margin chart takes the middle line first, then the lower, then the upper edge of the band.
-_MARGIN = [key.name for key in (keys.MAX_SLOPE_MEDIAN, keys.MAX_SLOPE_Q25, keys.MAX_SLOPE_Q75)]
+# TensorBoard's margin chart takes the middle line first, then the band's lower and upper edge.
+_BAND = ("median", "q25", "q75")
 
 
 class TensorBoardWriter:
     """Writes event files that TensorBoard shows.
 
-    A text is found under its name followed by `/text_summary`, as is TensorBoard's custom.
+    A text appears under its name followed by `/text_summary`, as is TensorBoard's custom.
     """
 
-    def __init__(self, target: Any, *, purge_step: int | None = None) -> None:
-        """Starts a writer of our own, or takes one that is there.
+    def __init__(self, target: object, *, purge_step: int | None = None) -> None:
+        """Make a writer of our own, or write through one that is there.
 
-        A writer of our own also lays out the chart of the maximum slope and its quartiles on the
-        page CUSTOM SCALARS; of one that is there it could replace the owner's layout. After an
-        error, of a full disk say, it goes on in a new file: one that has failed takes no more.
+        A writer of our own also lays out a chart on the page CUSTOM SCALARS for each median that
+        is logged with its quartiles; through somebody else's it could replace the owner's layout.
+        After an error, such as a full disk, it continues in a new file: the old one takes no more.
 
         Args:
             target: The folder of the run, or a `torch.utils.tensorboard.SummaryWriter`, which is
@@ -54,38 +49,42 @@ class TensorBoardWriter:
             "tensorboard.compat.proto.summary_pb2", missing
         ).Summary
         self._is_own = isinstance(target, str | os.PathLike)
-        self._folder = Path(target if self._is_own else target.log_dir)
+        theirs: Any = target
+        self._folder = Path(theirs if self._is_own else theirs.log_dir)
         self._make: Any = lambda **options: target
         if self._is_own:
             kind = import_or_refuse("torch.utils.tensorboard", missing).SummaryWriter
-            self._make = lambda **options: kind(os.fspath(target), **options)
+            self._make = lambda **options: kind(os.fspath(theirs), **options)
         elif purge_step is not None:
             raise InputError(f"{call}: give `purge_step` to the SummaryWriter when it is made")
         self._open: Any = self._make(purge_step=purge_step)
-        self._charts: dict[str, list[Any]] = {}
+        self._bands: dict[str, set[str]] = {}
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing was written into the run's folder before."""
+        """Return whether nothing was written into the run's folder before."""
         return len(list(self._folder.glob("events.out.tfevents.*"))) <= 1
 
-    def scalar(self, name: str, value: float, step: int) -> None:  # noqa: D102
+    def scalar(self, name: str, value: float, step: int) -> None:
         with self._writer() as writer:
             writer.add_scalar(name, value, step)
-            prefix = name.removesuffix(_MARGIN[0].removeprefix(keys.PREFIX))
-            if self._is_own and prefix != name and prefix not in self._charts:
-                self._lay_out(writer, prefix)
+            stem, _, edge = name.rpartition("/")
+            found = self._bands.setdefault(stem, set())
+            if self._is_own and edge in _BAND and edge not in found:
+                found.add(edge)
+                if len(found) == len(_BAND):
+                    self._lay_out(writer)
 
-    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:  # noqa: D102
+    def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:
         if len(values := finite(values)):
             with self._writer() as writer:
                 writer.add_histogram(name, values, step)
 
-    def image(self, name: str, rgb: RGB, step: int) -> None:  # noqa: D102
+    def image(self, name: str, rgb: RGB, step: int) -> None:
         with self._writer() as writer:
             writer.add_image(name, rgb, step, dataformats="HWC")
 
-    def animation(self, name: str, frames: Frames, step: int) -> None:  # noqa: D102
+    def animation(self, name: str, frames: Frames, step: int) -> None:
         # NOTE: SummaryWriter makes a GIF with moviepy only; TensorBoard shows one as it is.
         _, height, width, num_colors = frames.shape
         image = self._summary.Image(
@@ -98,25 +97,25 @@ class TensorBoardWriter:
         with self._writer() as writer:
             writer._get_file_writer().add_summary(self._summary(value=[value]), step)
 
-    def text(self, name: str, markdown: str, step: int) -> None:  # noqa: D102
+    def text(self, name: str, markdown: str, step: int) -> None:
         with self._writer() as writer:
             writer.add_text(name, markdown, step)
 
-    def flush(self) -> None:  # noqa: D102
+    def flush(self) -> None:
         with self._writer() as writer:
             writer.flush()
 
-    def close(self) -> None:  # noqa: D102
+    def close(self) -> None:
         if self._open is not None:
             with self._writer() as writer:
                 writer.close() if self._is_own else writer.flush()
 
     @contextmanager
     def _writer(self) -> Iterator[Any]:
-        """The SummaryWriter; of our own a new one, once the one before has failed."""
+        """Lend the SummaryWriter; make a new one of our own once the one before has failed."""
         if self._open is None:
             self._open = self._make()
-            self._charts = {}
+            self._bands = {}
         try:
             yield self._open
         except Exception:
@@ -124,10 +123,14 @@ class TensorBoardWriter:
                 self._open = None
             raise
 
-    def _lay_out(self, writer: Any, prefix: str) -> None:
-        """One more chart of the slopes; what was laid out before has to be said again."""
-        names = [prefix + name.removeprefix(keys.PREFIX) for name in _MARGIN]
-        chart = "maximum slope: median and quartiles"
-        title = chart if prefix == keys.PREFIX else f"{prefix.rstrip('/')}, {chart}"
-        self._charts[prefix] = [title, ["Margin", names]]
-        writer.add_custom_scalars({"stable regions": dict(self._charts.values())})
+    def _lay_out(self, writer: Any) -> None:
+        """Lay out a chart for each whole band; TensorBoard takes the last layout that it finds."""
+        charts = {}
+        for stem, found in self._bands.items():
+            if len(found) == len(_BAND):
+                title = stem.removeprefix(PREFIX).replace("_", " ")
+                charts[f"{title}: median and quartiles"] = [
+                    "Margin",
+                    [f"{stem}/{edge}" for edge in _BAND],
+                ]
+        writer.add_custom_scalars({"stable regions": charts})

@@ -1,0 +1,216 @@
+"""Pictures of slices: one slice with its three prompts, and a film of one slice over many steps.
+
+figure = draw_slice(slices, 0, prompts=prompts.texts_of_triple(0))
+film = join_frames([pixels(draw_film([entry], 0)) for entry in entries])
+"""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from sr_monitor.errors import InputError
+from sr_monitor.probes.drawing import (
+    DPI,
+    INK,
+    new_page,
+    own_style,
+    place_axes,
+    settled,
+    write_text,
+)
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
+_CORNERS = {"A": "#b0182b", "B": "#117a37", "C": "#2340b8"}  # red, green, blue, dark enough to read
+_FRAMES_IN_A_ROW = 8
+# Of a film, in inches; all are whole pixels, so that a frame can be moved to another place in it.
+_FRAME, _ACROSS, _UP, _MARGIN = 1.6, 1.725, 1.925, 0.1
+
+
+@runtime_checkable
+class SlicesLike(Protocol):
+    """What a picture needs of a `Slices`."""
+
+    @property
+    def coordinates(self) -> Float[Tensor, " row"]: ...  # noqa: D102
+    @property
+    def distance(self) -> Float[Tensor, "triple corner row column"]: ...  # noqa: D102
+    @property
+    def foot(self) -> Float[Tensor, " triple"]: ...  # noqa: D102
+    @property
+    def rgb(self) -> Float[Tensor, "triple row column 3"]: ...  # noqa: D102
+
+
+@own_style()
+def draw_slice(
+    slices: SlicesLike, triple: int, *, prompts: Sequence[str] | None = None
+) -> "matplotlib.figure.Figure":
+    """Draw one slice in colour, A, B and C marked, their prompts below.
+
+    Red, green and blue tell how close the output is to that of A, B and C; hatched grey is not
+    finite. An arrowhead at the edge points to a point outside of the picture.
+    """
+    _check_triple("draw_slice", slices, triple)
+    if prompts is not None and len(prompts) != 3:
+        raise InputError(
+            f"draw_slice(prompts=...): a slice has 3 prompts, got {len(prompts)}; "
+            "pass those of A, B and C"
+        )
+    from matplotlib.ticker import MaxNLocator
+
+    below = 0.0 if prompts is None else 0.62
+    figure = new_page(3.7, 3.55 + below)
+    axes = place_axes(figure, 0.55, 0.5 + below, 2.9, 2.9)
+    _paint(axes, slices, triple, mark_size=7.0)
+    axes.set(xlabel="from A towards B", ylabel="from the line AB towards C")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
+    for line, (name, prompt) in enumerate(zip(_CORNERS, prompts or (), strict=False)):
+        height = 0.47 - 0.17 * line
+        write_text(figure, 0.2, height, name, 8.0, _CORNERS[name], 0.2, weight="bold")
+        write_text(figure, 0.4, height, prompt, 8.0, _CORNERS[name], 3.05, keep_end=True)
+    return settled(figure)
+
+
+@own_style()
+def draw_film(
+    slices_by_step: Sequence[tuple[str, SlicesLike]], triple: int
+) -> "matplotlib.figure.Figure":
+    """Draw one triple's slice at several steps, left to right, each under its title."""
+    if not slices_by_step:
+        raise InputError("draw_film(slices_by_step=[]): there is no slice; pass at least one")
+    for _, slices in slices_by_step:
+        _check_triple("draw_film", slices, triple)
+    (width, height), corners = _film_layout(len(slices_by_step))
+    figure = new_page(width, height)
+    for (title, slices), (left, top) in zip(slices_by_step, corners, strict=True):
+        bottom = height - top - _UP
+        axes = place_axes(figure, left, bottom, _FRAME, _FRAME)
+        _paint(axes, slices, triple, mark_size=5.0)
+        axes.set(xticks=[], yticks=[])
+        middle, above = left + _FRAME / 2, bottom + _FRAME + 0.08
+        write_text(figure, middle, above, title, 8.5, INK, _FRAME, ha="center")
+    return settled(figure)
+
+
+def join_frames(
+    frames: Sequence[UInt8[np.ndarray, "row column 3"]],
+) -> UInt8[np.ndarray, "film_row film_column 3"]:
+    """Join frames that were drawn one by one, each the pixels of a film of one slice.
+
+    The result is the picture that `draw_film` draws of all their slices, and comes much sooner.
+    """
+    if not frames:
+        raise InputError("join_frames(frames=[]): there is no frame; pass at least one")
+    (width, height), corners = _film_layout(len(frames))
+    film = np.full((_to_pixels(height), _to_pixels(width), 3), 255, np.uint8)
+    rim = _to_pixels(_MARGIN) // 2  # the line around a slice is drawn on its edge
+    height, width = _to_pixels(_UP), _to_pixels(_FRAME) + 2 * rim
+    for frame, (left, top) in zip(frames, corners, strict=True):
+        row, column = _to_pixels(top) + rim, _to_pixels(left) - rim
+        film[row : row + height, column : column + width] = frame[rim:, rim:][:height, :width]
+    return film
+
+
+def _film_layout(count: int) -> tuple[tuple[float, float], list[tuple[float, float]]]:
+    """Return width and height of a film, and the left and top of each frame in it, in inches."""
+    num_rows = math.ceil(count / _FRAMES_IN_A_ROW)
+    num_columns = math.ceil(count / num_rows)
+    width = 2 * _MARGIN + _ACROSS * (num_columns - 1) + _FRAME
+    places = [divmod(index, num_columns) for index in range(count)]
+    corners = [(_MARGIN + _ACROSS * column, _UP * row) for row, column in places]
+    return (width, _UP * num_rows + _MARGIN), corners
+
+
+def _to_pixels(inches: float) -> int:
+    return round(inches * DPI)
+
+
+def _check_triple(call: str, slices: SlicesLike, triple: int) -> None:
+    """Refuse a triple that was not measured."""
+    count = len(slices.foot)
+    if not 0 <= triple < count:
+        raise InputError(
+            f"{call}(triple={triple}): there are {count} triples; pass one of 0 to {count - 1}"
+        )
+
+
+def _paint(
+    axes: "matplotlib.axes.Axes", slices: SlicesLike, triple: int, *, mark_size: float
+) -> None:
+    """Paint the colours of a slice, origin at the lower left, and mark its three points."""
+    # (corner, row, column) -> (row, column, 1), beside rgb of (row, column, 3)
+    finite = slices.distance[triple].isfinite().all(dim=0)[..., None]
+    image = torch.cat([slices.rgb[triple], finite], dim=-1).numpy()  # transparent where not finite
+    low, high = slices.coordinates[0].item(), slices.coordinates[-1].item()
+    half = (high - low) / (len(slices.coordinates) - 1) / 2  # a colour is that of its cell's middle
+    edges = (low - half, high + half)
+    axes.imshow(image.clip(0, 1), origin="lower", extent=(*edges, *edges), interpolation="nearest")
+    axes.patch.set(facecolor="#bfc2c6", hatch="////")
+    axes.spines[:].set_visible(True)
+    points = np.array([(0.0, 0.0), (1.0, 0.0), (slices.foot[triple].item(), 1.0)])
+    _mark(axes, points, edges, mark_size)
+
+
+def _mark(
+    axes: "matplotlib.axes.Axes",
+    points: Float[np.ndarray, "corner 2"],
+    edges: tuple[float, float],
+    size: float,
+) -> None:
+    """Draw a ring around each point, or an arrowhead at the edge for one outside, and its letter.
+
+    All is white on black, so that it can be read on any colour. Letters lie on the far side of the
+    other points, however close these are, but inwards where they would leave the picture.
+    """
+    unit = (edges[1] - edges[0]) / (axes.get_window_extent().width / DPI * 72)  # of one pt
+    inside = ((points >= edges[0]) & (points <= edges[1])).all(axis=1, keepdims=True)
+    room = edges[0] + 0.9 * size * unit, edges[1] - 0.9 * size * unit
+    shown = np.where(inside, points, points.clip(*room))
+    away = 1.8 * size * unit * np.array([(-0.7, -0.7), (0.7, -0.7), (0.0, 1.0)])
+    leaves = (shown + away < room[0]) | (shown + away > room[1])
+    letters = shown + np.where(leaves, -away, away)
+    for name, place, beyond, letter in zip(_CORNERS, shown, points - shown, letters, strict=True):
+        if np.isfinite(place).all():
+            arrowhead = (3, 0, math.degrees(math.atan2(*beyond[::-1])) - 90)
+            _draw_mark(axes, place, arrowhead if beyond.any() else "o", size)
+            _draw_letter(axes, letter, name, 1.4 * size)
+
+
+def _draw_mark(
+    axes: "matplotlib.axes.Axes",
+    place: Float[np.ndarray, " 2"],
+    marker: str | tuple[int, int, float],
+    size: float,
+) -> None:
+    """Draw a hollow mark with a halo: the colour at the point itself stays visible."""
+    from matplotlib.patheffects import withStroke
+
+    axes.plot(
+        *place,
+        marker=marker,
+        markersize=size,
+        markerfacecolor="none",
+        markeredgecolor="white",
+        markeredgewidth=size / 6,
+        path_effects=[withStroke(linewidth=size / 2.6, foreground=INK)],
+        clip_on=False,
+    )
+
+
+def _draw_letter(
+    axes: "matplotlib.axes.Axes", place: Float[np.ndarray, " 2"], name: str, size: float
+) -> None:
+    """Draw a letter with a halo, centred at its place."""
+    from matplotlib.patheffects import withStroke
+
+    halo = withStroke(linewidth=size / 4.2, foreground=INK)
+    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "weight": "bold"}
+    axes.text(place[0], place[1], name, size=size, path_effects=[halo], **style)

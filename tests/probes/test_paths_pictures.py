@@ -1,0 +1,239 @@
+"""Curves and slopes as they are drawn: the lines' data, the texts, the pixels."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from sr_monitor.probes.drawing import rasterise
+from sr_monitor.probes.paths import Paths
+from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
+from tests.pictures import NASTY, assert_tidy, pixel, texts, words
+
+DRAWERS = pytest.mark.parametrize("draw", [draw_curves, draw_slopes])
+
+
+def paths_of(relative: Tensor, left_out: tuple[int, ...] = ()) -> Paths:
+    """Paths with these curves; those left out are drowned by their noise."""
+    count, num_steps = relative.shape
+    noise = torch.zeros(count)
+    noise[list(left_out)] = math.inf
+    return Paths(
+        alphas=torch.linspace(0, 1, num_steps),
+        distance=relative,
+        input_distance=torch.ones(count),
+        noise_distance=0.0,
+        noise_floor=0.0,
+        num_points=relative.numel(),
+        engine="plain",
+        noise=noise,
+    )
+
+
+def logistic_curves(num_pairs: int = 40, num_steps: int = 51) -> Paths:
+    """Curves of many slopes, every tenth left out."""
+    generator = torch.Generator().manual_seed(0)
+    alphas = torch.linspace(0, 1, num_steps)
+    steepness = 5 + 30 * torch.rand(num_pairs, 1, generator=generator)
+    curves = torch.sigmoid(steepness * (alphas - torch.rand(num_pairs, 1, generator=generator)))
+    curves = (curves - curves[:, :1]) / (curves[:, -1:] - curves[:, :1])
+    return paths_of(curves, left_out=tuple(range(3, num_pairs, 10)))
+
+
+def bent(power: float) -> Paths:
+    """One curve, the steeper at its end the higher the power."""
+    return paths_of(torch.linspace(0, 1, 11)[None] ** power)
+
+
+NOTHING = paths_of(torch.full((40, 51), math.nan))
+
+
+def median_of(paths: Paths) -> Any:
+    return np.percentile(paths.relative[paths.kept].numpy(), 50, axis=0)
+
+
+def line(axes: Axes, label: str) -> Line2D:
+    (found,) = [line for line in axes.lines if line.get_label() == label]
+    return found
+
+
+def heights(drawn: Line2D) -> Any:
+    return np.asarray(drawn.get_ydata())
+
+
+def behind(axes: Axes) -> list[Line2D]:
+    """The earlier median curves, which are thinner."""
+    return [line for line in axes.lines if line.get_linewidth() == 1.1]
+
+
+# Curves ------------------------------------------------------------------------------------------
+
+
+def test_the_median_of_the_kept_pairs_is_drawn_on_its_quartile_band() -> None:
+    paths = logistic_curves()
+    (axes,) = draw_curves(paths).axes
+    median = np.asarray(line(axes, "median").get_xydata())
+    np.testing.assert_allclose(median[:, 0], paths.alphas.numpy())
+    np.testing.assert_allclose(median[:, 1], median_of(paths), rtol=1e-5)
+    (band,) = [found for found in axes.collections if isinstance(found, PolyCollection)]
+    corners = np.asarray(band.get_paths()[0].vertices)
+    middle = corners[np.isclose(corners[:, 0], 0.5)][:, 1]
+    expected = np.percentile(paths.relative[paths.kept, 25].numpy(), [25, 75])
+    assert [middle.min(), middle.max()] == pytest.approx(expected.tolist(), rel=1e-5)
+    straight = line(axes, "straight line: no regions")
+    assert np.asarray(straight.get_xydata()).tolist() == [[0, 0], [1, 1]]
+    assert [each for each in axes.lines if each.get_linestyle() == ":"] == [straight]
+    assert axes.get_xlabel() == "interpolation coefficient alpha"
+    assert axes.get_ylabel() == "relative output distance"
+
+
+def test_a_few_single_curves_are_drawn_all_of_kept_pairs() -> None:
+    paths = logistic_curves(num_pairs=26)
+    (axes,) = draw_curves(paths).axes
+    single = [np.asarray(found.get_ydata()) for found in axes.lines if found.get_linewidth() < 1]
+    kept = [curve.tolist() for curve in paths.relative[paths.kept]]
+    assert len(single) == 12
+    assert all(curve.tolist() in kept for curve in single)
+    assert len(draw_curves(paths, earlier=[]).axes[0].lines) == 2  # none among earlier medians
+
+
+def test_the_median_is_seen_in_blue_on_white() -> None:
+    figure = draw_curves(paths_of(torch.linspace(0, 1, 3)[None] ** 3))
+    (axes,) = figure.axes
+    red, _, blue = pixel(figure, axes, 0.5, 0.125)
+    assert blue > red + 80
+    assert pixel(figure, axes, 0.2, 0.9) == [255, 255, 255]
+
+
+def test_the_note_tells_slope_quartiles_and_what_was_left_out() -> None:
+    paths = logistic_curves()
+    q25, median, q75 = np.percentile(paths.max_slope[paths.kept].numpy(), [25, 50, 75])
+    note = f"maximum slope {median:.2f} (quartiles {q25:.2f} to {q75:.2f}), 36 pairs, 4 left out"
+    assert {note, "step 1000"} <= set(words(draw_curves(paths, title="step 1000")))
+    assert note in words(draw_slopes(paths))
+    assert any(text.endswith(", 1 pair") for text in words(draw_curves(bent(1))))
+
+
+def test_points_not_looked_at_are_bridged() -> None:
+    (axes,) = draw_curves(paths_of(torch.tensor([[0.0, math.nan, 0.5, math.nan, 1.0]]))).axes
+    np.testing.assert_allclose(heights(line(axes, "median")), np.linspace(0, 1, 5))
+
+
+def test_a_wild_curve_does_not_flatten_the_others() -> None:
+    paths = logistic_curves()
+    paths.distance[0, 20] = 1000
+    assert 1 < draw_curves(paths).axes[0].get_ylim()[1] < 2
+
+
+@DRAWERS
+def test_without_a_kept_pair_there_is_a_picture_that_says_so(draw: Callable[..., Figure]) -> None:
+    figure = draw(NOTHING)
+    assert "0 pairs, 40 left out" in words(figure)
+    assert_tidy(figure)
+    low, high = figure.axes[0].get_ylim()
+    assert low == 0
+    assert high >= 1
+
+
+# Curves of earlier steps -------------------------------------------------------------------------
+
+
+def test_earlier_medians_lie_behind() -> None:
+    earlier = [("step 0", bent(1)), ("step 1", logistic_curves()), ("step 2", NOTHING)]
+    (axes,) = draw_curves(bent(3), title="step 4", earlier=earlier).axes
+    current = line(axes, "median")
+    np.testing.assert_allclose(heights(current), np.linspace(0, 1, 11) ** 3, atol=1e-6)
+    for (_, paths), drawn in zip(earlier[:2], behind(axes), strict=False):
+        np.testing.assert_allclose(heights(drawn), median_of(paths), rtol=1e-5, atol=1e-6)
+    assert len(behind(axes)) == 3
+    assert all(drawn.get_zorder() < current.get_zorder() for drawn in behind(axes))
+    assert "0 pairs, 40 left out" in words(draw_curves(NOTHING, earlier=earlier))
+
+
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_the_earlier_the_paler_and_the_last_is_the_darkest(count: int) -> None:
+    earlier = [(f"step {index}", bent(index + 1)) for index in range(count)]
+    (axes,) = draw_curves(bent(20), title="now", earlier=earlier).axes
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    drawn = [*behind(axes), line(axes, "median")]
+    light = [float(weights @ np.array(to_rgb(each.get_color()))) for each in drawn]
+    assert light == sorted(set(light), reverse=True)
+    assert len(light) == count + 1
+    assert light[-1] < 0.1
+
+
+def test_the_scale_names_every_curve_the_last_on_top_in_its_colour() -> None:
+    earlier = [("step 0", bent(1)), ("step 500", bent(2))]
+    figure = draw_curves(bent(3), title="step 1000", earlier=earlier)
+    (axes,) = figure.axes
+    right = axes.get_window_extent().x1
+    scale = [text for text in texts(figure) if text.get_window_extent().x0 > right]
+    assert [text.get_text() for text in scale] == ["step 1000", "step 500", "step 0"]
+    swatches = [swatch for swatch in figure.artists if isinstance(swatch, Line2D)]
+    heights = []
+    for text, swatch in zip(scale, swatches, strict=True):
+        (x, *_), (y, *_) = np.asarray(swatch.get_xydata()).T
+        box = text.get_window_extent().transformed(figure.transFigure.inverted())
+        assert x < box.x0
+        assert box.y0 < y < box.y1
+        heights.append(y)
+    assert heights == sorted(heights, reverse=True)
+    drawn = [*behind(axes), line(axes, "median")]
+    assert [swatch.get_color() for swatch in swatches] == [each.get_color() for each in drawn[::-1]]
+
+
+def test_pictures_with_a_scale_are_of_one_size_and_their_axes_at_one_place() -> None:
+    many = [(f"step {10**index}", bent(index + 1)) for index in range(15)]
+    pictures = [draw_curves(bent(3), title=NASTY[1], earlier=many[:n]) for n in (0, 1, 15)]
+    for picture in pictures:
+        assert_tidy(picture)
+    assert len({rasterise(picture).shape for picture in pictures}) == 1
+    assert len({picture.axes[0].get_window_extent().bounds for picture in pictures}) == 1
+
+
+# Slopes ------------------------------------------------------------------------------------------
+
+
+def test_the_histogram_counts_every_kept_pair_once() -> None:
+    paths = logistic_curves()
+    (axes,) = draw_slopes(paths).axes
+    band, *patches = axes.patches
+    bars = [patch for patch in patches if isinstance(patch, Rectangle)]
+    slopes = paths.max_slope[paths.kept].numpy()
+    for bar in bars:
+        left, right = bar.get_x(), bar.get_x() + bar.get_width()
+        assert bar.get_height() == ((slopes >= left) & (slopes < right)).sum()
+    assert sum(bar.get_height() for bar in bars) == 36
+    expected = np.percentile(slopes, [25, 75]).tolist()
+    sides = band.get_patch_transform().transform(band.get_path().vertices)[:, 0]
+    assert [sides.min(), sides.max()] == pytest.approx(expected, rel=1e-5)
+
+
+# Both --------------------------------------------------------------------------------------------
+
+
+@DRAWERS
+def test_texts_are_tidy_whatever_they_say(draw: Callable[..., Figure]) -> None:
+    for title in (*NASTY, " ".join(map(str, range(1000)))):
+        figure = draw(logistic_curves(), title=title)
+        assert_tidy(figure)
+        assert not any(text.get_parse_math() for text in texts(figure))
+    assert any(word.startswith("0 1 2") and word.endswith("…") for word in words(figure))
+
+
+@DRAWERS
+def test_texts_are_tidy_for_extreme_numbers(draw: Callable[..., Figure]) -> None:
+    line = torch.linspace(0, 1, 10_001)
+    for curve in ((line > 0.5).float(), line, 2 - line):
+        assert_tidy(draw(paths_of(curve.expand(20, -1))))
+    assert_tidy(draw(paths_of(torch.linspace(0, 1, 2).expand(12_000, -1))))

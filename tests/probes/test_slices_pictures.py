@@ -1,0 +1,230 @@
+"""Slices and films as they are drawn: each cell's colour, the marks, the frames."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import to_rgb
+from torch import Tensor
+
+from sr_monitor.errors import InputError
+from sr_monitor.probes.drawing import rasterise
+from sr_monitor.probes.slices_pictures import draw_film, draw_slice, join_frames
+from tests.pictures import NASTY, assert_tidy, is_grey, pixel, texts, words
+
+
+@dataclass(frozen=True)
+class Plane:
+    """As much of a `Slices` as a picture needs, with colours at will."""
+
+    coordinates: Tensor
+    foot: Tensor
+    rgb: Tensor
+    distance: Tensor
+
+
+def plane_of(coordinates: Tensor, foot: float, rgb: Tensor) -> Plane:
+    # (triple, row, column, corner) -> (triple, corner, row, column)
+    return Plane(coordinates, torch.tensor([foot]), rgb, (1 - rgb).movedim(-1, 1).clone())
+
+
+def random_plane(
+    foot: float = 0.4, resolution: int = 7, span: tuple[float, float] = (-0.25, 1.25), seed: int = 0
+) -> Plane:
+    """Every cell in a colour of its own, so that a wrong place cannot go unseen."""
+    generator = torch.Generator().manual_seed(seed)
+    rgb = torch.rand(1, resolution, resolution, 3, generator=generator)
+    return plane_of(torch.linspace(*span, resolution), foot, rgb)
+
+
+# Colours -----------------------------------------------------------------------------------------
+
+
+def test_every_cell_has_its_colour_at_its_coordinates() -> None:
+    plane = random_plane()
+    figure = draw_slice(plane, 0)
+    (axes,) = figure.axes
+    image = rasterise(figure)[::-1]
+    for i, y in enumerate(plane.coordinates.tolist()):
+        for j, x in enumerate(plane.coordinates.tolist()):
+            # a quarter of a cell beside its middle, where no mark is
+            column, row = axes.transData.transform((x + 0.06, y + 0.06)).astype(int)
+            expected = (plane.rgb[0, i, j] * 255).tolist()
+            assert image[row, column].tolist() == pytest.approx(expected, abs=1.01)
+
+
+def test_row_zero_is_at_the_bottom_and_column_zero_at_the_left() -> None:
+    rgb = torch.zeros(1, 5, 5, 3)
+    rgb[0, 0, 0] = torch.tensor([1.0, 1.0, 0.0])
+    rgb[0, 4, 0] = torch.tensor([0.0, 1.0, 1.0])
+    figure = draw_slice(plane_of(torch.linspace(-0.25, 1.25, 5), 0.5, rgb), 0)
+    image, box = rasterise(figure)[::-1], figure.axes[0].get_window_extent()
+    assert image[int(box.y0) + 8, int(box.x0) + 8].tolist() == [255, 255, 0]
+    assert image[int(box.y1) - 9, int(box.x0) + 8].tolist() == [0, 255, 255]
+    assert box.width == pytest.approx(box.height)
+
+
+def test_what_is_not_finite_is_grey_and_the_rest_is_as_before() -> None:
+    plane, clean = random_plane(), random_plane()
+    plane.distance[0, 1, 3, 3] = math.nan
+    plane.distance[0, :, 3, 4] = math.inf
+    plane.distance[0, 2, 3, 5] = math.inf
+    plane.rgb[0, 3, 5] = math.nan
+    before = plane.rgb.clone()
+    figure, same = draw_slice(plane, 0), draw_slice(clean, 0)
+    row = plane.coordinates[3].item() + 0.06
+    left, *lost = [(x + 0.06, row) for x in plane.coordinates[2:6].tolist()]
+    assert all(is_grey(pixel(figure, figure.axes[0], *place)) for place in lost)
+    assert pixel(figure, figure.axes[0], *left) == pixel(same, same.axes[0], *left)
+    torch.testing.assert_close(plane.rgb, before, rtol=0, atol=0, equal_nan=True)
+    plane.distance[:] = math.nan
+    figure = draw_slice(plane, 0, prompts=["a", "b", "c"])
+    assert is_grey(pixel(figure, figure.axes[0], 0.5, 0.5))
+
+
+# Marks -------------------------------------------------------------------------------------------
+
+
+def test_the_marked_points_are_those_where_each_map_is_zero() -> None:
+    """Distances that vanish at A, B and C alone: their rings enclose pure red, green and blue."""
+    coordinates = torch.linspace(-0.25, 1.25, 31)
+    up, right = torch.meshgrid(coordinates, coordinates, indexing="ij")
+    corners = [(0.0, 0.0), (1.0, 0.0), (0.35, 1.0)]
+    maps = torch.stack([((right - x) ** 2 + (up - y) ** 2).sqrt() for x, y in corners])
+    # (corner, row, column) -> (triple, row, column, corner)
+    plane = plane_of(coordinates, 0.35, (maps < 1e-3).float().movedim(0, -1)[None])
+    figure = draw_slice(plane, 0)
+    for channel, corner in enumerate(corners):
+        expected = [0, 0, 0]
+        expected[channel] = 255
+        assert pixel(figure, figure.axes[0], *corner) == expected
+    film = draw_film([("", plane)], 0)
+    assert pixel(film, film.axes[0], 0.0, 0.0) == [255, 0, 0]
+
+
+@pytest.mark.parametrize("colour", [[1, 1, 1], [0, 0, 0], [1, 0, 0], [0, 0, 1], [0.5, 0.5, 0.5]])
+def test_marks_and_letters_can_be_read_on_any_colour(colour: list[float]) -> None:
+    plane = random_plane()
+    plane.rgb[:] = torch.tensor(colour)
+    figure = draw_slice(plane, 0)
+    image = rasterise(figure)[::-1].astype(int).sum(axis=-1)
+    for text in [text for text in figure.axes[0].texts if text.get_text() in "ABC"]:
+        box = text.get_window_extent()
+        inked = image[int(box.y0) : int(box.y1), int(box.x0) : int(box.x1)]
+        assert inked.max() > 740
+        assert inked.min() < 160
+
+
+@pytest.mark.parametrize("span", [(-0.25, 1.25), (0.0, 1.0), (-5.0, 5.0), (0.25, 0.75)])
+@pytest.mark.parametrize("foot", [-40.0, -0.3, 0.0, 0.5, 1.0, 1.24, 7.0])
+def test_letters_stay_in_the_picture_and_apart(span: tuple[float, float], foot: float) -> None:
+    plane = random_plane(foot, span=span)
+    for figure in (draw_slice(plane, 0), draw_film([("step 1", plane)], 0)):
+        assert_tidy(figure)
+        frame = figure.axes[0].get_window_extent()
+        letters = [text for text in texts(figure) if text.get_text() in ("A", "B", "C")]
+        marks = figure.axes[0].lines
+        places = np.concatenate([np.asarray(mark.get_xydata()) for mark in marks])
+        radius = marks[0].get_markersize() / 2 / 72 * figure.dpi
+        around = radius * np.array([(0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)])
+        rings = figure.axes[0].transData.transform(places)[:, None] + around
+        assert [letter.get_text() for letter in letters] == ["A", "B", "C"]
+        for letter in letters:
+            box = letter.get_window_extent()
+            assert frame.x0 < box.x0 < box.x1 < frame.x1
+            assert frame.y0 < box.y0 < box.y1 < frame.y1
+            assert not any(box.contains(x, y) for x, y in rings.reshape(-1, 2).tolist())
+
+
+def test_a_point_outside_is_an_arrowhead_at_the_edge_and_one_nowhere_is_not_marked() -> None:
+    (axes,) = draw_slice(random_plane(foot=3.0), 0).axes
+    ring, _, arrowhead = axes.lines
+    assert ring.get_marker() == "o"
+    assert arrowhead.get_marker() == (3, 0, -90)  # an upward triangle, turned to the right
+    ((x, y),) = np.asarray(arrowhead.get_xydata()).tolist()
+    assert 1.2 < x < axes.get_xlim()[1]
+    assert y == 1.0
+    shown = words(draw_slice(random_plane(foot=math.nan), 0))
+    assert [word for word in shown if word in ("A", "B", "C")] == ["A", "B"]
+
+
+# Texts -------------------------------------------------------------------------------------------
+
+
+def test_prompts_stand_below_in_the_colours_of_their_corners() -> None:
+    figure = draw_slice(random_plane(), 0, prompts=["first", "second", "third"])
+    frame = figure.axes[0].get_window_extent()
+    for channel, prompt in enumerate(("first", "second", "third")):
+        (text,) = [text for text in texts(figure) if text.get_text() == prompt]
+        colour = to_rgb(text.get_color())
+        assert max(range(3), key=lambda index: colour[index]) == channel
+        assert text.get_window_extent().y1 < frame.y0
+    assert_tidy(figure)
+
+
+def test_texts_are_drawn_as_they_are_and_a_long_prompt_keeps_its_end() -> None:
+    long = " ".join(map(str, range(1000)))
+    for prompts in (NASTY, (long, long, "short")):
+        figure = draw_slice(random_plane(), 0, prompts=prompts)
+        assert_tidy(figure)
+        assert not any(text.get_parse_math() for text in texts(figure))
+        shown = words(figure)
+        if prompts is NASTY:
+            assert NASTY[0].strip() in shown
+            assert any("two↵lines, a tab" in text or "bell □" in text for text in shown)
+            assert any("□" in text and text.endswith("_{x}^2") for text in shown)
+    cut = [word for word in shown if "…" in word]
+    assert len(cut) == 2
+    assert all(word.startswith("…") and word.endswith("997 998 999") for word in cut)
+
+
+# Films -------------------------------------------------------------------------------------------
+
+
+def test_a_film_runs_left_to_right_each_frame_under_its_title() -> None:
+    planes = [random_plane(seed=seed) for seed in range(3)]
+    titles = ["step 0", "step 1", NASTY[1]]
+    figure = draw_film(list(zip(titles, planes, strict=True)), 0)
+    assert_tidy(figure)
+    frames = [axes.get_window_extent() for axes in figure.axes]
+    assert [frame.x0 for frame in frames] == sorted(frame.x0 for frame in frames)
+    for axes, frame, plane, title in zip(figure.axes, frames, planes, titles, strict=True):
+        expected = (plane.rgb[0, 3, 3] * 255).tolist()
+        assert pixel(figure, axes, 0.5, 0.5) == pytest.approx(expected, abs=1.01)
+        shown = title.replace("\n", "↵")[:6]
+        (text,) = [text for text in texts(figure) if text.get_text().startswith(shown)]
+        box = text.get_window_extent()
+        assert box.y0 > frame.y1
+        assert frame.x0 <= box.x0 < box.x1 <= frame.x1
+
+
+def test_a_long_film_goes_on_in_the_next_row() -> None:
+    figure = draw_film([(f"step {index}", random_plane()) for index in range(19)], 0)
+    assert_tidy(figure)
+    heights = [round(axes.get_window_extent().y0) for axes in figure.axes]
+    rows = sorted(set(heights), reverse=True)
+    assert [rows.index(height) for height in heights] == [0] * 7 + [1] * 7 + [2] * 5
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 9, 16])
+def test_joined_frames_are_the_film(count: int) -> None:
+    """Drawn one by one and joined, or drawn at once: the same pixels."""
+    titles = [NASTY[index % 3] if index % 4 == 3 else f"step {3**index}" for index in range(count)]
+    feet = (0.4, -3.0, math.nan, 1.2)
+    entries = [(titles[i], random_plane(feet[i % 4], seed=i)) for i in range(count)]
+    frames = [rasterise(draw_film([entry], 0)) for entry in entries]
+    np.testing.assert_array_equal(join_frames(frames), rasterise(draw_film(entries, 0)))
+
+
+def test_what_cannot_be_drawn_is_refused() -> None:
+    with pytest.raises(InputError, match=r"draw_slice\(triple=1\): there are 1 triples; .* 0 to 0"):
+        draw_slice(random_plane(), 1)
+    with pytest.raises(InputError, match=r"draw_film\(triple=-1\)"):
+        draw_film([("step 0", random_plane())], -1)
+    with pytest.raises(InputError, match="3 prompts, got 2; pass those of A, B and C"):
+        draw_slice(random_plane(), 0, prompts=["a", "b"])
+    for nothing in (lambda: draw_film([], 0), lambda: join_frames([])):
+        with pytest.raises(InputError, match="pass at least one"):
+            nothing()
