@@ -1,7 +1,7 @@
-"""The folder that a replay writes to, and goes on in: what was measured in it, and how.
+"""The folder of a replay: what was measured in it, and how.
 
-`replay.json` says with which options and prompts, and which curve lies in which folder. What would
-not go together with that is refused, with both sides; so are measurements that no replay made.
+`replay.json` holds the options, the prompts' fingerprints and which curve lies in which folder. A
+later replay that contradicts them is refused, and so is a folder that no replay has written.
 
     with Folder(out, options, {"": "/runs/gpt2"}) as folder:
         folder.begin([planned])
@@ -10,7 +10,7 @@ not go together with that is refused, with both sides; so are measurements that 
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,33 +18,40 @@ from typing import Any
 from sr_monitor.display.writers.base import WriterError
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.base import Probe
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.curves import Curve
-from sr_monitor.replay.live import Ways
+from sr_monitor.replay.live import RECORDS, Ways
 from sr_monitor.replay.plan import SIZES, PlannedCheckpoint
 from sr_monitor.results.record import Record, list_records
 
 _SCHEMA = 1
 _FILE = "replay.json"
-_NAME = PREFIX.rstrip("/")
 _UNFINISHED = ".*.????????.tmp"  # what `write_whole` leaves when it is killed
 _MISSING = object()
 
 
 class Folder:
-    """What is in it; for one process at a time."""
+    """What is in the folder; open to one process at a time."""
 
-    def __init__(self, path: Path, options: Mapping[str, Any], curves: Mapping[str, str]) -> None:
-        """Refuses what does not go together with what is there; changes nothing yet.
+    def __init__(
+        self,
+        path: Path,
+        options: Mapping[str, Any],
+        curves: Mapping[str, str],
+        probes: Sequence[Probe] = (),
+    ) -> None:
+        """Refuse what does not go together with what is there; change nothing yet.
 
         Args:
             path: The folder.
-            options: What must be the same for all that is measured in it, as JSON can say it.
-            curves: Which curve goes into which folder inside, unless it was begun in another.
+            options: Options that all records in it must share.
+            curves: Which curve goes into which folder inside; existing curves keep theirs.
+            probes: Probes that explain what is measured.
         """
         self.path = path
-        self._options = dict(options)
+        self._probes = probes
+        self._options = json.loads(json.dumps(dict(options), default=str))
         with self._writing():
             there = self._read()
             known: dict[str, str] = there["runs"]
@@ -60,26 +67,26 @@ class Folder:
         self.curves: dict[str, Curve] = {}
 
     def __enter__(self) -> "Folder":
-        """Takes the folder, and reads what was measured before."""
+        """Lock the folder, and read what was measured before."""
         with ExitStack() as stack, self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(self._taken())
-            self.curves = {run: Curve(self._folder_of(run)) for run in self._runs}
+            self.curves = {run: self._curve(run) for run in self._runs}
             stack.callback(self._close_curves)
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Lets go of it, whatever happened."""
+        """Unlock the folder."""
         self._stack.close()
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was measured yet."""
+        """Whether nothing has been measured yet."""
         return not any(curve.records for curve in self.curves.values())
 
     def find(self, planned: PlannedCheckpoint) -> Record | None:
-        """The record of a checkpoint, if it was measured, and its name still stands for it."""
+        """Return the record of a checkpoint, if its name still stands for the same commit."""
         # A model that is as large as another one is on a curve of its own.
         runs = self.curves if planned.curve == SIZES else (self._run_of[planned.curve],)
         found = (self.curves[run].records.get(planned.label) for run in runs)
@@ -89,12 +96,12 @@ class Folder:
         return record
 
     def ways(self, planned: PlannedCheckpoint) -> Ways:
-        """Return how its curve has run points so far."""
+        """Return the way of each step on its curve so far."""
         records = self.curves[self._run_of[planned.curve]].records.values()
         return [(record.step, record.paths.engine) for record in records]
 
     def begin(self, todo: Iterable[PlannedCheckpoint]) -> None:
-        """Shows what was measured before, if there is room for what is to be measured now."""
+        """Show what was measured before; refuse a checkpoint whose step is taken."""
         for planned in todo:
             self._check_free(planned)
         with self._writing():
@@ -106,7 +113,7 @@ class Folder:
                 curve.begin()
 
     def save(self, planned: PlannedCheckpoint, record: Record, prompts: PromptSet) -> None:
-        """One more record, on its curve."""
+        """Add a record to its curve."""
         with self._writing():
             curve = self.curves[self._run_of[planned.curve]]
             if curve.at(record.step) not in (None, planned.label):
@@ -114,13 +121,13 @@ class Folder:
             curve.add(record, prompts)
 
     def finish(self) -> None:
-        """All is measured: the last pictures."""
+        """Draw the last pictures."""
         with self._writing():
             for curve in self.curves.values():
                 curve.finish()
 
     def _check_free(self, planned: PlannedCheckpoint) -> None:
-        """Refuses a checkpoint at whose step another one was measured."""
+        """Refuse a checkpoint at whose step another one was measured."""
         other = self.curves[self._run_of[planned.curve]].at(planned.name.step)
         if other not in (None, planned.label) and planned.curve != SIZES:
             raise InputError(
@@ -129,11 +136,14 @@ class Folder:
             )
 
     def _curve_beside(self, planned: PlannedCheckpoint) -> Curve:
-        """For a second model of the same size."""
+        """Begin a curve for a second model of the same size."""
         run = re.sub(r"[^\w.=-]+", "--", planned.label).strip("-")
         self._runs[run] = f"{SIZES}, {planned.label}"
         self._write()
-        return self.curves.setdefault(run, Curve(self._folder_of(run)))
+        return self.curves.setdefault(run, self._curve(run))
+
+    def _curve(self, run: str) -> Curve:
+        return Curve(self._folder_of(run), self._probes)
 
     def _close_curves(self) -> None:
         with self._writing():
@@ -141,7 +151,7 @@ class Folder:
                 curve.close()
 
     def _folder_of(self, run: str) -> Path:
-        return self.path / run / _NAME
+        return self.path / run / RECORDS
 
     def _read(self) -> dict[str, Any]:
         path = self.path / _FILE
@@ -177,7 +187,7 @@ class Folder:
             )
 
     def _placed(self, known: Mapping[str, str], curves: Mapping[str, str]) -> dict[str, str]:
-        """By its curve, each folder: where it was begun, whichever others are named, or its own."""
+        """Map each curve to its folder; existing curves keep theirs."""
         begun = {curve: run for run, curve in known.items()}
         placed = {
             curve: run if known.get(run) == curve else begun.get(curve, run)
@@ -205,7 +215,7 @@ class Folder:
 
     @contextmanager
     def _taken(self) -> Iterator[None]:
-        """For this process alone, until it ends in whatever way."""
+        """Lock the folder for this process; the lock ends with it."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.path / ".lock")
@@ -223,7 +233,7 @@ class Folder:
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
-        """A disk that does not take or give it is told in one line."""
+        """Turn an error of the disk into one line."""
         try:
             yield
         except InputError:

@@ -45,12 +45,12 @@ class _Refusal(InputError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """What is done with every checkpoint."""
+    """What to do with each checkpoint."""
 
     config: MonitorConfig
     """What is measured."""
     loading: Loading
-    """How it becomes a model."""
+    """How a checkpoint becomes a model."""
     downloads: Path
     """Where each checkpoint from the hub has a private folder, while it is needed."""
     keep_downloads: bool = False

@@ -80,7 +80,7 @@ def on_ray(
 
 
 def import_ray() -> Any:
-    """Ray, or how to install it."""
+    """Import Ray, or say how to install it."""
     # Ray asks the network whether it is a cloud, and phones home, unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -95,7 +95,7 @@ def import_ray() -> Any:
 
 @contextmanager
 def _running(ray: Any, address: str | None) -> Iterator[None]:
-    """Ray, started unless the caller has; what is started here ends here."""
+    """Start Ray unless the caller has, and end what was started."""
     if ray.is_initialized():
         yield
         return
@@ -127,7 +127,7 @@ def _check_connection(address: str) -> None:
 
 
 def _task(ray: Any) -> tuple[Any, int]:
-    """The task, and how many run at once."""
+    """Return the task, and how many run at once."""
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     options = {"num_gpus": 1} if gpus else {"num_cpus": 1}
@@ -142,7 +142,7 @@ def _begun(
     way: Way | None,
     job: Job,
 ) -> Any:
-    """Return what to wait for; without prompts there is nothing to begin."""
+    """Start a task and return its reference; without prompts, return a failure."""
     try:
         return task.remote(planned, find_prompts(planned), way, job)
     except InputError as error:
@@ -169,14 +169,14 @@ def _is_faster(outcome: Record | Failure, way: Way | None) -> bool:
 def _measure(
     planned: PlannedCheckpoint, prompts: PromptSet, way: Way | None, job: Job
 ) -> Record | Failure:
-    """Measure in a worker; what goes wrong with the checkpoint is its answer, in words."""
+    """Measure in a worker."""
     job = replace(job, downloads=_on_this_machine(job.downloads))
     find_local = partial(job.fetch, planned)
     return job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.loading), way=way)
 
 
 def _on_this_machine(downloads: Path) -> Path:
-    """Return a folder of this replay beside the hub's cache, which may be on a local disk."""
+    """Return a folder of this replay beside the worker's hub cache: that may be a local disk."""
     from huggingface_hub import constants
 
     own = sha256(str(downloads).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""The run over checkpoints: fetch, load, measure, keep; what is done is not done again.
+"""Run over checkpoints: fetch, load and measure each; keep its record, and never repeat it.
 
 Each run of checkpoints leaves what a live run leaves: records, prompts and a TensorBoard run in
 `OUT/RUN/stable_regions`. A checkpoint that cannot be measured is named with its reason, and the
@@ -19,11 +19,11 @@ from pathlib import Path
 from threading import Event
 from typing import Any, Literal
 
+from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError, check_kind, check_word, refused, whole
 from sr_monitor.model.engine import Way
 from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.replay.curves import check_tensorboard
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.fetch import one_ahead, temporary_folder
 from sr_monitor.replay.folder import Folder
@@ -44,16 +44,16 @@ Outcomes = Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """What became of the checkpoints, by their names."""
+    """What became of each checkpoint, by name."""
 
     measured: list[str] = field(default_factory=list)
-    """Those that were measured now."""
+    """Measured now."""
     kept: list[str] = field(default_factory=list)
-    """Those that had been measured before."""
+    """Measured by an earlier replay."""
     same: dict[str, str] = field(default_factory=dict)
-    """Those with the weights of another one, which was measured for both."""
+    """Duplicates, each with the checkpoint of the same weights that was measured for both."""
     failures: dict[str, str] = field(default_factory=dict)
-    """Those that could not be measured, and why."""
+    """Not measured, and why."""
 
 
 def replay(
@@ -85,12 +85,11 @@ def replay(
         sources: Folders, files, or `owner/name@GLOB`, revisions on the hub.
         out: Where records and the TensorBoard run go; a run that was stopped goes on there.
         prompts: A `PromptSet`, a file, or a data set's name on the hub; by default, for each
-            training, those of the live run in its folder, else the text that any Python brings
-            along.
+            training, those of the live run in its folder, else Python's help topics.
         num: At most so many checkpoints of each run, evenly spaced in the logarithm of the step.
         tokens: The checkpoints nearest to these numbers of tokens.
         num_tokens: The length of a prompt that is drawn from a text.
-        seed: Of the choice of prompts.
+        seed: The seed that prompts are drawn with.
         base: A model of the same architecture, for checkpoints without a config; also whose
             tokenizer is used.
         dtype: The type of the weights; "auto" is as stored, and float32 on a CPU.
@@ -98,8 +97,8 @@ def replay(
         device_map: "auto" spreads a model over all accelerators of the machine, for one that does
             not fit on one.
         trust_remote_code: Run the code that comes with a model.
-        keep_downloads: Download into the hub's cache, to stay there; else what is downloaded is
-            deleted once it is measured.
+        keep_downloads: Keep downloads in the hub's cache; by default each is deleted once it is
+            measured.
         engine: Where checkpoints are measured: "local" is this process, "ray" makes each a Ray
             task. The way to run points is the entry `engine` of `config`.
         ray_address: A Ray cluster; by default that of RAY_ADDRESS, or else one on this machine.
@@ -107,8 +106,8 @@ def replay(
         config: What is measured; by default `MonitorConfig()`.
         options: Single entries of `config` by their names, such as `num_pairs=64`.
 
-    Records of one curve run points in one way: none takes a faster one than an earlier step, there
-    or in the live run beside the checkpoints. So a replay that was stopped gives the same bits.
+    No record takes a faster way to run points than an earlier step of its curve, here or in the
+    live run beside the checkpoints, so a replay that was stopped and resumed gives the same bits.
 
     Raises:
         InputError: Nothing can be measured as asked for; the message names the fix.
@@ -118,7 +117,8 @@ def replay(
     num_tokens, seed = whole("num_tokens", num_tokens), whole("seed", seed)
     config = _with_options(config, options)
     check_word("engine", engine, Engine)
-    check_tensorboard()
+    missing = "replay: TensorBoard is not installed; run: pip install 'sr-monitor[tensorboard]'"
+    import_or_refuse("tensorboard", missing)
     loading = Loading(
         base=base,
         dtype=dtype,
@@ -157,14 +157,9 @@ class Replay:
     """One run over checkpoints."""
 
     def __init__(
-        self,
-        planned: list[PlannedCheckpoint],
-        out: Path,
-        job: Job,
-        choice: PromptChoice,
-        bar: Bar,
+        self, planned: list[PlannedCheckpoint], out: Path, job: Job, choice: PromptChoice, bar: Bar
     ) -> None:
-        """Refuses what cannot be measured, or would not go together with what is in `out`."""
+        """Refuse what cannot be measured, or contradicts what is in `out`."""
         check_base(planned, job.loading)
         self.planned, self.job, self.bar = planned, job, bar
         self.report = Report()
@@ -173,11 +168,14 @@ class Replay:
         self._prompts = {} if job.sweep else choice.for_trainings(planned)
         self._duplicates = self._same_measurements(planned)
         options = job.config.recorded("curve", "record")
-        options |= {"dtype": job.loading.dtype} | self._described_prompts()
-        self._folder = Folder(out, options, {each.run: each.curve for each in planned})
+        # One entry for each probe, so that a later replay may add some.
+        probes = {f"probe {name}": each for name, each in options.pop("probes", {}).items()}
+        options |= {"dtype": job.loading.dtype} | probes | self._described_prompts()
+        curves = {each.run: each.curve for each in planned}
+        self._folder = Folder(out, options, curves, job.config.measured)
 
     def run(self, engine: Engine, ray_address: str | None) -> Report:
-        """Measures what is not measured yet."""
+        """Measure what is not measured yet."""
         with self._folder, temporary_folder(self._folder.path / _DOWNLOADS):
             todo = [each for each in self.planned if self._folder.find(each) is None]
             left = {each.label for each in todo}
@@ -206,7 +204,7 @@ class Replay:
                 progress(number, total)
 
     def _locally(self, planned: Sequence[PlannedCheckpoint]) -> Outcomes:
-        """Measures one after the other, while the next one is fetched."""
+        """Measure one checkpoint while the next is fetched."""
 
         def fetch(each: PlannedCheckpoint, stop: Event) -> LocalCheckpoint:
             return self.job.fetch(each, stop, self.bar("download"))
@@ -214,21 +212,18 @@ class Replay:
         keeper = ModelKeeper(self.job.loading)
         with closing(one_ahead(planned, fetch)) as fetched:
             for each, local in fetched:
-                find_prompts, way = partial(self._prompts_of, each), self._way_of(each)
-                yield (
-                    each,
-                    self.job.outcome(each, local.result, find_prompts, keeper, self.bar, way),
-                )
+                prompts, way = partial(self._prompts_of, each), self._way_of(each)
+                yield each, self.job.outcome(each, local.result, prompts, keeper, self.bar, way)
 
     def _prompts_of(self, planned: PlannedCheckpoint) -> PromptSet:
-        """Those of its training; of a model in a sweep, chosen when it is measured."""
+        """Return the prompts of its training, or in a sweep its own, drawn when they are needed."""
         owner = planned.label if self.job.sweep else planned.training
         if owner not in self._prompts:
             self._prompts[owner] = self._choice.for_model(planned)
         return self._prompts[owner]
 
     def _way_of(self, planned: PlannedCheckpoint) -> Way | None:
-        """Return how the steps before it ran points, in its live run and on its curve."""
+        """Return the slowest way that earlier steps took, in its live run and on its curve."""
         if self.job.sweep:
             return None
         if planned.training not in self._live:
@@ -238,7 +233,7 @@ class Replay:
         return slowest_way(ways, planned.name.step)
 
     def _described_prompts(self) -> dict[str, str]:
-        """For each training apart, so that others may join it or stay away."""
+        """Describe the prompts of each training apart: later replays may name more or fewer."""
         if self.job.sweep:
             return {"prompts": self._choice.described()}
         return {f"prompts of {name}": each.fingerprint for name, each in self._prompts.items()}
@@ -246,7 +241,7 @@ class Replay:
     def _same_measurements(
         self, planned: Sequence[PlannedCheckpoint]
     ) -> dict[str, PlannedCheckpoint]:
-        """Those with equal weights, as far as they get the same prompts."""
+        """Map the label of each duplicate to the checkpoint with its weights and its prompts."""
         found, training_of = find_duplicates(planned), {e.label: e.training for e in planned}
         prompts = {name: each.fingerprint for name, each in self._prompts.items()}
         return {
@@ -265,7 +260,7 @@ class Replay:
             self.report.failures[planned.label] = outcome.reason
 
     def _keep_duplicate(self, planned: PlannedCheckpoint, first: PlannedCheckpoint) -> None:
-        """The record of one with the same weights, at its own step."""
+        """Keep the record of the first one with these weights at the step of the duplicate."""
         record = self._folder.find(first)
         if record is None:
             reason = f"its weights are those of {first.label}: {self.report.failures[first.label]}"
@@ -289,7 +284,7 @@ class Replay:
 
 
 def check_base(planned: Sequence[PlannedCheckpoint], loading: Loading) -> None:
-    """Asks for a base at once where no checkpoint says of which architecture it is."""
+    """Ask for a base at once if no checkpoint says which architecture it has."""
     local = [each.source for each in planned if isinstance(each.source, LocalCheckpoint)]
     bare = [checkpoint for checkpoint in local if checkpoint.needs_base]
     if bare and (loading.base is not None or len(bare) == len(planned)):
@@ -297,7 +292,7 @@ def check_base(planned: Sequence[PlannedCheckpoint], loading: Loading) -> None:
 
 
 def _check_kinds(sources: Any, out: Any, prompts: Any, tokens: Any) -> None:
-    """Refuse arguments that are not of their kind."""
+    """Refuse arguments of the wrong type."""
     place = str | Path
     fix = "pass a list of folders, files or owner/name@GLOB, such as ['runs/gpt2']"
     _check_list("sources", sources, place, fix)
@@ -315,7 +310,7 @@ def _check_list(name: str, value: Any, kind: Any, fix: str) -> None:
 
 
 def _with_options(config: Any, options: dict[str, Any]) -> MonitorConfig:
-    """Replace single entries of the config; whoever misspells one may have meant an argument."""
+    """Replace single entries of the config; for an unknown name, suggest the nearest."""
     fix = "pass a MonitorConfig, or its entries by their names"
     check_kind("config", config, MonitorConfig | None, fix)
     entries = [entry.name for entry in fields(MonitorConfig)]

@@ -33,6 +33,7 @@ from sr_monitor.replay import Report, replay
 from sr_monitor.results.record import list_records
 from tests import lightning_runs, training
 from tests.hub_server import Fault, HubServer, Repos, hub_server
+from tests.outside_probe import Norms, Steepness
 from tests.replays import (
     FEW,
     OLMO,
@@ -346,6 +347,30 @@ def test_each_record_is_shown_when_it_is_there(tmp_path: Path) -> None:
 
     run(tmp_path / "run", out=tmp_path / "out", bar=bar)
     assert seen == [[1], [1, 2]]
+
+
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
+def test_probes_of_others_join_a_curve(tmp_path: Path, engine: str) -> None:
+    """What is derived is shown also for records from before; what rides, from now on."""
+    run(checkpoints(tmp_path / "run", 1, 2), out=tmp_path / "out")
+    before = [path.read_bytes() for path in list_records(tmp_path / "out")]
+    checkpoints(tmp_path / "run", 3)
+    options: dict[str, Any] = {"probes": [Norms(power=1.0), Steepness()], "engine": engine}
+    report = run(tmp_path / "run", out=tmp_path / "out", **options)
+    assert report.measured == [str(tmp_path / "run/checkpoint-3")]
+    assert [path.read_bytes() for path in list_records(tmp_path / "out")[:2]] == before
+    paths = list_records(tmp_path / "out")
+    last = Record.load(paths[2], [Norms(power=1.0)])
+    assert last.parts["norms"]["norm"].shape == last.paths.distance.shape
+    assert last.metadata["config"]["probes"] == {"norms": {"power": 1.0}, "steepness": {}}
+    records = [Record.load(path).with_derived([Steepness()]) for path in paths]
+    shown = scalars(tmp_path / "out/stable_regions", "steepness/median")
+    assert shown == [(r.step, r.scalars["stable_regions/steepness/median"]) for r in records]
+    largest = last.scalars["stable_regions/norms/largest"]
+    assert scalars(tmp_path / "out/stable_regions", "norms/largest") == [(3, largest)]
+    assert len(run(tmp_path / "run", out=tmp_path / "out").kept) == 3  # and without them
+    with pytest.raises(InputError, match=r"probe norms is .*1.0.* there and .*2.0.* now"):
+        run(tmp_path / "run", out=tmp_path / "out", probes=[Norms()])
 
 
 def test_branches_are_runs_of_their_own(tmp_path: Path) -> None:
