@@ -15,11 +15,14 @@ from torch import Tensor, nn
 
 from sr_monitor.cli import options
 from sr_monitor.cli.terminal import print_table, progress, say
+from sr_monitor.display.writers.base import encode_png
 from sr_monitor.errors import InputError, is_out_of_memory
 from sr_monitor.files import write_whole
 from sr_monitor.model.loading import TokenizerOnDemand, load_model
 from sr_monitor.options import declared
+from sr_monitor.probes.base import Page, Part, Probe
 from sr_monitor.probes.drawing import save_figure
+from sr_monitor.probes.keys import PREFIX
 from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
 from sr_monitor.probes.sharpness import fill_gaps
@@ -28,6 +31,7 @@ from sr_monitor.probes.statistics import median_curve, summarise
 from sr_monitor.prompts.choose import choose_prompts
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
+from sr_monitor.results.run_keys import NUM_POINTS
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
 
@@ -71,19 +75,17 @@ def measure(
 
 def facts(record: Record, prompts: PromptSet, model: nn.Module) -> dict[str, str]:
     """Return the lines of the table."""
-    about, paths, slices = _describe(model), record.paths, record.slices
-    slope = summarise(paths.max_slope, paths.kept)
-    points = paths.num_points + (slices.num_points if slices else 0)
-    return {
+    about, paths = _describe(model), record.paths
+    lines = {
         "model": f"{about['model']}, {about['dtype']} on {about['device']}",
         "prompts": f"{len(paths.distance)} pairs of {prompts.num_tokens} tokens, {prompts.source}",
-        "maximum slope": f"{slope.median:.3f} (median)",
-        "quartiles": f"{slope.q25:.3f} to {slope.q75:.3f}",
-        "95% interval": f"{slope.low:.3f} to {slope.high:.3f} (of the median)",
-        "noise floor": f"{paths.noise_floor:.1e}",
-        "pairs left out": f"{paths.num_left_out}",
+    }
+    for probe, part in record.known():
+        lines |= probe.facts(part)
+    points = record.scalars[NUM_POINTS.name]
+    return lines | {
         "seconds": f"{record.metadata['seconds']:.1f}",
-        "points": f"{points:,} ({paths.engine})",
+        "points": f"{points:,.0f} ({paths.engine})",
     }
 
 
@@ -99,6 +101,7 @@ def write(
         "prompts_fingerprint": prompts.fingerprint,
         "seconds": record.metadata["seconds"],
         **_numbers(record.paths),
+        **{probe.name: probe.pack(part) for probe, part in _others(record)},
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -122,6 +125,18 @@ def _draw(folder: Path, record: Record, prompts: PromptSet) -> Iterator[str]:
         figure = draw_slice(record.slices, index, prompts=prompts.texts_of_triple(index))
         save_figure(figure, folder / f"slice-{index}.png")
         yield f"slice-{index}.png"
+    for probe, part in _others(record):
+        page = Page(title=folder.name, part=part, parts=record.parts, prompts=prompts)
+        for key, image in probe.pictures(page, ()):
+            if key.kind == "image":
+                name = key.name.removeprefix(PREFIX).replace("/", "-") + ".png"
+                write_whole(folder / name, encode_png(image))
+                yield name
+
+
+def _others(record: Record) -> Iterator[tuple[Probe, Part]]:
+    """Yield the probes that were asked for, with their parts."""
+    return (each for each in record.known() if each[0].name not in ("paths", "slices"))
 
 
 def _numbers(paths: Paths) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Key:
     @property
     def label(self) -> str:
         """The name as a table shows it."""
-        return self.name.removeprefix(PREFIX).replace("_", " ")
+        return self.name.removeprefix(PREFIX).replace("_", " ").replace("/", " ")
 
     def numbered(self, number: int) -> "Key":
         """Put a number in the place of `<k>`."""

@@ -87,6 +87,18 @@ def test_pictures_prompts_and_a_table_are_left(saved: Path, capsys: Capture) -> 
             assert len(image.convert("L").getcolors() or ()) > 10
 
 
+def test_a_probe_adds_its_lines_and_its_part(saved: Path, capsys: Capture) -> None:
+    plain = measure(saved)
+    capsys.readouterr()
+    numbers = measure(saved, "--probe", "divergence")
+    assert "divergence end" in capsys.readouterr().out
+    kl = numbers.pop("divergence")["kl"]
+    assert (len(kl), len(kl[0])) == (3, numbers["num_steps"])
+    assert all(row[0] < 1e-6 < row[-1] for row in kl)
+    assert {**numbers, "seconds": 0} == {**plain, "seconds": 0}
+    assert "divergence" in refusal(capsys, saved, "--probe", "divergense")
+
+
 def test_pictures_of_an_earlier_measurement_do_not_stay(saved: Path) -> None:
     measure(saved, "--num-slices", "2")
     assert len(list(Path("out").glob("slice-*.png"))) == 2
