@@ -2,27 +2,31 @@
 
 x(alpha) = (1 - alpha) a + alpha b,    d(alpha) = || F_A(x(alpha)) - F_A(a) ||
 
-distance = oracle_paths(specimen, a, b, layer=1, num_steps=5, output="final_norm")
+It cuts the stream another way than the library does: it puts functions in the place of the
+blocks' own `forward`, and uses no hook.
+
+    distance = oracle_paths(specimen, a, b, layer=1, num_steps=5, output="final_norm")
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from tests.zoo import Specimen
 
 Output = Literal["final_norm", "resid_final", "logits"]
+Prompts = Int[Tensor, "item token"]
+Wrapper = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def oracle_paths(
     specimen: Specimen,
-    prompts_a: Int[Tensor, "pair token"],
-    prompts_b: Int[Tensor, "pair token"],
+    prompts_a: Prompts,
+    prompts_b: Prompts,
     *,
     layer: int,
     num_steps: int,
@@ -33,21 +37,17 @@ def oracle_paths(
     for prompt_a, prompt_b in zip(prompts_a, prompts_b, strict=True):
         a, clean = run(specimen, prompt_a, layer, output)
         b, _ = run(specimen, prompt_b, layer, output)
-        row = []
-        for step in range(num_steps):
-            alpha = step / (num_steps - 1)
-            x = (1 - alpha) * a + alpha * b
-            _, replaced = run(specimen, prompt_a, layer, output, x)
-            row.append(_distance(replaced, clean))
-        rows.append(torch.stack(row))
-    return torch.stack(rows)
+        alphas = [step / (num_steps - 1) for step in range(num_steps)]
+        points = [(1 - alpha) * a + alpha * b for alpha in alphas]
+        rows.append(
+            [_distance(run(specimen, prompt_a, layer, output, x)[1], clean) for x in points]
+        )
+    return torch.tensor(rows)
 
 
 def oracle_slices(
     specimen: Specimen,
-    corners: tuple[
-        Int[Tensor, "triple token"], Int[Tensor, "triple token"], Int[Tensor, "triple token"]
-    ],
+    corners: tuple[Prompts, Prompts, Prompts],
     *,
     layer: int,
     resolution: int,
@@ -63,16 +63,13 @@ def oracle_slices(
         a, b, c = (run(specimen, prompt, layer, output)[0] for prompt in prompts)
         t = torch.dot(c - a, b - a) / torch.dot(b - a, b - a)
         second = c - (a + t * (b - a))
+        points = [a + x * (b - a) + y * second for y in coordinates for x in coordinates]
         for prompt in prompts:
             _, clean = run(specimen, prompt, layer, output)
-            for y in coordinates:
-                for x in coordinates:
-                    point = a + x * (b - a) + y * second
-                    _, replaced = run(specimen, prompt, layer, output, point)
-                    maps.append(_distance(replaced, clean))
+            maps += [_distance(run(specimen, prompt, layer, output, x)[1], clean) for x in points]
         feet.append(t)
     shape = (len(corners[0]), 3, resolution, resolution)
-    return torch.stack(maps).reshape(shape), torch.stack(feet)
+    return torch.tensor(maps).reshape(shape), torch.stack(feet)
 
 
 @torch.no_grad()
@@ -90,21 +87,28 @@ def run(
     found: list[Tensor] = []
     outputs: list[Tensor] = []
 
-    def visit(stream: Tensor) -> Tensor | None:
-        assert stream.dim() == 3
-        assert stream.shape[0] == 1
-        found.append(stream[0, -1].clone())
-        if replacement is None:
-            return None
-        stream = stream.clone()
-        stream[0, -1] = replacement
+    def visit(stream: Tensor) -> Tensor:
+        found.append(_last(stream).clone())
+        if replacement is not None:
+            stream = stream.clone()
+            _last(stream)[:] = replacement
         return stream
 
-    def read(stream: Tensor) -> None:
-        outputs.append(stream[0, -1].clone())
+    def read(stream: Tensor) -> Tensor:
+        outputs.append(_last(stream).clone())
+        return stream
 
-    with _hooks(_write(specimen, layer, visit), *_read(specimen, output, read)):
-        result = specimen.model(prompt[None], **specimen.call)
+    with ExitStack() as stack:
+        if layer == 0:
+            stack.enter_context(_wrapped(specimen.layers[0], _on_input(visit)))
+        else:
+            stack.enter_context(_wrapped(specimen.layers[layer - 1], _on_output(visit)))
+        if output == "final_norm":
+            unembedding = specimen.model.get_submodule(specimen.unembedding)
+            stack.enter_context(_wrapped(unembedding, _on_input(read)))
+        if output == "resid_final":
+            stack.enter_context(_wrapped(specimen.layers[-1], _on_output(read)))
+        result = specimen.run(prompt)
     if output == "logits":
         logits = getattr(result, "logits", result)
         read(logits[0] if isinstance(logits, tuple) else logits)
@@ -112,55 +116,41 @@ def run(
     return found[0], outputs[0]
 
 
-def _write(
-    specimen: Specimen, layer: int, visit: Callable[[Tensor], Tensor | None]
-) -> RemovableHandle:
-    """Hook the output of the `layer`-th block, or the input of the first for layer 0."""
-
-    def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        stream = visit(args[0])
-        return None if stream is None else (stream, *args[1:])
-
-    def after(_: nn.Module, _args: object, result: Any) -> Any:
-        is_tuple = isinstance(result, tuple)
-        stream = visit(result[0] if is_tuple else result)
-        if stream is None:
-            return None
-        return (stream, *result[1:]) if is_tuple else stream
-
-    if layer == 0:
-        return specimen.stack[0].register_forward_pre_hook(before)
-    return specimen.stack[layer - 1].register_forward_hook(after)
-
-
-def _read(
-    specimen: Specimen, output: Output, read: Callable[[Tensor], None]
-) -> list[RemovableHandle]:
-    """Hook what the unembedding reads, or what the last block returns."""
-
-    def before(_: nn.Module, args: tuple[Any, ...]) -> None:
-        read(args[0])
-
-    def after(_: nn.Module, _args: object, result: Any) -> None:
-        read(result[0] if isinstance(result, tuple) else result)
-
-    if output == "final_norm":
-        unembedding = specimen.model.get_submodule(specimen.unembedding)
-        return [unembedding.register_forward_pre_hook(before)]
-    if output == "resid_final":
-        return [specimen.stack[-1].register_forward_hook(after)]
-    return []
+def _last(stream: Tensor) -> Tensor:
+    """The last token's vector, of (1, token, width) or of (token, width)."""
+    assert stream.dim() == 2 or (stream.dim() == 3 and len(stream) == 1)
+    return stream.view(-1, stream.shape[-1])[-1]
 
 
 @contextmanager
-def _hooks(*handles: RemovableHandle) -> Iterator[None]:
+def _wrapped(module: nn.Module, wrapper: Wrapper) -> Iterator[None]:
+    """Put a function around the `forward` of a module, which may be an instance's own."""
+    own = vars(module).get("forward")
+    module.forward = wrapper(module.forward)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
-def _distance(output: Float[Tensor, " out"], clean: Float[Tensor, " out"]) -> Float[Tensor, ""]:
-    distance: Tensor = torch.linalg.vector_norm(output.float() - clean.float())
-    return distance
+def _on_input(visit: Callable[[Tensor], Tensor]) -> Wrapper:
+    return lambda forward: lambda x, *args, **kwargs: forward(visit(x), *args, **kwargs)
+
+
+def _on_output(visit: Callable[[Tensor], Tensor]) -> Wrapper:
+    def wrapper(forward: Callable[..., Any]) -> Callable[..., Any]:
+        def around(*args: Any, **kwargs: Any) -> Any:
+            result = forward(*args, **kwargs)
+            if isinstance(result, tuple):
+                return (visit(result[0]), *result[1:])
+            return visit(result)
+
+        return around
+
+    return wrapper
+
+
+def _distance(output: Float[Tensor, " out"], clean: Float[Tensor, " out"]) -> float:
+    return float(torch.linalg.vector_norm(output.float() - clean.float()))

@@ -8,9 +8,10 @@ it, so that nothing here depends on how `sr_monitor` finds them.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import torch
 import transformers as hf
@@ -39,23 +40,32 @@ class Specimen:
     vocab: int
     """Number of token ids the model knows."""
     blocks: str
-    """Dotted path of the list of blocks."""
+    """Dotted path of the container of blocks."""
     unembedding: str
     """Dotted path of the linear layer that reads the output."""
     call: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a plain forward pass."""
+    takes_sequence: bool = False
+    """Whether the model takes token ids (token,), not (prompt, token)."""
 
     @property
-    def stack(self) -> nn.ModuleList | nn.Sequential:
-        """The blocks themselves."""
-        stack = self.model.get_submodule(self.blocks)
-        assert isinstance(stack, nn.ModuleList | nn.Sequential)
-        return stack
+    def stack(self) -> Any:
+        """The blocks in their container."""
+        return self.model.get_submodule(self.blocks)
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The blocks, first to last."""
+        return list(self.stack.children())
 
     @property
     def num_layers(self) -> int:
         """Number of blocks: the last layer that can be measured."""
         return len(self.stack)
+
+    def run(self, prompt: Int[Tensor, " token"]) -> Any:
+        """One plain forward pass of one prompt."""
+        return self.model(prompt if self.takes_sequence else prompt[None], **self.call)
 
     def prompts(self, num: int, length: int, seed: int = 0) -> Int[Tensor, "prompt token"]:
         """Random prompts over the whole vocabulary."""
@@ -63,22 +73,21 @@ class Specimen:
         return torch.randint(self.vocab, (num, length), generator=generator)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Species:
     """How to build a model, where its parts are, and what must work on it."""
 
     make: Callable[[], nn.Module]
     """Builds the model, with the global RNG already seeded."""
     blocks: str = "model.layers"
-    """Dotted path of the list of blocks."""
     unembedding: str = "lm_head"
-    """Dotted path of the linear layer that reads the output."""
     rows: bool = True
     """Whether a cache exists whose rows can be repeated, so that engine "rows" must work."""
     shared: bool = True
     """Whether attention is full and free of ALiBi, so that engine "shared" must work."""
     gain: float | None = 1.75
     """How strongly to `stir` the parameters; None for networks built by hand."""
+    takes_sequence: bool = False
 
 
 def stir(model: nn.Module, generator: torch.Generator, gain: float) -> None:
@@ -106,19 +115,18 @@ def build(name: str, *, seed: int = 0, attention: str | None = None) -> Specimen
     species = SPECIES[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = species.make().eval()
+        model: Any = species.make().eval()
     if species.gain is not None:
         stir(model, torch.Generator().manual_seed(seed), species.gain)
-    is_hub_model = isinstance(model, hf.PreTrainedModel)
     if attention is not None:
-        assert isinstance(model, hf.PreTrainedModel)
         model.set_attn_implementation(attention)
     return Specimen(
         model=model,
         vocab=VOCAB,
         blocks=species.blocks,
         unembedding=species.unembedding,
-        call={"use_cache": False} if is_hub_model else {},
+        call={"use_cache": False} if isinstance(model, hf.PreTrainedModel) else {},
+        takes_sequence=species.takes_sequence,
     )
 
 
@@ -126,7 +134,7 @@ def build(name: str, *, seed: int = 0, attention: str | None = None) -> Specimen
 
 
 def _hub(kind: str, config_kind: str | None = None, **config: Any) -> Callable[[], nn.Module]:
-    """Builds `transformers.<kind>` from a configuration of 32 dimensions and 61 tokens."""
+    """Builds `transformers.<kind>` from a configuration."""
 
     def make() -> nn.Module:
         family = kind.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
@@ -162,42 +170,51 @@ def _windowed(kind: str, config_kind: str | None = None, **config: Any) -> Calla
     )
 
 
-# A module as in nanoGPT: no config, no cache, two outputs, the head reads one position -----------
+# Models of one's own: no config, no cache --------------------------------------------------------
 
 
-class _NanoAttention(nn.Module):
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
+
+
+class _Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.c_attn = nn.Linear(WIDTH, 3 * WIDTH)
-        self.c_proj = nn.Linear(WIDTH, WIDTH)
+        self.qkv = nn.Linear(WIDTH, 3 * WIDTH // 4)
 
-    def forward(self, x: Tensor) -> Tensor:
-        batch, length, _ = x.shape
-        heads = self.c_attn(x).view(batch, length, 3, 4, WIDTH // 4).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
-        out: Tensor = self.c_proj(y.transpose(1, 2).reshape(batch, length, WIDTH))
+    def forward(self, x: Tensor, mask: Tensor, turn: tuple[Tensor, Tensor] | None) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # "... token head_width"
+        if turn is not None:
+            q, k = _rotate(q, *turn), _rotate(k, *turn)
+        scores = (q @ k.mT / math.sqrt(q.shape[-1])).masked_fill(~mask, -torch.inf)
+        out: Tensor = scores.softmax(-1) @ v
         return out
 
 
-class _NanoBlock(nn.Module):
+class _Block(nn.Module):
+    """Attention of four heads, in a list of their own, and an MLP; x is "... token width"."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.ln_1 = nn.LayerNorm(WIDTH)
-        self.attn = _NanoAttention()
-        self.ln_2 = nn.LayerNorm(WIDTH)
-        self.mlp = nn.ModuleDict(
-            {"c_fc": nn.Linear(WIDTH, 64), "gelu": nn.GELU(), "c_proj": nn.Linear(64, WIDTH)}
-        )
+        self.norm_1, self.norm_2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.heads = nn.ModuleList(_Head() for _ in range(4))
+        self.proj = nn.Linear(WIDTH, WIDTH)
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, 64), nn.GELU(), nn.Linear(64, WIDTH))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.ln_1(x))
-        hidden = self.mlp["gelu"](self.mlp["c_fc"](self.ln_2(x)))
-        out: Tensor = x + self.mlp["c_proj"](hidden)
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, turn: tuple[Tensor, Tensor] | None = None
+    ) -> Float[Tensor, "*batch token width"]:
+        if mask is None:
+            mask = torch.ones(x.shape[-2], x.shape[-2], dtype=torch.bool).tril()
+        normed = self.norm_1(x)
+        x = x + self.proj(torch.cat([head(normed, mask, turn) for head in self.heads], dim=-1))
+        out: Tensor = x + self.mlp(self.norm_2(x))
         return out
 
 
 class NanoGPT(nn.Module):
-    """A transformer of the kind people write for themselves: `logits, loss = model(idx)`."""
+    """As nanoGPT: `logits, loss = model(idx)`, and without targets the head reads one position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -206,7 +223,7 @@ class NanoGPT(nn.Module):
                 "wte": nn.Embedding(VOCAB, WIDTH),
                 "wpe": nn.Embedding(64, WIDTH),
                 "drop": nn.Dropout(0.1),
-                "h": nn.ModuleList(_NanoBlock() for _ in range(3)),
+                "h": nn.ModuleList(_Block() for _ in range(3)),
                 "ln_f": nn.LayerNorm(WIDTH),
             }
         )
@@ -216,163 +233,98 @@ class NanoGPT(nn.Module):
     def forward(
         self, idx: Tensor, targets: Tensor | None = None
     ) -> tuple[Float[Tensor, "batch token vocab"], Tensor | None]:
-        positions = torch.arange(idx.shape[1], device=idx.device)
-        x = self.transformer["wte"](idx) + self.transformer["wpe"](positions)
-        x = self.transformer["drop"](x)
-        blocks = self.transformer["h"]
-        assert isinstance(blocks, nn.ModuleList)
-        for block in blocks:
+        part: Any = self.transformer
+        x = part["drop"](part["wte"](idx) + part["wpe"](torch.arange(idx.shape[1])))
+        for block in part["h"]:
             x = block(x)
-        x = self.transformer["ln_f"](x)
-        if targets is None:
-            return self.lm_head(x[:, [-1], :]), None
-        logits = self.lm_head(x)
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-
-
-# A module as in Karpathy's lecture: blocks in an `nn.Sequential`, and a list of heads in each ----
-
-
-class _LectureHead(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.key = nn.Linear(WIDTH, width, bias=False)
-        self.query = nn.Linear(WIDTH, width, bias=False)
-        self.value = nn.Linear(WIDTH, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-class _LectureAttention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(_LectureHead(WIDTH // 4) for _ in range(4))
-        self.proj = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.proj(torch.cat([head(x) for head in self.heads], dim=-1))
-        return out
-
-
-class _LectureBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.sa = _LectureAttention()
-        self.ffwd = nn.Sequential(nn.Linear(WIDTH, 64), nn.ReLU(), nn.Linear(64, WIDTH))
-        self.ln1 = nn.LayerNorm(WIDTH)
-        self.ln2 = nn.LayerNorm(WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.sa(self.ln1(x))
-        out: Tensor = x + self.ffwd(self.ln2(x))
-        return out
+        x = part["ln_f"](x)
+        return _with_loss(self.lm_head(x[:, [-1], :] if targets is None else x), targets)
 
 
 class LectureGPT(nn.Module):
-    """The transformer that many learn from."""
+    """As in Karpathy's lecture: blocks in an `nn.Sequential`; here logits are (batch, vocab)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.token_embedding_table = nn.Embedding(VOCAB, WIDTH)
         self.position_embedding_table = nn.Embedding(64, WIDTH)
-        self.blocks = nn.Sequential(*(_LectureBlock() for _ in range(3)))
+        self.blocks = nn.Sequential(*(_Block() for _ in range(3)))
         self.ln_f = nn.LayerNorm(WIDTH)
         self.lm_head = nn.Linear(WIDTH, VOCAB)
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None
-    ) -> tuple[Float[Tensor, "batch token vocab"], Tensor | None]:
-        positions = torch.arange(idx.shape[1], device=idx.device)
-        x = self.token_embedding_table(idx) + self.position_embedding_table(positions)
-        logits = self.lm_head(self.ln_f(self.blocks(x)))
-        if targets is None:
-            return logits, None
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    ) -> tuple[Float[Tensor, "batch *token vocab"], Tensor | None]:
+        x = self.token_embedding_table(idx)
+        x = x + self.position_embedding_table(torch.arange(idx.shape[1]))
+        x = self.ln_f(self.blocks(x))
+        return _with_loss(self.lm_head(x[:, -1] if targets is None else x), targets)
 
 
-# A module as in litgpt: rotary tables as buffers, blocks called with several arguments -----------
-
-
-class _LitBlock(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm_1 = nn.RMSNorm(WIDTH)
-        self.attn = nn.Linear(WIDTH, 3 * WIDTH, bias=False)
-        self.proj = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.norm_2 = nn.RMSNorm(WIDTH)
-        self.fc_1 = nn.Linear(WIDTH, 48, bias=False)
-        self.fc_2 = nn.Linear(WIDTH, 48, bias=False)
-        self.down = nn.Linear(48, WIDTH, bias=False)
-
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None = None
-    ) -> Float[Tensor, "batch token width"]:
-        batch, length, _ = x.shape
-        heads = self.attn(self.norm_1(x)).view(batch, length, 3, 4, WIDTH // 4)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)
-        q, k = _rotate(q, cos, sin), _rotate(k, cos, sin)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
-        x = x + self.proj(y.transpose(1, 2).reshape(batch, length, WIDTH))
-        normed = self.norm_2(x)
-        out: Tensor = x + self.down(F.silu(self.fc_1(normed)) * self.fc_2(normed))
-        return out
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), -1) * sin
-
-
-@dataclass
-class LitConfig:
-    """The configuration of a litgpt model, which no Hugging Face name fits."""
-
-    n_layer: int = 3
-    n_embd: int = WIDTH
-    padded_vocab_size: int = VOCAB
-    block_size: int = 64
+def _with_loss(logits: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    if targets is None:
+        return logits, None
+    return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
 class LitGPT(nn.Module):
-    """A litgpt-like transformer: RMS norms, rotary buffers, `forward(idx) -> logits`."""
+    """As litgpt: a config of its own kind, rotary tables as buffers, blocks of several arguments.
 
-    cos: Tensor
-    sin: Tensor
+    Its logits are soft-capped, as nanochat's.
+    """
 
-    def __init__(self, config: LitConfig) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.config = config
-        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.config = SimpleNamespace(n_layer=3, n_embd=WIDTH, padded_vocab_size=VOCAB)
+        self.lm_head = nn.Linear(WIDTH, VOCAB, bias=False)
         self.transformer = nn.ModuleDict(
             {
-                "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
-                "h": nn.ModuleList(_LitBlock() for _ in range(config.n_layer)),
-                "ln_f": nn.RMSNorm(config.n_embd),
+                "wte": nn.Embedding(VOCAB, WIDTH),
+                "h": nn.ModuleList(_Block() for _ in range(3)),
+                "ln_f": nn.RMSNorm(WIDTH),
             }
         )
         theta = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
-        angles = torch.outer(torch.arange(config.block_size), theta).repeat(1, 2)
+        angles = torch.outer(torch.arange(64), theta).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(
-        self, idx: Tensor, input_pos: Tensor | None = None
-    ) -> Float[Tensor, "batch token vocab"]:
-        if input_pos is not None:
-            raise TypeError("You need to call `gpt.set_kv_cache()`")
-        length = idx.shape[1]
-        x = self.transformer["wte"](idx)
-        for block in self._blocks():
-            x = block(x, self.cos[:length], self.sin[:length], None)
-        logits: Tensor = self.lm_head(self.transformer["ln_f"](x))
-        return logits
+    def forward(self, idx: Tensor) -> Float[Tensor, "batch token vocab"]:
+        part: Any = self.transformer
+        x, length = part["wte"](idx), idx.shape[1]
+        for block in part["h"]:
+            x = block(x, None, (self.get_buffer("cos")[:length], self.get_buffer("sin")[:length]))
+        return 3 * torch.tanh(self.lm_head(part["ln_f"](x)) / 3)
 
-    def _blocks(self) -> Iterator[nn.Module]:
-        blocks = self.transformer["h"]
-        assert isinstance(blocks, nn.ModuleList)
-        return iter(blocks)
+
+class PackedGPT(nn.Module):
+    """As torchtitan: blocks in an `nn.ModuleDict`, and a stream of (token, width).
+
+    "packed" takes (prompt, token) and keeps the prompts apart by a mask; "row" knows one prompt
+    only, and takes a batch for one, too; "sequence" takes (token,).
+    """
+
+    def __init__(self, takes: Literal["packed", "row", "sequence"]) -> None:
+        super().__init__()
+        self.takes = takes
+        self.tok_embeddings = nn.Embedding(VOCAB, WIDTH)
+        self.positions = nn.Embedding(64, WIDTH)
+        self.layers = nn.ModuleDict({str(index): _Block() for index in range(3)})
+        self.norm = nn.LayerNorm(WIDTH)
+        self.output = nn.Linear(WIDTH, VOCAB, bias=False)
+
+    def forward(self, tokens: Tensor) -> Float[Tensor, "token vocab"]:
+        if (tokens.dim() == 1) != (self.takes == "sequence"):
+            raise ValueError(f"token ids {tuple(tokens.shape)}")
+        length = tokens.shape[1] if self.takes == "packed" else tokens.numel()
+        place = torch.arange(tokens.numel())
+        # "query key": earlier, and of the same prompt
+        mask = (place[:, None] >= place) & (place[:, None] // length == place // length)
+        x = self.tok_embeddings(tokens.flatten()) + self.positions(place % length)
+        for layer in self.layers.values():
+            x = layer(x, mask)
+        logits: Tensor = self.output(self.norm(x))
+        return logits
 
 
 # Networks whose slope is known -------------------------------------------------------------------
@@ -421,13 +373,9 @@ class HandMade(nn.Module):
         return logits
 
 
-def _linear_network() -> nn.Module:
-    return HandMade([_AddLinear() for _ in range(3)])
-
-
 def _step_network() -> nn.Module:
     """First coordinate -1 for even tokens and 1 for odd ones, looked at by the last block only."""
-    model = HandMade([_Step(is_last=False), _Step(is_last=False), _Step(is_last=True)])
+    model = HandMade([_Step(is_last=index == 2) for index in range(3)])
     with torch.no_grad():
         model.embedding.weight[0::2, 0] = -1.0
         model.embedding.weight[1::2, 0] = 1.0
@@ -436,155 +384,133 @@ def _step_network() -> nn.Module:
 
 # The table ---------------------------------------------------------------------------------------
 
-_H, _L = "transformer.h", "model.layers"
-_DEEP: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 3}
-_BERT: dict[str, Any] = {"intermediate_size": 48, "num_attention_heads": 4}
-_T5: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "d_model": WIDTH,
-    "d_kv": 8,
-    "d_ff": 48,
-    "num_layers": 2,
-}
-_OPT: dict[str, Any] = {**_DEEP, "ffn_dim": 48, "num_attention_heads": 4}
-_FALCON: dict[str, Any] = {**_DEEP, "num_attention_heads": 4}
-_GEMMA: dict[str, Any] = {"head_dim": 8, "query_pre_attn_scalar": 8}
-_QWEN3_NEXT: dict[str, Any] = {
-    "num_hidden_layers": 4,
-    "layer_types": ["linear_attention", "linear_attention", FULL, "linear_attention"],
-    "head_dim": 8,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "moe_intermediate_size": 24,
-    "shared_expert_intermediate_size": 24,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-}
-_LLAMA_4: dict[str, Any] = {
-    "intermediate_size_mlp": 48,
-    "head_dim": 8,
-    "num_local_experts": 2,
-    "attention_chunk_size": WINDOW,
-}
-_XGLM: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "d_model": WIDTH,
-    "ffn_dim": 48,
-    "num_layers": 3,
-    "attention_heads": 4,
-}
-_GPT_NEO: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": WIDTH,
-    "num_layers": 4,
-    "num_heads": 4,
-    "attention_types": [[["global", "local"], 2]],
-    "window_size": WINDOW,
-    "max_position_embeddings": 64,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-_GEMMA_3N: dict[str, Any] = {
-    "head_dim": 8,
-    "vocab_size_per_layer_input": VOCAB,
-    "hidden_size_per_layer_input": 8,
-    "num_kv_shared_layers": 0,
-    "laurel_rank": 4,
-    "activation_sparsity_pattern": [0.0] * 4,
-}
+_H = "transformer.h"
 
 
-def _no_cache(make: Callable[[], nn.Module], blocks: str, **facts: Any) -> Species:
-    return Species(make=make, blocks=blocks, rows=False, shared=False, **facts)
+def _no_cache(make: Callable[[], nn.Module], blocks: str = "model.layers", **facts: Any) -> Species:
+    return Species(make, blocks, rows=False, shared=False, **facts)
+
+
+def _packed(takes: Literal["packed", "row", "sequence"]) -> Species:
+    is_sequence = takes == "sequence"
+    return _no_cache(
+        lambda: PackedGPT(takes), "layers", unembedding="output", takes_sequence=is_sequence
+    )
 
 
 def _by_hand(make: Callable[[], nn.Module]) -> Species:
     return _no_cache(make, "blocks", unembedding="unembedding", gain=None)
 
 
+# fmt: off
+_DEEP: dict[str, Any] = {"vocab_size": VOCAB, "hidden_size": WIDTH, "num_hidden_layers": 3}
+_OPT: dict[str, Any] = {**_DEEP, "ffn_dim": 48, "num_attention_heads": 4}
+_FALCON: dict[str, Any] = {**_DEEP, "num_attention_heads": 4}
+_GEMMA: dict[str, Any] = {"head_dim": 8, "query_pre_attn_scalar": 8}
+_MOE: dict[str, Any] = {"num_experts": 4, "num_experts_per_tok": 2}
+
+_OWN: dict[str, Species] = {
+    "nano_gpt": _no_cache(NanoGPT, _H),
+    "lecture_gpt": _no_cache(LectureGPT, "blocks"),
+    "lit_gpt": _no_cache(LitGPT, _H),
+    "packed_gpt": _packed("packed"),
+    "row_gpt": _packed("row"),
+    "sequence_gpt": _packed("sequence"),
+}
 SPECIES: dict[str, Species] = {
-    "gpt2": Species(make=_gpt("GPT2LMHeadModel", n_positions=64), blocks=_H),
-    "gpt_neox": Species(
-        make=_llama("GPTNeoXForCausalLM", tie_word_embeddings=False), blocks="gpt_neox.layers"
-    ),
-    "gptj": Species(make=_gpt("GPTJForCausalLM", n_positions=64, rotary_dim=4), blocks=_H),
+    "gpt2": Species(_gpt("GPT2LMHeadModel", n_positions=64), _H),
+    "gpt_neox": Species(_llama("GPTNeoXForCausalLM", tie_word_embeddings=False), "gpt_neox.layers"),
+    "gptj": Species(_gpt("GPTJForCausalLM", n_positions=64, rotary_dim=4), _H),
     "opt": Species(
-        make=_hub("OPTForCausalLM", **_OPT, word_embed_proj_dim=WIDTH),
-        blocks="model.decoder.layers",
+        _hub("OPTForCausalLM", **_OPT, word_embed_proj_dim=WIDTH), "model.decoder.layers"
     ),
     # OPT-350m norms after each block, has no final norm, and projects to a narrower unembedding.
     # Each of its blocks draws the streams together, so it is stirred less to keep d(1) large.
     "opt_post_norm": Species(
-        make=_hub("OPTForCausalLM", **_OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
-        blocks="model.decoder.layers",
-        gain=1.4,
+        _hub("OPTForCausalLM", **_OPT, word_embed_proj_dim=16, do_layer_norm_before=False),
+        "model.decoder.layers", gain=1.4,
     ),
     "bloom": Species(
-        make=_hub("BloomForCausalLM", vocab_size=VOCAB, hidden_size=WIDTH, n_layer=3, n_head=4),
-        blocks=_H,
-        shared=False,
+        _hub("BloomForCausalLM", vocab_size=VOCAB, hidden_size=WIDTH, n_layer=3, n_head=4),
+        _H, shared=False,
     ),
     "mpt": Species(
-        make=_hub("MptForCausalLM", vocab_size=VOCAB, d_model=WIDTH, n_layers=3, n_heads=4),
-        blocks="transformer.blocks",
-        shared=False,
+        _hub("MptForCausalLM", vocab_size=VOCAB, d_model=WIDTH, n_layers=3, n_heads=4),
+        "transformer.blocks", shared=False,
     ),
-    "falcon_rope": Species(make=_hub("FalconForCausalLM", **_FALCON), blocks=_H),
+    "falcon_rope": Species(_hub("FalconForCausalLM", **_FALCON), _H),
     "falcon_alibi": Species(
-        make=_hub(
-            "FalconForCausalLM", **_FALCON, alibi=True, parallel_attn=False, multi_query=False
-        ),
-        blocks=_H,
-        shared=False,
+        _hub("FalconForCausalLM", **_FALCON, alibi=True, parallel_attn=False, multi_query=False),
+        _H, shared=False,
     ),
-    "llama": Species(make=_llama("LlamaForCausalLM")),
-    "mistral": Species(make=_llama("MistralForCausalLM", sliding_window=32)),
-    "mistral_window": Species(
-        make=_llama("MistralForCausalLM", sliding_window=WINDOW), shared=False
-    ),
-    "gemma2_window": Species(make=_windowed("Gemma2ForCausalLM", **_GEMMA), shared=False),
+    "llama": Species(_llama("LlamaForCausalLM")),
+    "mistral": Species(_llama("MistralForCausalLM", sliding_window=32)),
+    "mistral_window": Species(_llama("MistralForCausalLM", sliding_window=WINDOW), shared=False),
+    "gemma2_window": Species(_windowed("Gemma2ForCausalLM", **_GEMMA), shared=False),
     "gemma3_window": Species(
-        make=_windowed("Gemma3ForCausalLM", "Gemma3TextConfig", **_GEMMA), shared=False
+        _windowed("Gemma3ForCausalLM", "Gemma3TextConfig", **_GEMMA), shared=False
     ),
-    "phi3": Species(make=_llama("Phi3ForCausalLM")),
-    "olmo": Species(make=_llama("OlmoForCausalLM", clip_qkv=2.0)),
-    "olmo2": Species(make=_llama("Olmo2ForCausalLM")),
+    # Scales its embedding, its residual branches and its logits.
+    "granite": Species(_llama(
+        "GraniteForCausalLM", embedding_multiplier=2.0, residual_multiplier=0.5, logits_scaling=4.0
+    )),
+    "cohere": Species(_llama("CohereForCausalLM", logit_scale=0.25)),
+    "phi3": Species(_llama("Phi3ForCausalLM")),
+    "olmo": Species(_llama("OlmoForCausalLM", clip_qkv=2.0)),
+    "olmo2": Species(_llama("Olmo2ForCausalLM")),
     "olmo3_window": Species(
-        make=_windowed("Olmo3ForCausalLM", layer_types=[SLIDING, SLIDING, SLIDING, FULL]),
-        shared=False,
+        _windowed("Olmo3ForCausalLM", layer_types=[SLIDING, SLIDING, SLIDING, FULL]), shared=False
     ),
-    "olmoe": Species(make=_llama("OlmoeForCausalLM", num_experts=4, num_experts_per_tok=2)),
-    "mixtral": Species(
-        make=_llama("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2)
-    ),
-    "qwen2": Species(make=_llama("Qwen2ForCausalLM")),
-    "qwen3": Species(make=_llama("Qwen3ForCausalLM", head_dim=8)),
-    "smollm3": Species(
-        make=_llama("SmolLM3ForCausalLM", num_hidden_layers=4, no_rope_layer_interval=2)
-    ),
+    "olmoe": Species(_llama("OlmoeForCausalLM", **_MOE)),
+    "mixtral": Species(_llama("MixtralForCausalLM", num_local_experts=4, num_experts_per_tok=2)),
+    "qwen2": Species(_llama("Qwen2ForCausalLM")),
+    "qwen3": Species(_llama("Qwen3ForCausalLM", head_dim=8)),
+    "smollm3": Species(_llama("SmolLM3ForCausalLM", num_hidden_layers=4, no_rope_layer_interval=2)),
     # Its `get_decoder` gives back the model with its head; attention is in chunks, not windows.
-    "llama4_chunked": _no_cache(_llama("Llama4ForCausalLM", "Llama4TextConfig", **_LLAMA_4), _L),
+    "llama4_chunked": _no_cache(_llama(
+        "Llama4ForCausalLM", "Llama4TextConfig", intermediate_size_mlp=48, head_dim=8,
+        num_local_experts=2, attention_chunk_size=WINDOW,
+    )),
     # Insists on a mask with one row a prompt, where others broadcast.
-    "xglm": Species(make=_hub("XGLMForCausalLM", **_XGLM), shared=False),
+    "xglm": Species(_hub(
+        "XGLMForCausalLM", vocab_size=VOCAB, d_model=WIDTH, ffn_dim=48, num_layers=3,
+        attention_heads=4,
+    ), shared=False),
     "mamba": _no_cache(_hub("MambaForCausalLM", **_DEEP, state_size=8), "backbone.layers"),
-    "qwen3_next": _no_cache(_llama("Qwen3NextForCausalLM", **_QWEN3_NEXT), _L),
-    "nano_gpt": _no_cache(NanoGPT, _H),
-    "lecture_gpt": _no_cache(LectureGPT, "blocks"),
-    "lit_gpt": _no_cache(lambda: LitGPT(LitConfig()), _H),
-    "gpt_neo_local": _no_cache(_hub("GPTNeoForCausalLM", **_GPT_NEO), _H),
-    "linear": _by_hand(_linear_network),
+    "qwen3_next": _no_cache(_llama(
+        "Qwen3NextForCausalLM", num_hidden_layers=4, head_dim=8, linear_key_head_dim=8,
+        layer_types=["linear_attention", "linear_attention", FULL, "linear_attention"],
+        linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
+        moe_intermediate_size=24, shared_expert_intermediate_size=24, **_MOE,
+    )),
+    **_OWN,
+    "gpt_neo_local": _no_cache(_hub(
+        "GPTNeoForCausalLM", vocab_size=VOCAB, hidden_size=WIDTH, num_layers=4, num_heads=4,
+        attention_types=[[["global", "local"], 2]], window_size=WINDOW, max_position_embeddings=64,
+        bos_token_id=None, eos_token_id=None,
+    ), _H),
+    "linear": _by_hand(lambda: HandMade([_AddLinear() for _ in range(3)])),
     "step": _by_hand(_step_network),
-    "gemma3n": _no_cache(_windowed("Gemma3nForCausalLM", "Gemma3nTextConfig", **_GEMMA_3N), _L),
-    "t5": _no_cache(_hub("T5ForConditionalGeneration", "T5Config", **_T5), "decoder.block"),
+    "gemma3n": _no_cache(_windowed(
+        "Gemma3nForCausalLM", "Gemma3nTextConfig", head_dim=8, vocab_size_per_layer_input=VOCAB,
+        hidden_size_per_layer_input=8, num_kv_shared_layers=0, laurel_rank=4,
+        activation_sparsity_pattern=[0.0] * 4,
+    )),
+    "t5": _no_cache(_hub(
+        "T5ForConditionalGeneration", "T5Config", vocab_size=VOCAB, d_model=WIDTH, d_kv=8, d_ff=48,
+        num_layers=2,
+    ), "decoder.block"),
     "bert": _no_cache(
-        _hub("BertForMaskedLM", "BertConfig", **_DEEP, **_BERT), "bert.encoder.layer"
+        _hub("BertForMaskedLM", "BertConfig", **_FALCON, intermediate_size=48), "bert.encoder.layer"
     ),
 }
+# fmt: on
 
 REFUSED = ("gemma3n", "t5", "bert")
 """Models whose stream cannot be cut at the last position."""
+
+OWN = tuple(_OWN)
+"""Models of no library, written as people write their own."""
 
 HAND_MADE = ("linear", "step")
 """Networks whose slopes are known without measuring."""

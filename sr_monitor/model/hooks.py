@@ -7,6 +7,7 @@ Each is a context manager that leaves the module as it was, also after an except
     seen[-1]
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,7 +21,7 @@ from sr_monitor.errors import InputError
 def editing(
     module: nn.Module, edit: Callable[[Tensor], Tensor | None], *, before: bool
 ) -> Iterator[None]:
-    """Passes the first input of `module`, or its output, through `edit`; None leaves it.
+    """Pass the first input of `module`, or its output, through `edit`; None leaves it.
 
     Raises:
         InputError: The hook was never called, so nothing was edited.
@@ -40,7 +41,7 @@ def editing(
         nonlocal fired
         fired = True
         new = edit(first_tensor(output))
-        return new if new is None or isinstance(output, Tensor) else (new, *output[1:])
+        return None if new is None else with_first_tensor(output, new)
 
     if before:
         handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
@@ -61,7 +62,7 @@ def editing(
 def capturing(
     module: nn.Module, pick: Callable[[Any], Tensor], *, before: bool = False
 ) -> Iterator[list[Tensor]]:
-    """Collects what `pick` takes from each output of `module`, or its input."""
+    """Collect what `pick` takes from each output of `module`, or from its inputs."""
     seen: list[Tensor] = []
 
     def note(_: nn.Module, args: Any, output: Any) -> None:
@@ -81,7 +82,7 @@ def capturing(
 
 @contextmanager
 def standing_aside(modules: Sequence[nn.Module], tuple_length: int = 0) -> Iterator[None]:
-    """Lets modules hand their first input through, at no cost.
+    """Let modules hand their first input through, at no cost.
 
     `tuple_length` is the length of the tuple they put out, 0 for a bare tensor.
     """
@@ -102,10 +103,10 @@ def _hand_on(tuple_length: int) -> Callable[..., Any]:
 
 @contextmanager
 def failing_last(modules: Sequence[nn.Module], tuple_length: int = 0) -> Iterator[None]:
-    """Puts off the error of a module until the forward is over; those after it stand aside.
+    """Put off the error of a module until the forward is over; those after it stand aside.
 
-    Processes that share weights exchange them in every module: were the rest of a forward left
-    out here, the others would wait in the middle of theirs.
+    Ranks that share weights exchange them in every module: if one of them left out the rest of a
+    forward, the others would wait in the middle of theirs.
     """
     hand_on = _hand_on(tuple_length)
     errors: list[Exception] = []
@@ -134,7 +135,7 @@ def failing_last(modules: Sequence[nn.Module], tuple_length: int = 0) -> Iterato
 
 @contextmanager
 def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Has `forward` run when the module is called; its hooks stay."""
+    """Have `forward` run when the module is called; its hooks stay."""
     # An instance may have a `forward` of its own already, from offloading or mixed precision.
     before = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
@@ -151,16 +152,18 @@ def _first_tensor_name(kwargs: dict[str, Any]) -> str:
 
 
 def first_tensor(output: Any) -> Any:
-    """The tensor a module puts out: the output itself, or the first entry of a tuple."""
+    """Return the tensor a module puts out: the output itself, or its first entry."""
     if isinstance(output, Tensor):
         return output
     return output[0] if isinstance(output, tuple | list) or hasattr(output, "to_tuple") else None
 
 
 def with_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """Return a module's output with another tensor in the place of `first_tensor`."""
+    """Return an output of the same kind, with `tensor` in the place of its first one."""
     if isinstance(output, Tensor):
         return tensor
-    if hasattr(output, "to_tuple"):  # a Hugging Face model's named outputs
-        return type(output)(**{**output, next(iter(output)): tensor})
-    return (tensor, *output[1:])
+    if isinstance(output, tuple | list):
+        return type(output)([tensor, *output[1:]])
+    other = copy.copy(output)  # a Hugging Face output: a dictionary that keeps its order
+    other[next(iter(other))] = tensor
+    return other

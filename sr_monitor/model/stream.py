@@ -11,13 +11,13 @@ which under causal attention no x can change.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.anatomy import Anatomy, check_layer
@@ -129,8 +129,15 @@ class Stream:
             self._forward(last, cache=cache, **shared)
         return captured[-1]
 
-    def unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
-        """Return the next-token logits that the model makes of outputs, as its own forward does.
+    def can_share_rows(self, cache: Any, num_earlier: int) -> bool:
+        """Whether several points may stand in one row on this cache."""
+        return can_share_rows(self.anatomy, cache, num_earlier)
+
+    def unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row vocab"]:
+        """Return the next-token logits that the model makes of final vectors, as its forward does.
+
+        The model is called with the vectors in the place of its own, so that logits are scaled,
+        capped and gathered as in training.
 
         Raises:
             InputError: The outputs are not what the unembedding reads, or there is none.
@@ -144,10 +151,6 @@ class Stream:
             )
         self._check_head("next-token logits")
         return self._in_calls(self._unembed, outputs)
-
-    def can_share_rows(self, cache: Any, num_earlier: int) -> bool:
-        """Whether several points may stand in one row on this cache."""
-        return can_share_rows(self.anatomy, cache, num_earlier)
 
     @property
     def bytes_per_token(self) -> int:
@@ -194,26 +197,31 @@ class Stream:
             self._forward(prompts)
         return last_tokens(captured[-1], len(prompts))
 
-    def _unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
-        """Run the model past its blocks, with these outputs as what it unembeds."""
-        # "row d_output" to "row 1 d_output": prompts of one token; packed prompts stay as they are
-        shown = outputs if self._findings.is_packed else outputs[:, None]
-        token_ids = torch.zeros(len(outputs), 1, dtype=torch.long, device=self.anatomy.device)
-        with ExitStack() as stack:
-            stack.enter_context(self._aside(slice(None)))
-            stack.enter_context(self._final_is(shown))
-            logits = stack.enter_context(capturing(self.anatomy.root, _logits))
-            replace(self._forward, with_logits=True)(token_ids)
-        return last_tokens(logits[-1], len(outputs))
+    def _unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row vocab"]:
+        forward = replace(self._forward, with_logits=True)
+        tokens = torch.zeros(len(outputs), 1, dtype=torch.long, device=self.anatomy.device)
+        with (
+            self._aside(slice(None)),
+            self._final_replaced(outputs),
+            capturing(self.anatomy.root, _logits) as captured,
+        ):
+            forward(tokens)
+        return last_tokens(captured[-1], len(outputs))
 
-    def _final_is(self, shown: Float[Tensor, "..."]) -> AbstractContextManager[None]:
-        """Have the model find these vectors where it reads what it unembeds."""
-        final, unembedding = self._findings.final, self._forward.unembedding
+    def _final_replaced(
+        self, outputs: Float[Tensor, "row d_output"]
+    ) -> AbstractContextManager[None]:
+        """Put one final vector a row in the place of the model's own."""
+        final, example = self._findings.final, self._findings.final_output
+
+        def shaped(hidden: Tensor) -> Tensor:
+            # (row, d_output) -> (row, 1, d_output), or (row, d_output) where prompts are packed
+            return outputs.to(hidden)[:, None] if hidden.ndim == 3 else outputs.to(hidden)
+
         if final is None:
-            assert unembedding is not None
-            return editing(unembedding, lambda _: shown, before=True)
-        output = with_first_tensor(self._findings.final_output, shown)
-        return forward_replaced(final, lambda *_, **__: output)
+            return editing(self._unembedding(), shaped, before=True)
+        instead = with_first_tensor(example, shaped(first_tensor(example)))
+        return forward_replaced(final, lambda *_, **__: instead)
 
     def _edited(self, edit: Callable[[Tensor], Tensor | None]) -> AbstractContextManager[None]:
         """Pass the stream at `layer` through `edit`."""
@@ -228,17 +236,21 @@ class Stream:
         if self.output == "resid_final":
             return capturing(self.anatomy.blocks[-1], first_tensor)
         if self._findings.final is None:
-            assert self._forward.unembedding is not None
-            return capturing(self._forward.unembedding, first_tensor, before=True)
+            return capturing(self._unembedding(), first_tensor, before=True)
         return capturing(self._findings.final, first_tensor)
+
+    def _unembedding(self) -> nn.Module:
+        """Return the module whose input is the only place where the final vector shows."""
+        assert self._forward.unembedding is not None
+        return self._forward.unembedding
 
     def _aside(self, blocks: slice) -> AbstractContextManager[None]:
         """Let some blocks hand the stream through unchanged."""
         return standing_aside(self.anatomy.blocks[blocks], self._forward.tuple_length)
 
     def _check_head(self, wanted: str) -> None:
-        known = self.anatomy.unembedding or self._forward.unembedding
-        if self.anatomy.is_hugging_face and known is None:
+        head = self.anatomy.unembedding or self._forward.unembedding
+        if self.anatomy.is_hugging_face and head is None:
             raise InputError(
                 f"{wanted}: {type(self.anatomy.core).__name__} has no unembedding; pass the model "
                 "with its head (AutoModelForCausalLM), or output='final_norm'"

@@ -512,7 +512,7 @@ def _compile_blocks(specimen: zoo.Specimen, backend: _Compiler) -> Any:
 
 def _compile_wrapped_blocks(specimen: zoo.Specimen, backend: _Compiler) -> Any:
     for index, block in enumerate(specimen.stack):
-        specimen.stack[index] = torch.compile(block, backend=backend)  # type: ignore[assignment]
+        specimen.stack[index] = torch.compile(block, backend=backend)
     return specimen.model
 
 

@@ -1,35 +1,149 @@
-"""Logits of final vectors are those that the model's own forward makes of them."""
+"""`Stream.unembed` against the model's own next-token logits."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import peft
 import pytest
 import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
-from sr_monitor.errors import InputError
-from sr_monitor.model.session import SessionOptions, open_session
+from sr_monitor import InputError
+from sr_monitor.model.anatomy import dissect
+from sr_monitor.model.stream import Output, Stream
+from sr_monitor.model.undisturbed import undisturbed
 from tests import zoo
-from tests.oracle import run
+
+LENGTH = 7
+BEYOND_THE_HEAD = ("gemma2_window", "granite", "cohere", "lit_gpt")
+"""Models that cap or scale what their head puts out."""
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
-def test_the_logits_are_the_model_s_own(name: str) -> None:
-    """Soft-capping and scaling included; no hook or forward of ours is left behind."""
+@contextmanager
+def _stream(specimen: zoo.Specimen, model: nn.Module, output: Output) -> Iterator[Stream]:
+    with undisturbed(model):
+        sample = specimen.prompts(1, LENGTH)
+        yield Stream(dissect(model), layer=1, output=output, sample=sample)
+
+
+def _finals(specimen: zoo.Specimen, stream: Stream) -> Float[Tensor, "prompt d_output"]:
+    prompts = specimen.prompts(4, LENGTH)
+    return stream.continue_plain(prompts, stream.read(prompts))
+
+
+def _own_logits(specimen: zoo.Specimen) -> Float[Tensor, "prompt vocab"]:
+    rows = []
+    for prompt in specimen.prompts(4, LENGTH):
+        result = specimen.run(prompt)
+        logits = getattr(result, "logits", result)
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        rows.append(logits.view(-1, specimen.vocab)[-1])
+    return torch.stack(rows)
+
+
+def _traces(model: nn.Module) -> list[Any]:
+    """What hooks and patches leave behind."""
+    return [
+        (len(module._forward_hooks), len(module._forward_pre_hooks), vars(module).get("forward"))
+        for module in model.modules()
+    ]
+
+
+def _assert_equal(logits: Tensor, expected: Tensor) -> None:
+    assert (logits - expected).abs().max() <= 2e-6 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", [*zoo.ARCHITECTURES, *zoo.HAND_MADE])
+def test_final_vectors_give_the_models_own_logits(name: str) -> None:
     specimen = zoo.build(name)
-    prompts = specimen.prompts(3, 6)
-    before = [(dict(m._forward_hooks), "forward" in vars(m)) for m in specimen.model.modules()]
-    with open_session(specimen.model, (prompts, prompts.flip(0)), SessionOptions()) as session:
-        stream = session.stream
-        logits = stream.unembed(stream.continue_plain(prompts, stream.read(prompts)))
-    expected = torch.stack([run(specimen, prompt, 1, "logits")[1] for prompt in prompts])
-    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
-    after = [(dict(m._forward_hooks), "forward" in vars(m)) for m in specimen.model.modules()]
-    assert after == before
+    model = specimen.model
+    before = _traces(model)
+    with _stream(specimen, model, "final_norm") as stream:
+        finals = _finals(specimen, stream)
+        logits, expected = stream.unembed(finals), _own_logits(specimen)
+        bare = model.get_submodule(specimen.unembedding)(finals)
+        assert _traces(model) == before
+    _assert_equal(logits, expected)
+    assert ((bare - expected).abs().max() > 0.01) == (name in BEYOND_THE_HEAD)
 
 
-def test_what_the_unembedding_does_not_read_is_refused() -> None:
-    specimen = zoo.build("llama")
-    prompts = specimen.prompts(2, 6)
-    options = SessionOptions(output="resid_final")
+@pytest.mark.parametrize("name", ["gemma2_window", "lit_gpt", "row_gpt"])
+def test_logits_are_what_they_are_and_what_precedes_the_final_norm_gives_none(name: str) -> None:
+    specimen = zoo.build(name)
+    with _stream(specimen, specimen.model, "logits") as stream:
+        logits = _finals(specimen, stream)
+        assert stream.unembed(logits) is logits
+        _assert_equal(logits, _own_logits(specimen))
     with (
+        _stream(specimen, specimen.model, "resid_final") as stream,
         pytest.raises(InputError, match=r"resid_final.*output='final_norm'"),
-        open_session(specimen.model, (prompts, prompts.flip(0)), options) as session,
     ):
-        session.stream.unembed(torch.zeros(2, zoo.WIDTH))
+        stream.unembed(_finals(specimen, stream))
+
+
+def test_a_model_without_a_head_is_refused() -> None:
+    specimen = zoo.build("llama")
+    headless = specimen.model.get_submodule("model")
+    with (
+        _stream(specimen, headless, "final_norm") as stream,
+        pytest.raises(InputError, match="next-token logits: LlamaModel has no unembedding"),
+    ):
+        stream.unembed(_finals(specimen, stream))
+
+
+@pytest.mark.parametrize("name", ["llama", "lit_gpt", "llama4_chunked"])
+def test_nothing_is_left_behind_when_the_head_fails(name: str) -> None:
+    specimen = zoo.build(name)
+    model = specimen.model
+    with _stream(specimen, model, "final_norm") as stream:
+        finals = _finals(specimen, stream)
+        head: Any = model.get_submodule(specimen.unembedding)
+        head.register_forward_hook(lambda *_: 1 / 0)
+        before = _traces(model)
+        with pytest.raises(ZeroDivisionError):
+            stream.unembed(finals)
+        assert _traces(model) == before
+
+
+@pytest.fixture
+def _one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def _sharded(model: nn.Module) -> nn.Module:
+    for block in model.get_submodule("model.layers").children():
+        fully_shard(block)
+    fully_shard(model)
+    return model
+
+
+def _compiled(model: nn.Module) -> Any:
+    return torch.compile(model, backend="eager")
+
+
+def _adapted(model: Any) -> nn.Module:
+    config = peft.LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False)
+    adapted: nn.Module = peft.get_peft_model(model, config).eval()
+    return adapted
+
+
+@pytest.mark.usefixtures("_one_process")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("wrap", [_sharded, _compiled, _adapted])
+def test_wrapped_models_are_called_through_their_wrapper(wrap: Any) -> None:
+    specimen = zoo.build("llama")
+    model = wrap(specimen.model)
+    with _stream(specimen, model, "final_norm") as stream:
+        finals = _finals(specimen, stream)
+        logits = stream.unembed(finals)
+        expected = model(specimen.prompts(4, LENGTH)).logits[:, -1]
+    _assert_equal(logits, expected)

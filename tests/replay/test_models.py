@@ -17,9 +17,9 @@ from sr_monitor.replay import replay
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.models import Loading, ModelKeeper, build_model, config_of, spread
 from tests.saved import save_folder, tiny_model
-from tests.zoo import ARCHITECTURES, build
+from tests.zoo import ARCHITECTURES, OWN, build
 
-HUB_SPECIES = [name for name in ARCHITECTURES if name not in ("nano_gpt", "lecture_gpt", "lit_gpt")]
+HUB_SPECIES = [name for name in ARCHITECTURES if name not in OWN]
 SOME_SPECIES = ["gpt2", "gptj", "gpt_neox", "olmo", "olmo3_window", "mixtral", "mamba", "bloom"]
 
 
