@@ -192,7 +192,7 @@ def test_prompts_are_drawn_once_for_all_steps(tmp_path: Path) -> None:
 def test_prompts_of_a_file(tmp_path: Path) -> None:
     checkpoints(tmp_path / "run", 1)
     (tmp_path / "corpus.txt").write_text(" ".join(f"word {n}" for n in range(300)))
-    run(tmp_path / "run", out=tmp_path / "out", prompts=str(tmp_path / "corpus.txt"))
+    run(tmp_path / "run", out=tmp_path / "out", prompts=tmp_path / "corpus.txt")
     prompts = PromptSet.load(tmp_path / "out/stable_regions/prompts.json")
     assert prompts.texts is not None
     assert "word" in prompts.texts[0]
@@ -207,12 +207,10 @@ def test_a_tokenizer_is_looked_for_beside_the_checkpoints(tmp_path: Path) -> Non
     for name, content in tokenizer_files().items():
         (tmp_path / "run" / name).write_bytes(content)
     assert run(tmp_path / "run", out=tmp_path / "out", prompts=None).failures == {}
-
-
-def test_a_tokenizer_may_be_one_file_in_the_checkpoint(tmp_path: Path) -> None:
-    alone = {"tokenizer.json": tokenizer_files()["tokenizer.json"]}
-    put(olmo_files(1) | alone, tmp_path / "run/checkpoint-1")
-    assert run(tmp_path / "run", out=tmp_path / "out", prompts=None).failures == {}
+    # Or in the checkpoint, where one file is enough.
+    (tmp_path / "run/tokenizer_config.json").unlink()
+    (tmp_path / "run/tokenizer.json").rename(tmp_path / "run/checkpoint-1/tokenizer.json")
+    assert run(tmp_path / "run", out=tmp_path / "other", prompts=None).failures == {}
 
 
 def retrained(folder: Path) -> None:
@@ -481,11 +479,8 @@ def test_one_with_the_weights_of_one_that_failed_is_named_too(
     assert report.failures[twin].startswith(f"its weights are those of {first}: ")
 
 
-@pytest.mark.parametrize(
-    "kind", ["error", "truncate", pytest.param("drop", marks=pytest.mark.slow)]
-)
-def test_a_bad_line_is_tried_again(hub: HubServer, tmp_path: Path, kind: Any) -> None:
-    hub.fail("GET .*safetensors", Fault(kind, times=2))
+def test_a_bad_line_is_tried_again(hub: HubServer, tmp_path: Path) -> None:
+    hub.fail("GET .*safetensors", Fault("truncate", times=2))
     hub.fail("GET /api/models/.*/revision/", Fault("error", status=503, times=2))
     report = run(f"{OLMO}@step*", out=tmp_path / "out")
     assert report.failures == {}
@@ -619,12 +614,6 @@ def test_wrong_words_are_told(given: dict[str, Any], said: str) -> None:
     unchecked = inspect.unwrap(replay)  # whose types nobody else checks
     with pytest.raises(InputError, match=re.escape(said)):
         unchecked(**call)
-
-
-def test_sources_and_prompts_may_be_paths(tmp_path: Path) -> None:
-    some_prompts().save(tmp_path / "prompts.json")
-    folder, out = checkpoints(tmp_path / "run", 1), tmp_path / "out"
-    assert replay([folder], out, prompts=tmp_path / "prompts.json", **FEW).failures == {}
 
 
 # Nothing lost
