@@ -12,11 +12,13 @@ import sr_monitor
 HEAVY = (
     "beartype",
     "datasets",
+    "huggingface_hub",
     "lightning",
     "matplotlib",
     "tensorboard",
     "torch",
     "torch.utils.tensorboard",
+    "transformers",
     "transformers.trainer",
     "typer",
 )
@@ -33,7 +35,11 @@ def heavy_after(code: str, folder: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize(
     ("code", "heavy"),
-    [("import sr_monitor", ()), ("from sr_monitor import *; measure_paths", ("torch",))],
+    [
+        ("import sr_monitor", ()),
+        ("from sr_monitor import *; measure_paths", ("torch",)),
+        ("import sr_monitor.replay", ("torch",)),
+    ],
 )
 def test_import_is_light(tmp_path: Path, code: str, heavy: tuple[str, ...]) -> None:
     assert heavy_after(code, tmp_path) == heavy

@@ -206,12 +206,13 @@ def _told_apart(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
         return name.stage, name.branch, name.step
 
     taken = Counter(place(checkpoint.name) for checkpoint in found)
-    return [
-        replace(checkpoint, name=replace(checkpoint.name, rest=checkpoint.path.stem))
-        if taken[place(checkpoint.name)] > 1 and read_name(checkpoint.path.name) is None
-        else checkpoint
-        for checkpoint in found
-    ]
+    separate = []
+    for checkpoint in found:
+        name, own = checkpoint.name, checkpoint.path.name
+        if taken[place(name)] > 1 and read_name(own) is None:
+            name = replace(name, rest=own.removesuffix(".ckpt"))
+        separate.append(replace(checkpoint, name=name))
+    return separate
 
 
 def _hint(path: Path) -> str:

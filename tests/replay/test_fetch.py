@@ -30,6 +30,7 @@ from tests.tiny_hub import (
 )
 
 WEIGHTS = "GET .*/model.safetensors/"
+WHOLE = {"config.json": CONFIG, "model.safetensors": FIRST}
 
 
 @pytest.fixture
@@ -38,63 +39,75 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
         yield server
 
 
+@pytest.fixture
+def private(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "private"
+
+
 def cache(tmp_path: Path) -> dict[str, bytes]:
     """All files in the client's shared cache."""
     files = (path for path in (tmp_path / "hub").rglob("*") if path.is_file())
     return {str(path): path.read_bytes() for path in files if ".locks" not in path.parts}
 
 
-def visible(folder: Path) -> dict[str, bytes]:
+def fetched(revision: str, folder: Path, **options: Any) -> dict[str, bytes]:
+    """What is in the folder afterwards."""
+    fetch(listed(revision)[0], folder, **options)
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
-@pytest.fixture
-def private(tmp_path: Path) -> Path:
-    return tmp_path / "out" / "private"
+def until(done: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not done() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert done(), "it did not come"
 
 
-# Into a private folder
+# What comes
 
 
 def test_a_checkpoint_comes_into_its_folder(hub: HubServer, tmp_path: Path, private: Path) -> None:
     seen: list[tuple[int, int]] = []
-    (sharded,) = listed(SHARDED)
     private.mkdir(parents=True)
     (private / "adapter_config.json").write_bytes(b"of a killed process")
-    fetch(sharded, private, progress=lambda done, total: seen.append((done, total)))
-    assert visible(private) == REVISIONS[SHARDED]
-    assert {total for _, total in seen} == {sharded.num_bytes}
+    there = fetched(SHARDED, private, progress=lambda done, total: seen.append((done, total)))
+    assert there == REVISIONS[SHARDED]
+    size = sum(map(len, there.values()))
+    assert {total for _, total in seen} == {size}
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1][0] == sharded.num_bytes
+    assert seen[-1][0] == size
     assert cache(tmp_path) == {}
 
 
 @pytest.mark.parametrize(
-    ("revision", "cached", "missing"),
+    ("revision", "cached", "missing", "heads"),
     [
-        (SHARDED, list(REVISIONS[SHARDED]), 0),
-        (SHARDED, ["config.json", "model-00002-of-00002.safetensors"], len(FIRST + INDEX)),
-        (TWIN, ["config.json", "model.safetensors"], len(SECOND + INDEX)),
+        (SHARDED, list(REVISIONS[SHARDED]), b"", 0),
+        (SHARDED, ["config.json", "model-00002-of-00002.safetensors"], FIRST + INDEX, 2),
+        (TWIN, list(WHOLE), SECOND + INDEX, 2),
     ],
     ids=["all", "half", "of another revision"],
 )
 def test_what_is_cached_is_used_and_stays(
-    hub: HubServer, tmp_path: Path, private: Path, revision: str, cached: list[str], missing: int
+    hub: HubServer,
+    tmp_path: Path,
+    private: Path,
+    revision: str,
+    cached: list[str],
+    missing: bytes,
+    heads: int,
 ) -> None:
     for name in cached:
         huggingface_hub.hf_hub_download(REPO, name, revision=hub.commit(REPO, revision))
-    before, seen = cache(tmp_path), {0}
+    before, totals = cache(tmp_path), {0}
     hub.requests.clear()
-    (sharded,) = listed(SHARDED)
     with temporary_folder(private.parent):
-        fetch(sharded, private, progress=lambda done, total: seen.add(total))
-        assert visible(private) == REVISIONS[SHARDED]
-        assert seen == {0, missing}
+        there = fetched(SHARDED, private, progress=lambda done, total: totals.add(total))
+        assert there == REVISIONS[SHARDED]
+        assert (totals, hub.count("HEAD")) == ({0, len(missing)}, heads)
         assert cache(tmp_path) == before
     assert not private.parent.exists()
     assert cache(tmp_path) == before
-    of_half = {"config.json", *cached} & REVISIONS[SHARDED].keys()
-    assert hub.count("HEAD") == 4 - len(of_half) - (revision == TWIN)
 
 
 def test_what_is_cached_damaged_is_neither_used_nor_touched(
@@ -104,42 +117,34 @@ def test_what_is_cached_damaged_is_neither_used_nor_touched(
     path.write_bytes(FIRST[:100])
     before = cache(tmp_path)
     for name in (ONE_FILE, TWIN):  # whose blob it is, too
-        fetch(listed(name)[0], private)
-        assert visible(private)["model.safetensors"] == FIRST
+        assert fetched(name, private) == WHOLE
     assert cache(tmp_path) == before
 
 
 def test_two_at_once_do_not_hurt_one_another(hub: HubServer, tmp_path: Path) -> None:
-    (one,) = listed(ONE_FILE)
     hub.fail(WEIGHTS, Fault("slow", seconds=0.5))
-    ends = {name: Event() for name in "ab"}
-
-    def work(name: str) -> None:
-        fetch(one, tmp_path / name)
-        ends[name].set()
-
-    for name in ends:
-        Thread(target=work, args=name).start()
-    assert all(end.wait(20) for end in ends.values())
+    (one,) = listed(ONE_FILE)
+    threads = [Thread(target=fetch, args=(one, tmp_path / name)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
     shutil.rmtree(tmp_path / "a")
-    assert visible(tmp_path / "b")["model.safetensors"] == FIRST
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == FIRST
 
 
 def test_downloads_to_keep_are_the_clients_own(hub: HubServer, private: Path) -> None:
-    wanted = {"config.json": CONFIG, "model.safetensors": FIRST}
     for _ in range(2):
-        fetch(listed(ONE_FILE)[0], private, keep=True)
-        assert visible(private) == wanted
+        assert fetched(ONE_FILE, private, keep=True) == WHOLE
     assert (hub.count("HEAD"), hub.count("GET .*config.json"), hub.count(WEIGHTS)) == (2, 1, 1)
     snapshot = Path(huggingface_hub.snapshot_download(REPO, revision=ONE_FILE))
     assert huggingface_hub.scan_cache_dir().warnings == []
     shutil.rmtree(private)
-    assert visible(snapshot).items() >= wanted.items()
     hub.requests.clear()
     for name in (TWIN, ONE_FILE):  # known by its blob, known by its entry
+        assert (snapshot / "model.safetensors").read_bytes() == FIRST
         (snapshot / "model.safetensors").write_bytes(FIRST[:100])
-        fetch(listed(name)[0], private, keep=True)
-        assert visible(private) == wanted  # and none of the other files in the snapshot
+        assert fetched(name, private, keep=True) == WHOLE  # and no other files of the snapshot
     assert hub.count(WEIGHTS) == 2
 
 
@@ -168,64 +173,57 @@ def test_a_failed_download_is_retried(
     times: int,
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    fault = Fault(kind, status=status, times=times)
-    hub.fail(request_line, fault)
-    fetch(listed(ONE_FILE)[0], private)
-    assert visible(private)["model.safetensors"] == FIRST
-    assert fault.times == 0
+    hub.fail(request_line, Fault(kind, status=status, times=times))
+    assert fetched(ONE_FILE, private) == WHOLE
     assert hub.count(request_line) == times + 1
 
 
-def test_after_the_last_try_one_line_names_all(hub: HubServer, private: Path) -> None:
-    hub.fail(WEIGHTS, Fault("error", times=-1, status=503))
-    with pytest.raises(InputError, match=rf"^{REPO}@{ONE_FILE} .*503.*tries: 5\)") as caught:
-        fetch(listed(ONE_FILE)[0], private)
+@pytest.mark.parametrize(
+    ("request_line", "status", "words", "tries"),
+    [
+        (WEIGHTS, 503, r".*503.*tries: 5\)", 5),
+        ("HEAD .*config.json", 403, "cannot be downloaded: the hub does not give it out", 1),
+    ],
+)
+def test_what_cannot_be_had_is_told_in_one_line(
+    hub: HubServer, private: Path, request_line: str, status: int, words: str, tries: int
+) -> None:
+    hub.fail(request_line, Fault("error", times=-1, status=status))
+    with pytest.raises(InputError, match=rf"^{REPO}@{ONE_FILE} {words}") as caught:
+        fetched(ONE_FILE, private)
     assert "\n" not in str(caught.value)
-    assert hub.count(WEIGHTS) == 5
+    assert hub.count(request_line) == tries
 
 
-def test_a_file_that_is_not_as_large_as_listed_is_an_error(hub: HubServer, private: Path) -> None:
+def test_files_are_as_large_as_listed(hub: HubServer, private: Path) -> None:
+    claimed = len(FIRST) + 1
     (one,) = listed(ONE_FILE)
-    hub.claimed_sizes["model.safetensors"] = len(FIRST) + 1
-    with pytest.raises(InputError, match=f"should be of size {len(FIRST) + 1}"):
+    hub.claimed_sizes["model.safetensors"] = claimed
+    with pytest.raises(InputError, match=f"should be of size {claimed}"):
         fetch(one, private)
     (one,), hub.claimed_sizes = listed(ONE_FILE), {}
-    with pytest.raises(InputError, match=f"{len(FIRST)} bytes, and the hub lists {len(FIRST) + 1}"):
+    with pytest.raises(InputError, match=f"{len(FIRST)} bytes, and the hub lists {claimed}"):
         fetch(one, private)
-
-
-def test_a_refusal_is_final(hub: HubServer, private: Path) -> None:
-    hub.fail("HEAD .*config.json", Fault("error", status=403, headers={"X-Error-Code": "Gated"}))
-    (one, empty) = listed(ONE_FILE, "main")
-    with pytest.raises(InputError, match=f"{REPO}@{ONE_FILE} .*the hub does not give it out"):
-        fetch(one, private)
-    assert hub.count("HEAD") == 1
     with pytest.raises(InputError, match="it holds no weights"):
-        fetch(empty, private)
+        fetched("main", private)
 
 
 @pytest.mark.parametrize(
     ("keep", "place", "fix"), [(False, "/out", "name an --out"), (True, "", "set HF_HOME")]
 )
-def test_what_the_disk_cannot_hold_is_not_begun(
+def test_a_disk_that_is_full_or_cannot_be_written_is_told(
     hub: HubServer, tmp_path: Path, private: Path, keep: bool, place: str, fix: str
 ) -> None:
     private.parent.mkdir()
     hub.claimed_sizes["model.safetensors"] = 10**18
     words = rf"^{REPO}@{ONE_FILE} needs 1000000000\.0 GB .*free at '{tmp_path}{place}'; .*{fix}"
     with pytest.raises(InputError, match=words):
-        fetch(listed(ONE_FILE)[0], private, keep=keep)
+        fetched(ONE_FILE, private, keep=keep)
     assert hub.count("resolve") == 0
-
-
-def test_a_cache_that_cannot_be_written_is_said(
-    hub: HubServer, tmp_path: Path, private: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (one,) = listed(ONE_FILE)
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    hub.claimed_sizes.clear()
+    (tmp_path / "hub").touch()
     with pytest.raises(InputError, match="it cannot be written"):
-        fetch(one, private, keep=True)
+        fetched(ONE_FILE, private, keep=True)
 
 
 # Ends
@@ -244,7 +242,7 @@ def test_a_download_ends_in_the_middle_of_a_file_when_told_to(
             stop.set()
 
     with pytest.raises(Stopped):
-        fetch(listed(ONE_FILE)[0], private, progress=progress, stop=stop)
+        fetched(ONE_FILE, private, progress=progress, stop=stop)
     assert seen[-1] < len(FIRST) / 2
 
 
@@ -259,7 +257,7 @@ def test_a_download_ends_in_a_pause_when_told_to(hub: HubServer, private: Path) 
     Thread(target=stop_after_the_refusal).start()
     began = time.monotonic()
     with pytest.raises(Stopped):
-        fetch(listed(ONE_FILE)[0], private, stop=stop)
+        fetched(ONE_FILE, private, stop=stop)
     assert time.monotonic() - began < 30
     assert hub.count(WEIGHTS) == 1
 
@@ -290,13 +288,6 @@ class Shelf:
         return name.upper()
 
 
-def until(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + 10
-    while not done() and time.monotonic() < end:
-        time.sleep(0.01)
-    assert done(), "it did not come"
-
-
 def no_thread_is_left() -> bool:
     return not [thread for thread in threading.enumerate() if "download" in thread.name]
 
@@ -309,12 +300,13 @@ def test_all_come_in_order_and_one_ahead() -> None:
             asked.append(name)
             yield name
 
-    for number, (name, download) in enumerate(one_ahead(names(), shelf)):
-        assert download.result() == NAMES[number].upper() == name.upper()
+    downloads = one_ahead(names(), shelf)
+    for number, name in enumerate(NAMES):
+        key, download = next(downloads)
+        assert (key, download.result()) == (name, name.upper())
         until(lambda: len(shelf.fetched) == min(number + 2, 4))  # noqa: B023
         assert asked == list(NAMES[: number + 2])
-    assert number == 3
-    assert list(one_ahead((), shelf)) == []
+    assert list(downloads) == list(one_ahead((), shelf)) == []
     until(no_thread_is_left)
 
 

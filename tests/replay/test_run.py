@@ -479,14 +479,6 @@ def test_one_with_the_weights_of_one_that_failed_is_named_too(
     assert report.failures[twin].startswith(f"its weights are those of {first}: ")
 
 
-def test_a_bad_line_is_tried_again(hub: HubServer, tmp_path: Path) -> None:
-    hub.fail("GET .*safetensors", Fault("truncate", times=2))
-    hub.fail("GET /api/models/.*/revision/", Fault("error", status=503, times=2))
-    report = run(f"{OLMO}@step*", out=tmp_path / "out")
-    assert report.failures == {}
-    assert steps_in(tmp_path / "out") == [0, 1000, 2000, 3000]
-
-
 def test_what_cannot_be_had_is_named_and_passed_over(hub: HubServer, tmp_path: Path) -> None:
     gone = hub.commit(OLMO, STEPS[1])
     code = {"X-Error-Code": "RevisionNotFound"}
