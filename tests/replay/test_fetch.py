@@ -160,6 +160,8 @@ def test_downloads_to_keep_are_the_clients_own(hub: HubServer, private: Path) ->
         (WEIGHTS, "short", 0, 2),
         (WEIGHTS, "truncate", 0, 1),
         (WEIGHTS, "stall", 0, 1),
+        (WEIGHTS, "drop", 0, 2),
+        ("HEAD .*config.json", "drop", 0, 2),
         ("HEAD .*/model.safetensors", "error", 504, 1),
     ],
 )
