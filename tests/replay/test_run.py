@@ -347,14 +347,13 @@ def test_each_record_is_shown_when_it_is_there(tmp_path: Path) -> None:
     assert seen == [[1], [1, 2]]
 
 
-@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
-def test_probes_of_others_join_a_curve(tmp_path: Path, engine: str) -> None:
+def test_probes_of_others_join_a_curve(tmp_path: Path) -> None:
     """What is derived is shown also for records from before; what rides, from now on."""
     run(checkpoints(tmp_path / "run", 1, 2), out=tmp_path / "out")
     before = [path.read_bytes() for path in list_records(tmp_path / "out")]
     checkpoints(tmp_path / "run", 3)
-    options: dict[str, Any] = {"probes": [Norms(power=1.0), Steepness()], "engine": engine}
-    report = run(tmp_path / "run", out=tmp_path / "out", **options)
+    probes = [Norms(power=1.0), Steepness()]
+    report = run(tmp_path / "run", out=tmp_path / "out", probes=probes)
     assert report.measured == [str(tmp_path / "run/checkpoint-3")]
     assert [path.read_bytes() for path in list_records(tmp_path / "out")[:2]] == before
     paths = list_records(tmp_path / "out")
