@@ -127,8 +127,8 @@ class Probe(Options):
     def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, Any]]:
         """Draw what is shown at picture steps, each with its key.
 
-        An image is an array "row column 3", an animation "frame row column 3". `earlier` are the
-        pages of earlier picture steps that have this part, the first of them first.
+        An image is an array "row column 3", an animation "frame row column 3". `earlier` are
+        the pages of at most 15 earlier picture steps that have this part, the first of them first.
         """
         yield from ()
 

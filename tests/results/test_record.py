@@ -42,11 +42,7 @@ UNKNOWN = {
 def bits(value: Any) -> Any:
     """Something that is equal only if every bit is, NaNs included."""
     if isinstance(value, Tensor):
-        return (
-            value.dtype,
-            tuple(value.shape),
-            value.contiguous().flatten().view(torch.uint8).tolist(),
-        )
+        return value.dtype, value.shape, value.flatten().view(torch.uint8).tolist()
     if is_dataclass(value):
         return {each.name: bits(getattr(value, each.name)) for each in fields(value)}
     if isinstance(value, dict):
@@ -106,13 +102,8 @@ def test_a_record_comes_back_bit_for_bit(tmp_path: Path, record: Record) -> None
     assert everything(Record.load(tmp_path / "two")) == everything(record)
 
 
-def test_tensors_lie_in_the_file_under_their_probe(saved: Path) -> None:
-    names = set(load_file(saved))
-    assert {"paths.distance", "slices.foot", "unknown.a.dotted name"} <= names
-    assert {name.partition(".")[0] for name in names} == {"paths", "slices", "unknown"}
-
-
 def test_what_is_loaded_does_not_lie_in_the_file(saved: Path) -> None:
+    assert {"paths.distance", "slices.foot", "unknown.a.dotted name"} <= set(load_file(saved))
     record = Record.load(saved)
     with saved.open("r+b") as file:
         file.write(bytes(saved.stat().st_size))
@@ -362,12 +353,9 @@ def test_records_of_schema_1_are_read(tmp_path: Path, name: str) -> None:
     logged = json.loads((SCHEMA_1 / "scalars.json").read_text())[name]
     assert record.scalars == logged
     assert set(record.parts) == ({"paths", "slices"} if name == "slices" else {"paths"})
-    tensors = {
-        f"{probe}.{key}": v
-        for probe in record.parts
-        for key, v in vars(record.parts[probe]).items()
-    }
-    found = {key: bits(value) for key, value in tensors.items() if isinstance(value, Tensor)}
+    parts = {probe: vars(part) for probe, part in record.parts.items()}
+    held = [(f"{probe}.{key}", parts[probe][key]) for probe in parts for key in parts[probe]]
+    found = {key: bits(value) for key, value in held if isinstance(value, Tensor)}
     assert found == {key: bits(value) for key, value in load_file(path).items()}
     assert record.metadata["config"]["num_pairs"] == 5
     assert record.paths.engine == "shared"
@@ -389,12 +377,8 @@ def test_a_still_older_file_may_lack_much(tmp_path: Path, schema: str | None) ->
     (path := tmp_path / "old").write_bytes((SCHEMA_1 / "paths.safetensors").read_bytes())
     rewrite(path, strip)
     record = Record.load(path)
-    assert (record.step, record.tokens, record.metadata, list(record.parts)) == (
-        500,
-        None,
-        {},
-        ["paths"],
-    )
+    assert (record.step, record.tokens, record.metadata) == (500, None, {})
+    assert list(record.parts) == ["paths"]
     assert (record.paths.num_points, record.paths.engine) == (0, "")
     assert bits(record.paths.distance) == bits(before.paths.distance)
     assert record.paths.kept.tolist() == before.paths.kept.tolist()
@@ -456,21 +440,21 @@ def test_a_write_that_stops_in_its_middle(saved: Path, tmp_path: Path, signal: s
 
 
 def test_killed_at_any_time(tmp_path: Path) -> None:
-    """Thirty processes that save without end are killed, each a little later; all is whole."""
+    """Processes that save without end are killed, each a little later; all is whole."""
     done = run_script(
-        "for turn in range(30):\n"
+        "for turn in range(200):\n"
         "    child = os.fork()\n"
         "    if not child:\n"
         "        for step in range(10**9): record.save(record_path(log_dir, step % 3))\n"
         "    while len(list_records(log_dir)) < 3: time.sleep(0.01)\n"
-        "    time.sleep(0.02 + 0.002 * turn)\n"
+        "    time.sleep(0.02 + 0.002 * (turn % 30))\n"
         "    os.kill(child, signal.SIGKILL)\n"
         "    os.waitpid(child, 0)\n"
         "    for path in list_records(log_dir):\n"
         "        assert len(Record.load(path).paths.distance) == 20_000\n"
-        "print('done')\n",
+        "    half_written = len(os.listdir(log_dir / 'stable_regions')) - 3\n"
+        "    if turn >= 20 and half_written: break\n"
+        "print(len(list_records(log_dir)), half_written > 0)\n",
         tmp_path,
     )
-    assert done.stdout == "done\n", done.stderr
-    assert len(list_records(tmp_path)) == 3
-    assert len(list((tmp_path / "stable_regions").iterdir())) > 3  # what was being written
+    assert done.stdout == "3 True\n", done.stderr
