@@ -1,6 +1,7 @@
 """What all commands share: help, refusals, an end by Ctrl-C, and an output that nobody reads."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,15 +186,20 @@ def test_a_warning_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: Capture)
     assert capsys.readouterr().err == "sr-monitor: warning: the fast way differs\n"
 
 
-@pytest.mark.parametrize("command", ["--help", "replay run --dry-run"])
-def test_an_output_that_nobody_reads_is_no_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: Capture, command: str
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [("--help", 0), ("replay run --dry-run", 0), ("replay half --dry-run", 1)],
+)
+def test_an_output_that_nobody_reads_changes_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, command: str, status: int
 ) -> None:
+    shutil.copytree(run, "half")
+    Path("half/checkpoint-1/model.safetensors").unlink()
     reader, writer = os.pipe()
     os.close(reader)  # as `| head -1` does once it has its line
     with os.fdopen(writer, "w") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
-        assert main(command.split()) == 0
+        assert main(command.split()) == status
     assert capsys.readouterr().err == ""
 
 

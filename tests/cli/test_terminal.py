@@ -28,13 +28,13 @@ def test_complaints_and_warnings_are_one_line_on_stderr(capsys: Capture) -> None
 
 
 def test_a_table_is_aligned_and_cannot_be_broken(capsys: Capture) -> None:
-    rows = [("step", "name"), ("0", "[bold]\nx\33[31m\x9b\ud800\u202e"), ("200", "é " + 90 * "x")]
-    print_table(rows, "><", title="a title\n")
+    name = "[b]\\nx\\x1b[31m\\x9b\\ud800\\u202e"
+    rows = [("[b]\nx\33[31m\x9b\ud800\u202e", "7"), ("é" + 90 * "x", "100")]
+    print_table(rows, "<>", title="a title\n")
     assert capsys.readouterr().out.splitlines() == [
         "a title\\n",
-        "step  name",
-        "   0  [bold]\\nx\\x1b[31m\\x9b\\ud800\\u202e",
-        f" 200  é {90 * 'x'}",
+        f"{name:91}    7",
+        f"é{90 * 'x'}  100",
     ]
 
 
