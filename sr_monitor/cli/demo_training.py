@@ -159,7 +159,7 @@ def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
 
 
 def _new_model(plan: DemoPlan) -> Any:
-    """Return an untrained OLMo; the global random numbers stay where they are."""
+    """Return an untrained OLMo."""
     from transformers import OlmoConfig, OlmoForCausalLM
 
     config = OlmoConfig(
@@ -173,21 +173,17 @@ def _new_model(plan: DemoPlan) -> Any:
         eos_token_id=None,
         pad_token_id=None,
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(plan.seed)
-        return OlmoForCausalLM(config)
+    torch.manual_seed(plan.seed)
+    return OlmoForCausalLM(config)
 
 
 def _draw(folder: Path, records: Sequence[Record]) -> None:
     """Draw a film of each slice, and the curves of all steps in one picture."""
     titles = [f"step {record.step}" for record in records]
-    paths = [record.paths for record in records]
-    earlier = list(zip(titles[:-1], paths[:-1], strict=True))
-    save_figure(draw_curves(paths[-1], title=titles[-1], earlier=earlier), folder / "curves.png")
-    frames = [
-        (title, record.slices)
-        for title, record in zip(titles, records, strict=True)
-        if record.slices is not None
-    ]
-    for index in range(len(frames[0][1].foot) if frames else 0):
-        save_figure(draw_film(frames, index), folder / f"film-{index}.png")
+    curves = list(zip(titles, (record.paths for record in records), strict=True))
+    last = draw_curves(curves[-1][1], title=titles[-1], earlier=curves[:-1])
+    save_figure(last, folder / "curves.png")
+    slices = [record.slices for record in records if record.slices is not None]
+    for index in range(len(slices[0].foot) if slices else 0):
+        film = draw_film(list(zip(titles, slices, strict=True)), index)
+        save_figure(film, folder / f"film-{index}.png")

@@ -87,16 +87,31 @@ def test_pictures_prompts_and_a_table_are_left(saved: Path, capsys: Capture) -> 
             assert len(image.convert("L").getcolors() or ()) > 10
 
 
-def test_a_probe_adds_its_lines_and_its_part(saved: Path, capsys: Capture) -> None:
+def test_probes_add_their_lines_pictures_and_parts(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     plain = measure(saved)
+    about = tmp_path / "others-1.0.dist-info"  # another package, with a probe as an entry point
+    about.mkdir()
+    (about / "METADATA").write_text("Name: others\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[sr_monitor.probes]\nrise = tests.made:Rise\n")
+    monkeypatch.syspath_prepend(tmp_path)
     capsys.readouterr()
-    numbers = measure(saved, "--probe", "divergence")
-    assert "divergence end" in capsys.readouterr().out
-    kl = numbers.pop("divergence")["kl"]
+    numbers = measure(saved, "--probe", "divergence", "--probe", "rise")
+    out = capsys.readouterr().out
+    for words in ("divergence end", "rise median", "slice-0.png, rise-picture.png, prompts.json"):
+        assert words in out
+    with Image.open("out/rise-picture.png") as image:
+        assert image.size == (3, 1)
+    kl, rise = numbers.pop("divergence")["kl"], numbers.pop("rise")
     assert (len(kl), len(kl[0])) == (3, numbers["num_steps"])
     assert all(row[0] < 1e-6 < row[-1] for row in kl)
+    assert (len(rise["rise"]), rise["at"]) == (3, 0.5)
     assert {**numbers, "seconds": 0} == {**plain, "seconds": 0}
-    assert "divergence" in refusal(capsys, saved, "--probe", "divergense")
+    told = refusal(capsys, saved, "--probe", "divergense")
+    assert "--probe 'divergense': there is no such probe; available: " in told
+    assert "divergence" in told
+    assert "rise" in told
 
 
 def test_pictures_of_an_earlier_measurement_do_not_stay(saved: Path) -> None:

@@ -49,10 +49,13 @@ def said(capsys: Capture) -> str:
 
 def test_a_folder_of_checkpoints(tmp_path: Path, capsys: Capture) -> None:
     checkpoints(tmp_path / "source", 1, 2)
-    assert command("source", "--dtype", "bfloat16", "--sampling", "adaptive") == 0
+    options = ("--dtype", "bfloat16", "--sampling", "adaptive", "--probe", "divergence")
+    assert command("source", *options) == 0
     assert "wrote out: 2 measured, 0 failed" in said(capsys)
     assert steps_in(Path("out")) == [1, 2]
-    metadata = Record.load(list_records("out")[0]).metadata
+    record = Record.load(list_records("out")[0])
+    assert set(record.parts) == {"paths", "divergence"}
+    metadata = record.metadata
     assert metadata["source"] == str(tmp_path / "source/checkpoint-1")
     assert metadata["dtype"] == "bfloat16"
     assert metadata["config"]["sampling"] == "adaptive"
