@@ -1,20 +1,19 @@
 """Tiny trainings with a real `lightning.Trainer`, and everything about them that can be compared.
 
 plain = train(tmp_path / "plain")
-watched = train(tmp_path / "watched", callbacks=[small()])
-assert_equal_trainings(plain, watched)
+watched = train(tmp_path / "watched", [small()])
+assert watched.differences(plain) == []
 """
 
 import random
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from sr_monitor_lightning import StableRegionCallback
 from torch import Tensor, nn
@@ -23,8 +22,9 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader
 
 from sr_monitor import Record
-from sr_monitor.results.record import list_records
-from tests.zoo import VOCAB, build
+from tests import training
+from tests.training import Run, facts_of, failing_at
+from tests.zoo import build
 
 SMALL: dict[str, Any] = {"num_pairs": 6, "num_steps": 9, "num_slices": 1, "slice_resolution": 5}
 LENGTH = 24
@@ -44,9 +44,8 @@ def shown(**options: Any) -> StableRegionCallback:
 
 def rows(num: int = 48) -> list[dict[str, Tensor]]:
     """Rows of a training set, always the same."""
-    generator = torch.Generator().manual_seed(7)
-    ids = torch.randint(VOCAB, (num, LENGTH), generator=generator)
-    return [{"input_ids": row, "labels": row} for row in ids]
+    found: list[dict[str, Tensor]] = training.rows(num, LENGTH, seed=7)
+    return found
 
 
 def loader(dataset: Any = None, **options: Any) -> DataLoader[Any]:
@@ -85,48 +84,6 @@ class LitLM(L.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """A training that has ended, and what it left behind."""
-
-    module: Any
-    trainer: L.Trainer
-    folder: Path
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    losses: list[float]
-    modes: dict[str, bool]
-    hooks: dict[str, int]
-    random: tuple[Any, ...]
-
-    @property
-    def checkpoint(self) -> str:
-        """The last checkpoint that was saved."""
-        path = max(self.folder.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-        return str(path)
-
-    @property
-    def records(self) -> list[Record]:
-        """What was measured, by step."""
-        return records_in(self.folder)
-
-
-def trainer_in(folder: Path, **options: Any) -> L.Trainer:
-    """A quiet trainer that keeps everything in `folder`; no logger unless one is given."""
-    settings: dict[str, Any] = {
-        "default_root_dir": folder,
-        "max_steps": 4,
-        "accelerator": "cpu",
-        "devices": 1,
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "log_every_n_steps": 1,
-    }
-    return L.Trainer(**settings | options)
-
-
 def train(
     folder: Path,
     callbacks: Sequence[L.Callback] = (),
@@ -134,65 +91,49 @@ def train(
     module: Callable[[], Any] = LitLM,
     data: Callable[[], Any] = loader,
     validation: Callable[[], Any] | None = None,
-    ckpt_path: str | None = None,
+    resume: Path | None = None,
+    save_steps: int | None = None,
+    fail_at: int | None = None,
     **options: Any,
-) -> Training:
-    """Trains from fixed random states, and harvests."""
-    seed_everything()
-    trainer, lit = trainer_in(folder, callbacks=list(callbacks), **options), module()
-    trainer.fit(lit, data(), None if validation is None else validation(), ckpt_path=ckpt_path)
-    return harvest(folder, trainer, lit)
-
-
-def seed_everything() -> None:
-    """The global random states, as at the begin of every training here."""
+) -> Run:
+    """Trains from fixed random states, for four steps; everything is kept in `folder`."""
     torch.manual_seed(3)
     random.seed(3)
     np.random.seed(3)  # noqa: NPY002
-
-
-def harvest(folder: Path, trainer: L.Trainer, lit: Any) -> Training:
-    """Copies what is to be compared."""
-    return Training(
-        module=lit,
+    callbacks = list(callbacks)
+    if save_steps:
+        saver: dict[str, Any] = {
+            "every_n_train_steps": save_steps,
+            "save_top_k": -1,
+            "filename": "{step}",
+        }
+        callbacks.append(ModelCheckpoint(folder / "saved", **saver))
+    quiet: dict[str, Any] = {
+        "default_root_dir": folder,
+        "max_steps": 4,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": bool(save_steps),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    }
+    trainer, lit = L.Trainer(callbacks=callbacks, **quiet | options), module()
+    validate = None if validation is None else validation()
+    with failing_at(getattr(lit, "model", lit), fail_at):
+        trainer.fit(lit, data(), validate, ckpt_path=None if resume is None else str(resume))
+    return Run(
+        folder=Path(trainer.log_dir or folder),  # on every rank: it is broadcast
+        model=lit,
+        facts=facts_of(lit, trainer.optimizers[0], lit.losses),
         trainer=trainer,
-        folder=Path(trainer.log_dir or folder),  # on every process: it is broadcast
-        weights={name: _whole(value).clone() for name, value in lit.state_dict().items()},
-        optimizer=trainer.optimizers[0].state_dict(),
-        losses=lit.losses,
-        modes={name: part.training for name, part in lit.named_modules()},
-        hooks={name: _num_hooks(part) for name, part in lit.named_modules()},
-        random=(torch.get_rng_state(), random.getstate(), np.random.get_state()),  # noqa: NPY002
     )
-
-
-def _num_hooks(module: nn.Module) -> int:
-    return len(module._forward_hooks) + len(module._forward_pre_hooks)
-
-
-def _whole(value: Any) -> Tensor:
-    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return whole
 
 
 def records_in(folder: Path, name: str = "stable_regions") -> list[Record]:
     """The records of a run, by step."""
-    return [Record.load(path) for path in list_records(folder / name)]
-
-
-def assert_equal_trainings(one: Training, other: Training) -> None:
-    """Bit for bit: losses, weights, optimizer, random states, modes, hooks."""
-    assert one.losses == other.losses
-    assert len(one.losses) > 1
-    assert len(set(one.losses)) > 1, "nothing was trained"
-    torch.testing.assert_close(one.weights, other.weights, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(one.optimizer, other.optimizer, rtol=0, atol=0)
-    assert one.modes == other.modes
-    assert one.hooks == other.hooks
-    assert torch.equal(one.random[0], other.random[0])
-    if "beartype" not in sys.modules:  # its checks, on in most tests, draw from this state
-        assert one.random[1] == other.random[1]
-    assert all(np.array_equal(a, b) for a, b in zip(one.random[2], other.random[2], strict=True))
+    return list(training.records(folder, name).values())
 
 
 # Two processes ----------------------------------------------------------------------------------

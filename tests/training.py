@@ -1,4 +1,4 @@
-"""Tiny trainings with the real Hugging Face Trainer, and what is left of them to compare.
+"""Tiny trainings, and all that can be compared of them: with the Hugging Face Trainer, and by hand.
 
 Run by `torchrun`, it is what each of two processes does in the test of sharing.
 
@@ -11,6 +11,7 @@ import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
-from jaxtyping import Int
 from sr_monitor_transformers import StableRegionCallback
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -27,11 +27,21 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from sr_monitor import Record
+from sr_monitor import Monitor, PromptSet, Record
 from sr_monitor.results.record import list_records
+from sr_monitor.watch.config import WatchOptions
 from tests.zoo import VOCAB, build
 
-Row = dict[str, Tensor]
+SMALL: dict[str, Any] = {
+    "num_pairs": 4,
+    "num_steps": 5,
+    "num_slices": 0,
+    "slice_resolution": 5,
+    "num_tokens": 5,
+    "writer": [],
+    "on_error": "raise",
+}
+"""Measures little, draws nothing, and hides no error."""
 
 _OF_THE_CLOCK = ("_runtime", "_per_second")
 
@@ -47,85 +57,186 @@ def rows(num: int = 32, length: int = 12, seed: int = 0) -> Any:
     return [{"input_ids": row, "labels": row} for row in ids]
 
 
-class Stream(IterableDataset[Row]):
+class Stream(IterableDataset[Any]):
     """The same rows, with neither a length nor access by index."""
 
-    def __init__(self, given: Sequence[Row]) -> None:
+    def __init__(self, given: Sequence[Any]) -> None:
         self._rows = given
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._rows)
 
 
-def watch(**options: Any) -> StableRegionCallback:
-    """A callback that measures little, draws nothing, and hides no error."""
-    small: dict[str, Any] = {
-        "num_pairs": 4,
-        "num_steps": 5,
-        "num_slices": 0,
-        "slice_resolution": 5,
-        "num_tokens": 5,
-        "writer": [],
-        "on_error": "raise",
-    }
-    return StableRegionCallback(**(small | options))
-
-
-class StopAt(TrainerCallback):
-    """Ends the training after this step, as early stopping does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop = state.global_step >= self.step
+# ---- what a training leaves behind ---------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """What a training leaves behind."""
+    """A training that has ended, and what can be compared of it."""
 
     folder: Path
-    trainer: Trainer
+    """Where its records are."""
     model: Any
-    batches: list[Int[Tensor, "row token"]]
-    """What the model was trained on, in order."""
-    random: list[Any]
-    """The states of the global generators."""
-
-    @property
-    def logs(self) -> list[dict[str, Any]]:
-        """Everything that was logged, less what the clock says."""
-        return [
-            {name: value for name, value in entry.items() if not name.endswith(_OF_THE_CLOCK)}
-            for entry in self.trainer.state.log_history
-        ]
+    facts: dict[str, Any]
+    """Weights, optimizer, losses, modes, hooks, random states, and what the framework has more."""
+    trainer: Any = None
 
     @property
     def losses(self) -> list[float]:
         """The loss of each step."""
-        return [entry["loss"] for entry in self.logs if "loss" in entry]
+        return list(self.facts["losses"])
 
     def differences(self, other: "Run") -> list[str]:
         """What of this training is not bit for bit as in the other one."""
-        return [
-            name
-            for name, mine in self._everything().items()
-            if not _equal(mine, other._everything()[name])
-        ]
+        assert len(set(self.losses)) > 1, "nothing was trained"
+        return [name for name, fact in self.facts.items() if not equal(fact, other.facts[name])]
 
-    def _everything(self) -> dict[str, Any]:
-        optimizer: Any = self.trainer.optimizer
-        modules = [*self.model.named_modules()]
-        return {
-            "weights": dict(self.model.state_dict()),
-            "optimizer": optimizer.state_dict(),
-            "logs": self.logs,
-            "random": self.random,
-            "batches": self.batches,
-            "modes": {name: module.training for name, module in modules},
-            "hooks": {name: _num_hooks(module) for name, module in modules},
-        }
+
+def facts_of(
+    model: nn.Module, optimizer: Any, losses: Sequence[float], **more: Any
+) -> dict[str, Any]:
+    """Everything that a measurement could have disturbed.
+
+    Python's own generator is drawn from by beartype, which checks one item of each list, where it
+    is there; so that one is compared in processes without it.
+    """
+    python = [] if "beartype" in sys.modules else [random.getstate()]
+    modules = dict(model.named_modules())
+    return {
+        "weights": {name: _whole(value).clone() for name, value in model.state_dict().items()},
+        "optimizer": optimizer.state_dict(),
+        "losses": list(losses),
+        "random": [torch.get_rng_state(), np.random.get_state(), *python],  # noqa: NPY002
+        "modes": {name: module.training for name, module in modules.items()},
+        "hooks": {
+            name: len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for name, module in modules.items()
+        },
+        **more,
+    }
+
+
+def equal(a: Any, b: Any) -> bool:
+    """Whether two nests of plain values, tensors and arrays are the same; NaN is NaN."""
+    if isinstance(a, Tensor | np.ndarray):
+        return type(a) is type(b) and a.shape == b.shape and _bits(a) == _bits(b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b) or (a != a and b != b)
+
+
+def _bits(values: Any) -> bytes:
+    if isinstance(values, np.ndarray):
+        return values.tobytes()
+    return bytes(_whole(values).detach().flatten().view(torch.uint8).numpy())
+
+
+def _whole(value: Any) -> Tensor:
+    whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return whole
+
+
+def records(folder: Path, name: str = "stable_regions") -> dict[int, Record]:
+    """The records of a run, by step."""
+    found = map(Record.load, list_records(folder / name))
+    return {record.step: record for record in found}
+
+
+@contextmanager
+def failing_at(model: nn.Module, step: int | None) -> Iterator[None]:
+    """Have the model raise an error of its own in this step of the training."""
+    count = [0]
+
+    def fail(module: nn.Module, *_: Any) -> None:
+        count[0] += module.training and torch.is_grad_enabled()
+        if count[0] == step:
+            raise ZeroDivisionError("in the training itself")
+
+    hook = None if step is None else model.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
+
+
+# ---- a loop of one's own -------------------------------------------------------------------------
+
+
+def train_by_hand(
+    folder: Path,
+    *watched: WatchOptions,
+    model: Any = None,
+    max_steps: int = 6,
+    save_steps: int | None = None,
+    resume: Path | None = None,
+    fail_at: int | None = None,
+) -> Run:
+    """A loop around AdamW that draws its batches at random."""
+    torch.manual_seed(3)
+    model = build("gpt2").model if model is None else model
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.01)
+    losses: list[float] = []
+    prompts = PromptSet.from_token_ids(torch.stack([row["input_ids"][:5] for row in rows(7)]))
+    monitors = [
+        Monitor(
+            options.prompts if isinstance(options.prompts, PromptSet) else prompts,
+            options,
+            writers=options.writer or (),
+            schedule=options.when,
+            log_dir=folder,
+            name=options.name,
+            on_error=options.on_error,
+        )
+        for options in watched
+    ]
+    first = 0
+    if resume is not None:
+        saved = torch.load(resume, weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["random"])
+        first, losses = saved["step"], saved["losses"]
+        for monitor, state in zip(monitors, saved["monitors"], strict=False):
+            monitor.load_state_dict(state)
+    try:
+        with failing_at(model, fail_at):
+            for monitor in monitors:
+                monitor.step(model, first)
+            for step in range(first + 1, max_steps + 1):
+                ids = torch.randint(VOCAB, (4, 12))
+                loss = model(input_ids=ids, labels=ids).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(loss.item())
+                for monitor in monitors:
+                    monitor.step(model, step, last=step == max_steps)
+                if save_steps and step % save_steps == 0:
+                    folder.mkdir(exist_ok=True)
+                    state = {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "random": torch.get_rng_state(),
+                        "losses": losses,
+                        "step": step,
+                        "monitors": [monitor.state_dict() for monitor in monitors],
+                    }
+                    torch.save(state, folder / f"step={step}.ckpt")
+    finally:
+        for monitor in monitors:
+            monitor.close()
+    return Run(folder=folder, model=model, facts=facts_of(model, optimizer, losses))
+
+
+# ---- the Hugging Face Trainer --------------------------------------------------------------------
+
+
+def watch(**options: Any) -> StableRegionCallback:
+    """A callback that measures little."""
+    return StableRegionCallback(**(SMALL | options))
 
 
 def train(
@@ -134,6 +245,7 @@ def train(
     model: Any = None,
     data: Any = None,
     resume: Path | None = None,
+    fail_at: int | None = None,
     **options: Any,
 ) -> Run:
     """Trains a small GPT-2, with dropout, for six steps; `options` are `TrainingArguments`."""
@@ -147,9 +259,22 @@ def train(
     )
     trainer.remove_callback(PrinterCallback)
     batches: list[Tensor] = []
-    with _noting(model, batches):
+
+    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if module.training and "input_ids" in kwargs:
+            batches.append(kwargs["input_ids"].clone())
+
+    hook = model.register_forward_pre_hook(note, with_kwargs=True)
+    with failing_at(model, fail_at):
         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-    return Run(folder=folder, trainer=trainer, model=model, batches=batches, random=_random())
+    hook.remove()
+    logs = [
+        {name: value for name, value in entry.items() if not name.endswith(_OF_THE_CLOCK)}
+        for entry in trainer.state.log_history
+    ]
+    losses = [entry["loss"] for entry in logs if "loss" in entry]
+    facts = facts_of(model, trainer.optimizer, losses, logs=logs, batches=batches)
+    return Run(folder=folder, model=model, facts=facts, trainer=trainer)
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
@@ -159,63 +284,13 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
         "per_device_train_batch_size": 4,
         "learning_rate": 0.01,
         "logging_steps": 1,
-        "save_strategy": "no",
+        "save_strategy": "steps" if "save_steps" in options else "no",
         "report_to": "none",
         "use_cpu": True,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
     }
     return TrainingArguments(output_dir=str(folder), **(usual | options))
-
-
-def records(folder: Path, name: str = "stable_regions") -> dict[int, Record]:
-    """The records of a run, by step."""
-    found = map(Record.load, list_records(folder / name))
-    return {record.step: record for record in found}
-
-
-class _noting:
-    """Notes the token ids of each forward in training mode."""
-
-    def __init__(self, model: nn.Module, batches: list[Tensor]) -> None:
-        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-            if module.training and "input_ids" in kwargs:
-                batches.append(kwargs["input_ids"].clone())
-
-        self._hook = model.register_forward_pre_hook(note, with_kwargs=True)
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self._hook.remove()
-
-
-def _random() -> list[Any]:
-    """The states of the global generators.
-
-    Python's own is drawn from by beartype, which checks one item of each list, where it is there;
-    so this one is compared in processes without it.
-    """
-    python = [] if "beartype" in sys.modules else [random.getstate()]
-    return [torch.get_rng_state(), np.random.get_state(), *python]  # noqa: NPY002
-
-
-def _num_hooks(module: nn.Module) -> int:
-    return len(module._forward_hooks) + len(module._forward_pre_hooks)
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two nests of plain values, tensors and arrays are the same."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return isinstance(b, np.ndarray) and np.array_equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    return bool(a == b)
 
 
 # ---- what each of two processes does -------------------------------------------------------------
@@ -229,7 +304,7 @@ def share_trainings(folder: Path) -> None:
     callback = watch(every=3, num_slices=1, writer=None)
     watched = train(folder / "watched", callback, report_to="tensorboard", **options)
     assert dist.get_world_size() == 2
-    assert len(plain.random) == 3  # Python's own generator is among what is compared
+    assert len(plain.facts["random"]) == 3  # Python's own generator is among what is compared
     assert watched.differences(plain) == [], watched.differences(plain)
     options["accelerator_config"] = {"dispatch_batches": False}
     plain = train(folder / "plain", data=Stream(rows()), **options)
@@ -243,7 +318,7 @@ def share_trainings(folder: Path) -> None:
         unwatched = _train_sharded(shard(build("llama").model), arguments(name))
         losses = _train_sharded(shard(build("llama").model), arguments(name), watch(every=1))
         assert losses == unwatched, (shard, losses, unwatched)
-    print(f"process {dist.get_rank()} is done", flush=True)  # noqa: T201
+    print(f"rank {dist.get_rank()} is done", flush=True)  # noqa: T201
 
 
 def _shard_1(model: Any) -> nn.Module:
@@ -273,11 +348,8 @@ def _train_sharded(
         callback.on_train_begin(*told, **objects)
         callback.on_epoch_begin(*told, **objects)
     for row in rows(3, length=48, seed=dist.get_rank()):
-        batch = {name: ids[None] for name, ids in row.items()}
-        loss = model(**batch).loss
+        loss = model(**{name: ids[None] for name, ids in row.items()}).loss
         loss.backward()
-        for callback in callbacks:
-            callback.on_pre_optimizer_step(*told, **objects)
         optimizer.step()
         optimizer.zero_grad()
         state.global_step += 1

@@ -1,0 +1,411 @@
+"""What every way to watch a training has to keep: the plain loop, and each adapter.
+
+A new adapter gets a driver here, and is held to all of it.
+"""
+
+import copy
+import errno
+import inspect
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from sr_monitor import InputError, PromptSet, at, budget
+from sr_monitor.display.writers.memory import MemoryWriter
+from sr_monitor.options import declared
+from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.results import run_keys
+from sr_monitor.results.record import Record, list_records
+from sr_monitor.watch.config import WatchOptions
+from sr_monitor.watch.measure import take_record
+from tests import lightning_runs, training
+from tests.training import SMALL, Run, records
+from tests.zoo import build
+
+pytestmark = [
+    # Lightning gives advice, and uses what torch and it itself have since renamed.
+    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+MEDIAN, FAILURES = PathsProbe.MAX_SLOPE_MEDIAN.name, run_keys.FAILURES.name
+NAME = "stable_regions"
+
+
+class ByHand:
+    """A loop of one's own, with a `Monitor` for each set of options."""
+
+    def watch(self, **options: Any) -> Any:
+        return WatchOptions(**(SMALL | options))
+
+    def train(self, folder: Path, *watched: Any, **options: Any) -> Run:
+        return training.train_by_hand(folder, *watched, **options)
+
+    def checkpoint(self, folder: Path, step: int) -> Path:
+        return folder / f"step={step}.ckpt"
+
+
+class HuggingFace(ByHand):
+    """The Trainer; its epochs have three steps."""
+
+    def watch(self, **options: Any) -> Any:
+        return training.watch(**options)
+
+    def train(self, folder: Path, *watched: Any, **options: Any) -> Run:
+        return training.train(folder, *watched, data=training.rows(12), **options)
+
+    def checkpoint(self, folder: Path, step: int) -> Path:
+        return folder / f"checkpoint-{step}"
+
+
+class Lightning(ByHand):
+    """Lightning's Trainer; its epochs have three steps, in the order of the rows."""
+
+    def watch(self, **options: Any) -> Any:
+        return lightning_runs.small(**(SMALL | options))
+
+    def train(self, folder: Path, *watched: Any, model: Any = None, **options: Any) -> Run:
+        def module() -> Any:
+            return lightning_runs.LitLM(None if model is None else model.train())
+
+        def data() -> DataLoader[Any]:
+            return lightning_runs.loader(training.rows(12), shuffle=False)
+
+        options = {"max_steps": 6, "module": module, "data": data, **options}
+        return lightning_runs.train(folder, watched, **options)
+
+    def checkpoint(self, folder: Path, step: int) -> Path:
+        return folder / "saved" / f"step={step}.ckpt"
+
+
+DRIVERS = {"by hand": ByHand(), "transformers": HuggingFace(), "lightning": Lightning()}
+
+
+@pytest.fixture(params=DRIVERS)
+def driver(request: pytest.FixtureRequest) -> ByHand:
+    return DRIVERS[request.param]
+
+
+def prompts_in(folder: Path, name: str = NAME) -> PromptSet:
+    return PromptSet.load(folder / name / "prompts.json")
+
+
+def steps_of(writer: MemoryWriter, name: str = MEDIAN) -> list[int]:
+    return [step for step, _ in writer.scalars.get(name, [])]
+
+
+def assert_same_curve(one: dict[int, Record], other: dict[int, Record]) -> None:
+    """Bit for bit, the measurements of the same steps."""
+    assert list(one) == list(other)
+    for step, record in one.items():
+        assert torch.equal(record.paths.distance, other[step].paths.distance), step
+        assert record.metadata["config"] == other[step].metadata["config"]
+        assert record.metadata["prompts"] == other[step].metadata["prompts"]
+
+
+# Nothing is disturbed, and what is measured is the model ------------------------------------------
+
+
+def test_a_watched_training_is_bit_for_bit_the_same(driver: ByHand, tmp_path: Path) -> None:
+    plain = driver.train(tmp_path / "plain")
+    options = {"every": 1, "num_slices": 1, "writer": (writer := MemoryWriter())}
+    watched = driver.train(tmp_path / "watched", driver.watch(**options))
+    assert watched.differences(plain) == []
+    found = records(tmp_path / "watched")
+    assert list(found) == steps_of(writer) == [0, 1, 2, 3, 4, 5, 6]
+    assert len({value for _, value in writer.scalars[MEDIAN]}) == 7
+    assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [0, 1, 2, 4, 6]
+    # Step 0 is the model as it was, the last step the one that the training leaves.
+    config = WatchOptions(**(SMALL | {"num_slices": 1}))
+    trained = getattr(watched.model, "model", watched.model)
+    for model, step in ((build("gpt2").model, 0), (trained, 6)):
+        again = take_record(model, prompts_in(tmp_path / "watched"), config, step=step)
+        assert_same_curve({step: found[step]}, {step: again})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"every": 2}, [0, 2, 4, 6]),
+        ({"every": 4}, [0, 4, 6]),
+        ({"schedule": at([1, 3])}, [1, 3, 6]),
+        ({"schedule": budget(1e-9)}, [0]),
+    ],
+    ids=["every", "last", "schedule", "budget"],
+)
+def test_steps_that_are_measured(
+    driver: ByHand, tmp_path: Path, options: dict[str, Any], expected: list[int]
+) -> None:
+    writer = MemoryWriter()
+    driver.train(tmp_path, driver.watch(**copy.deepcopy(options), writer=writer))
+    assert list(records(tmp_path)) == steps_of(writer) == expected
+    assert [step for step, _ in writer.texts[run_keys.PROMPTS.name]] in ([0], [expected[0]])
+    assert writer.closed
+
+
+def test_extremes_can_be_measured(driver: ByHand, tmp_path: Path) -> None:
+    extremes: list[dict[str, Any]] = [
+        {"num_pairs": 1},
+        {"num_pairs": 10_000, "num_slices": 10_000, "slice_resolution": 2},
+        {"num_steps": 2},
+        {"layer": 0},
+        {"layer": 3},  # the last one
+        {"max_tokens": 1},
+    ]
+    few = PromptSet.from_token_ids(torch.tensor([[1, 2], [1, 2], [3, 4]]))  # the first pair is one
+    watched = [
+        driver.watch(**options, prompts=few, name=f"case-{case}")
+        for case, options in enumerate(extremes)
+    ]
+    driver.train(tmp_path, *watched, max_steps=1)
+    for case, options in enumerate(extremes):
+        found = records(tmp_path, f"case-{case}")
+        assert list(found) == [0, 1], options
+        assert found[1].paths.num_left_out == 1, options
+        assert found[1].paths.distance.isfinite().all(), options
+
+
+# One training after the other ---------------------------------------------------------------------
+
+
+def test_one_callback_serves_one_training_after_the_other(driver: ByHand, tmp_path: Path) -> None:
+    callback = driver.watch(every=3)
+    for name in ("a", "b"):
+        driver.train(tmp_path / name, callback)
+    assert_same_curve(records(tmp_path / "a"), records(tmp_path / "b"))
+    driver.train(tmp_path / "a", callback, max_steps=4)  # anew, in the same folder
+    assert list(records(tmp_path / "a")) == [0, 3, 4]
+    assert not (tmp_path / "a" / f"{NAME}-2").exists()
+    if hasattr(callback, "watcher"):
+        callback.watcher.end()
+        callback.watcher.end()
+
+
+def test_a_training_that_failed_gives_up_its_folder(driver: ByHand, tmp_path: Path) -> None:
+    """Also where something holds the error, with all that was on the stack, as a notebook does."""
+    writer = MemoryWriter()
+    with pytest.raises(ZeroDivisionError) as kept:
+        driver.train(tmp_path, driver.watch(every=1, writer=writer), fail_at=3)
+    assert list(records(tmp_path)) == [0, 1, 2]
+    driver.train(tmp_path, driver.watch(every=1), max_steps=2)
+    assert list(records(tmp_path)) == [0, 1, 2]
+    assert not (tmp_path / f"{NAME}-2").exists()
+    assert kept.traceback  # it was held until here
+
+
+# Resuming -----------------------------------------------------------------------------------------
+
+
+def llama() -> Any:
+    """A model without dropout: Lightning's checkpoints hold no random states."""
+    return build("llama").model
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(driver: ByHand, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"every": 1, "num_slices": 1}
+    whole = driver.train(tmp_path / "whole", driver.watch(**options), model=llama())
+    folder, saving = tmp_path / "run", {"save_steps": 3}
+    with pytest.raises(ZeroDivisionError):
+        driver.train(folder, driver.watch(**options), model=llama(), fail_at=6, **saving)
+    assert list(records(folder)) == [0, 1, 2, 3, 4, 5]
+    before = {path.name: path.read_bytes() for path in (folder / NAME).glob("*.*")}
+    # A seed of another choice of prompts: those of the run count.
+    writer = MemoryWriter()
+    resumed = driver.train(
+        folder,
+        driver.watch(**options, seed=7, writer=writer),
+        model=llama(),
+        resume=driver.checkpoint(folder, 3),
+        **saving,
+    )
+    assert resumed.losses[-3:] == whole.losses[-3:]
+    for fact in ("weights", "optimizer"):
+        assert training.equal(resumed.facts[fact], whole.facts[fact]), fact
+    assert_same_curve(records(folder), records(tmp_path / "whole"))
+    kept = {
+        name for name, content in before.items() if (folder / NAME / name).read_bytes() == content
+    }
+    assert {"prompts.json", *(f"step-{step:09d}.safetensors" for step in range(4))} <= kept
+    aside = sorted(path.name for path in (folder / NAME / "superseded").iterdir())
+    assert aside == [f"step-{step:09d}.safetensors" for step in (4, 5)]
+    assert steps_of(writer) == [4, 5, 6]
+    assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [4, 6]
+
+
+def test_a_resumed_run_keeps_to_its_way(driver: ByHand, tmp_path: Path) -> None:
+    """Where the fast way failed once, it is not taken later, though it would work again."""
+
+    def picky(model: Any) -> Any:
+        def refuse(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
+            if not torch.is_grad_enabled() and getattr(kwargs.get("attention_mask"), "ndim", 0) > 2:
+                raise NotImplementedError("masks of four dimensions are not supported")
+
+        model.register_forward_pre_hook(refuse, with_kwargs=True)
+        return model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        callback = driver.watch(every=1)
+        driver.train(tmp_path, callback, model=picky(llama()), max_steps=3, save_steps=3)
+        checkpoint = driver.checkpoint(tmp_path, 3)
+        driver.train(tmp_path, driver.watch(every=1), model=llama(), resume=checkpoint)
+    ways = {step: record.paths.engine for step, record in records(tmp_path).items()}
+    assert ways == dict.fromkeys(range(7), "rows")
+
+
+def test_two_callbacks_at_once_and_resumed(driver: ByHand, tmp_path: Path) -> None:
+    def two() -> list[Any]:
+        second = {"name": f"{NAME}-2"} if driver is DRIVERS["by hand"] else {}
+        return [driver.watch(every=1, layer=1), driver.watch(every=2, layer=2, **second)]
+
+    driver.train(tmp_path, *two(), max_steps=3, save_steps=3)
+    driver.train(tmp_path, *two(), resume=driver.checkpoint(tmp_path, 3), save_steps=3)
+    for name, layer, steps in ((NAME, 1, [*range(7)]), (f"{NAME}-2", 2, [0, 2, 3, 4, 6])):
+        found = records(tmp_path, name)
+        assert list(found) == steps
+        assert {record.metadata["config"]["layer"] for record in found.values()} == {layer}
+
+
+def test_a_callback_that_is_added_on_resume(driver: ByHand, tmp_path: Path) -> None:
+    driver.train(tmp_path, max_steps=3, save_steps=3)
+    checkpoint = driver.checkpoint(tmp_path, 3)
+    driver.train(tmp_path, driver.watch(every=2), resume=checkpoint, save_steps=3)
+    assert list(records(tmp_path))[-2:] == [4, 6]
+
+
+KILLED = """
+import sys, warnings
+warnings.simplefilter("ignore")
+from pathlib import Path
+from tests.integrations.test_contract import DRIVERS
+driver = DRIVERS[sys.argv[2]]
+driver.train(Path(sys.argv[1]), driver.watch(every=1), max_steps=1000, save_steps=2)
+"""
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_a_killed_run_leaves_whole_records_and_goes_on(tmp_path: Path, name: str) -> None:
+    driver = DRIVERS[name]
+    command = [sys.executable, "-c", KILLED, str(tmp_path), name]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while len(list_records(tmp_path)) < 6 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    steps = [Record.load(path).step for path in list_records(tmp_path)]
+    assert steps == list(range(len(steps)))
+    assert len(steps) >= 6
+    end = steps[-1] + 2
+    options = {"resume": driver.checkpoint(tmp_path, 4), "max_steps": end, "save_steps": 2}
+    driver.train(tmp_path, driver.watch(every=1), **options)
+    assert list(records(tmp_path)) == list(range(end + 1))
+
+
+# Never the cause of a crash -----------------------------------------------------------------------
+
+
+class Broken(MemoryWriter):
+    """A dashboard that has gone away."""
+
+    def scalar(self, name: str, value: float, step: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def nan() -> Any:
+    """A model that has diverged."""
+    model = build("gpt2").model
+    with torch.no_grad():
+        model.get_parameter("transformer.ln_f.weight").fill_(torch.nan)
+    return model
+
+
+def out_of_memory() -> Any:
+    """A model that takes too much memory wherever it is not trained."""
+    model = build("gpt2").model
+
+    def refuse(*_: Any) -> None:
+        if not torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+    model.register_forward_pre_hook(refuse)
+    return model
+
+
+def encoder_decoder() -> Any:
+    model: Any = build("t5").model
+    model.config.decoder_start_token_id = model.config.pad_token_id = 0
+    return model
+
+
+TROUBLE: dict[str, tuple[dict[str, Any], Callable[[], Any], str, int]] = {
+    "no such layer": ({"layer": 99}, llama, "layer=99: .*sr-monitor is off now", 1),
+    "encoder-decoder": ({}, encoder_decoder, "T5.* measure a decoder-only", 1),
+    "broken writer": ({"writer": Broken()}, llama, "Broken could not write: .*No space", 2),
+    "NaN weights": ({}, nan, "the weights hold NaN or Inf", 2),
+    "out of memory": ({}, out_of_memory, "memory ran out .*pass a smaller max_tokens=", 2),
+}
+
+
+@pytest.mark.parametrize("case", TROUBLE)
+def test_trouble_never_ends_a_training(driver: ByHand, tmp_path: Path, case: str) -> None:
+    options, model, message, num_told = TROUBLE[case]
+    plain = driver.train(tmp_path / "plain", model=model())
+    log = MemoryWriter()
+    if "writer" in options:
+        options = options | {"writer": [options["writer"], log]}
+    else:
+        options = options | {"writer": log}
+    with pytest.warns(RuntimeWarning, match=message) as told:
+        watched = driver.train(
+            tmp_path / "watched", driver.watch(every=1, on_error="warn", **options), model=model()
+        )
+    ours = [str(each.message) for each in told if "sr-monitor" in str(each.message)]
+    assert len(ours) == num_told  # the cause once, and once that it is off
+    assert "sr-monitor is off now; training goes on" in ours[-1]
+    assert log.scalars[FAILURES][-1][1] == (1 if num_told == 1 else 3)
+    same = [fact for fact in plain.facts if training.equal(plain.facts[fact], watched.facts[fact])]
+    assert same == list(plain.facts)
+    # Records are kept whatever the writers do.
+    assert list(records(tmp_path / "watched")) == ([0, 1, 2] if case == "broken writer" else [])
+
+
+def test_errors_are_raised_where_that_is_asked_for(driver: ByHand, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="layer=99"):
+        driver.train(tmp_path, driver.watch(layer=99))
+    with pytest.raises(RuntimeError, match="Broken could not write"):
+        driver.train(tmp_path, driver.watch(writer=Broken()))
+    driver.train(tmp_path, driver.watch(), max_steps=1)  # and the folder is free again
+    assert list(records(tmp_path)) == [0, 1]
+    assert not (tmp_path / f"{NAME}-2").exists()
+
+
+# What a callback is ---------------------------------------------------------------------------
+
+
+KINDS = [type(training.watch()), type(lightning_runs.small())]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__module__)
+def test_a_callback_shows_all_its_options_and_holds_a_watcher(kind: Any) -> None:
+    signature = inspect.signature(kind)
+    options = type(kind().watcher.options)
+    assert [*signature.parameters] == [*inspect.signature(options).parameters]
+    assert next(iter(signature.parameters)) == "prompts"
+    assert signature.parameters["every"].default == 500
+    for name, field in declared(options).items():
+        assert f"{name}: {field.metadata['doc']}" in (inspect.getdoc(kind.__init__) or "")
+    ours = set(vars(kind())) | {name for name in vars(kind) if not name.startswith("__")}
+    framework = {name for base in kind.__mro__[1:] for name in dir(base)}
+    assert ours - framework == {"watcher"}
