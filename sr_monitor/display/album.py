@@ -50,7 +50,8 @@ class Album:
     def introduce(self, prompts: PromptSet, step: int) -> None:
         """Show which prompts are measured: the first pairs, how many there are, their source."""
         with self._all_writers() as writers:
-            writers.write(iter([(PROMPTS.kind, PROMPTS.name, describe_prompts(prompts))]), step)
+            entry: _Entry = PROMPTS.kind, PROMPTS.name, describe_prompts(prompts)
+            writers.write(iter([entry]), step)
 
     def keep(self, record: Record, *, prompts: PromptSet) -> None:
         """Remember a record that was shown before the run was resumed; write nothing."""

@@ -213,7 +213,7 @@ def test_inside_there_is_no_dropout_no_gradient_and_outside_everything_is_back()
     with undisturbed(specimen.model):
         assert not any(module.training for module in specimen.model.modules())
         assert not torch.is_grad_enabled()
-        torch.rand(3) + random.random() + np.random.rand()  # noqa: NPY002
+        _ = torch.rand(3) + random.random() + np.random.rand()  # noqa: NPY002
         assert _changed(states, _random_states()) == ["Python", "numpy", "torch"]
     assert _changed(before, _state(specimen.model)) == []
     assert _changed(states, _random_states()) == []
