@@ -57,7 +57,6 @@ def some_prompts(num_prompts: int = 6) -> PromptSet:
         ({"writer": MemoryWriter}, "writer=<class "),
         ({"on_error": "ignore"}, "on_error='ignore': pass one of warn, raise"),
     ],
-    ids=str,
 )
 def test_what_cannot_be_done_is_refused_when_options_are_made(
     options: dict[str, Any], message: str
