@@ -60,7 +60,7 @@ def steps(records: Sequence[Record]) -> list[int]:
 
 
 def tokens(run: Run) -> list[int | None]:
-    return tokens(run)
+    return [record.tokens for record in records_in(run.folder)]
 
 
 def prompts_in(folder: Path, name: str = "stable_regions") -> PromptSet:
