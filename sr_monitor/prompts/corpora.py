@@ -198,8 +198,8 @@ class WindowRequest:
                 return
 
 
-def open_dataset(name: str, config: str | None, split: str, call: str) -> Iterable[Any]:
-    """Stream a data set of the hub, or of a local folder."""
+def open_dataset(name: str, config: str | None, split: str, call: str) -> Iterator[Any]:
+    """Stream the rows of a data set of the hub, or of a local folder."""
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -208,13 +208,12 @@ def open_dataset(name: str, config: str | None, split: str, call: str) -> Iterab
             "run: pip install 'sr-monitor[transformers]'"
         ) from error
     try:
-        rows: Iterable[Any] = load_dataset(name, config, split=split, streaming=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        yield from load_dataset(name, config, split=split, streaming=True)
+    except Exception as error:  # whatever a stranger's file causes, in whichever reader
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{call}: cannot open {name!r} (config={config!r}, split={split!r}): {reason}"
         ) from error
-    return rows
 
 
 def dataset_ids(

@@ -161,7 +161,7 @@ class Folder:
             there = json.loads(path.read_text(encoding="utf-8"))
             known = {"options": dict(there["options"]), "runs": dict(there["runs"])}
             schema = int(there["schema"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{str(path)!r} is damaged ({error!r}); name another --out, or delete that file "
                 "and what was measured"

@@ -206,11 +206,14 @@ def test_text_lines_and_folders_are_read(saved: Path) -> None:
         ("--prompts missing.txt", "--prompts 'missing.txt': there is no such file"),
         ("--prompts somebody/text", "there is no file 'somebody/text' here, and the hub cannot be"),
         ("--prompts short.txt", "the text has "),
+        ("--prompts broken", "cannot open 'broken'"),
     ],
 )
 def test_mistakes_are_one_line(saved: Path, capsys: Capture, options: str, told: str) -> None:
     Path("taken").touch()
     Path("short.txt").write_text("hello there")
+    Path("broken").mkdir()
+    Path("broken/train.jsonl").write_text('{"text": ')
     assert told in refusal(capsys, saved, *options.split())
     assert not Path("stable-regions").exists()
 

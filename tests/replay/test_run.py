@@ -777,6 +777,7 @@ def test_a_live_run_is_not_written_over(tmp_path: Path) -> None:
         ('{"schema": 2, "options": {}, "runs": {}}', "has schema 2, and this sr-monitor reads"),
         ("{", "is damaged"),
         ("[]", "is damaged"),
+        (100_000 * "[", "is damaged"),
     ],
 )
 def test_a_newer_or_damaged_folder_is_refused(
