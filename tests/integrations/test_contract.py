@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 
 from sr_monitor import InputError, PromptSet, at, budget
 from sr_monitor.display.writers.memory import MemoryWriter
+from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.options import declared
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.results import run_keys
@@ -29,6 +31,7 @@ from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.measure import take_record
 from tests import lightning_runs, training
+from tests.outside_probe import Norms, Steepness
 from tests.training import SMALL, Run, records
 from tests.zoo import build
 
@@ -311,6 +314,38 @@ def test_a_killed_run_leaves_whole_records_and_goes_on(tmp_path: Path, name: str
     options = {"resume": driver.checkpoint(tmp_path, 4), "max_steps": end, "save_steps": 2}
     driver.train(tmp_path, driver.watch(every=1), **options)
     assert list(records(tmp_path)) == list(range(end + 1))
+
+
+# Probes of others ---------------------------------------------------------------------------------
+
+
+def test_a_probe_of_another_package_is_measured_logged_and_kept(
+    driver: ByHand, tmp_path: Path
+) -> None:
+    """One rides on paths; the other joins on resume, and finds its part in earlier records."""
+    plain = driver.train(tmp_path / "plain", max_steps=2)
+    writer, norms = MemoryWriter(), Norms(power=1.0)
+    first = driver.watch(every=1, probes=[norms], writer=[writer, TensorBoardWriter(tmp_path)])
+    watched = driver.train(tmp_path, first, max_steps=2, save_steps=2)
+    assert watched.differences(plain) == []
+    both = driver.watch(every=1, probes=[norms, Steepness()], writer=(later := MemoryWriter()))
+    options = {"resume": driver.checkpoint(tmp_path, 2), "max_steps": 4, "save_steps": 2}
+    driver.train(tmp_path, both, **options)
+    found = records(tmp_path)
+    assert list(found) == [0, 1, 2, 3, 4]  # one curve: a probe more changes none
+    for record in found.values():
+        assert record.metadata["config"]["probes"]["norms"] == {"power": 1.0}
+        norm = record.parts["norms"]["norm"]
+        assert norm.shape == record.paths.distance.shape
+        assert (norm > 0).all()
+    assert "steepness" not in found[2].parts
+    assert found[3].parts["steepness"]["steepness"].shape == (4,)
+    largest, steepest = Norms.LARGEST.name, Steepness.MEDIAN.name
+    logged = EventAccumulator(str(tmp_path)).Reload().Scalars(largest)
+    assert [event.step for event in logged] == steps_of(writer, largest) == [0, 1, 2]
+    assert steps_of(later, largest) == steps_of(later, steepest) == [3, 4]
+    # In the records from before it existed, what can be derived is found.
+    assert found[0].with_derived([Steepness()]).scalars[steepest] > 0
 
 
 # Never the cause of a crash -----------------------------------------------------------------------
