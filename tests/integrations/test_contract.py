@@ -130,7 +130,8 @@ def test_a_watched_training_is_bit_for_bit_the_same(driver: ByHand, tmp_path: Pa
     assert len({value for _, value in writer.scalars[MEDIAN]}) == 7
     assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [0, 1, 2, 4, 6]
     # Step 0 is the model as it was, the last step the one that the training leaves.
-    config = WatchOptions(**(SMALL | {"num_slices": 1}))
+    small: dict[str, Any] = SMALL | {"num_slices": 1}
+    config = WatchOptions(**small)
     trained = getattr(watched.model, "model", watched.model)
     for model, step in ((build("gpt2").model, 0), (trained, 6)):
         again = take_record(model, prompts_in(tmp_path / "watched"), config, step=step)
