@@ -19,6 +19,7 @@ from torch import nn
 
 from sr_monitor import InputError
 from sr_monitor.model.anatomy import dissect
+from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.wrappers import (
     CalledThrough,
     class_names,
@@ -33,7 +34,7 @@ _LANGUAGE_MODELS = {"PreTrainedModel", "PeftModel"}
 
 
 def find_language_model(
-    pl_module: LightningModule, wanted: Wanted | None, *, layer_path: str | None
+    pl_module: LightningModule, wanted: Wanted | None, *, layer_path: LayerPath
 ) -> nn.Module:
     """The module that `wanted` is, names or finds, or the only one that can be meant.
 
@@ -66,14 +67,14 @@ def _as_it_is_called(pl_module: LightningModule, wanted: nn.Module) -> nn.Module
     )
 
 
-def _only_language_model(pl_module: LightningModule, layer_path: str | None) -> nn.Module:
+def _only_language_model(pl_module: LightningModule, layer_path: LayerPath) -> nn.Module:
     found = dict(_outermost(pl_module, _is_hugging_face)) or {
         name: child for name, child in pl_module.named_children() if _has_blocks(child, layer_path)
     }
     if not found and _has_blocks(pl_module, layer_path):
         return pl_module
     if len({id(child) for child in found.values()}) != 1:
-        given = "" if layer_path is None else f"({layer_path=})"
+        given = f"({layer_path=})" if isinstance(layer_path, str) else ""
         raise InputError(
             f"StableRegionCallback{given}: {type(pl_module).__name__} holds {len(found)} language "
             "models, not one; name it with model=, one of: "
@@ -100,7 +101,7 @@ def _is_hugging_face(module: nn.Module) -> bool:
     return bool(class_names(inside_fsdp1(module)) & _LANGUAGE_MODELS)
 
 
-def _has_blocks(module: nn.Module, layer_path: str | None) -> bool:
+def _has_blocks(module: nn.Module, layer_path: LayerPath) -> bool:
     if type(module).forward in (nn.Module.forward, LightningModule.forward):
         return False  # it only holds modules
     try:

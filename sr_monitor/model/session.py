@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sr_monitor.errors import InputError, check_kind
 from sr_monitor.model.anatomy import Anatomy, dissect
+from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.engine import Engine, Way
 from sr_monitor.model.memory import TokenBudget, in_chunks
 from sr_monitor.model.precision import Precision, check_precision, in_precision
@@ -29,7 +30,7 @@ from sr_monitor.model.selfcheck import EngineName, choose_engine
 from sr_monitor.model.stream import Output, Stream
 from sr_monitor.model.undisturbed import undisturbed
 from sr_monitor.model.wrappers import is_sharded
-from sr_monitor.options import Options, option
+from sr_monitor.options import Effect, Options, option
 
 # A few tokens show how a model is built.
 _SAMPLE_TOKENS = 8
@@ -60,8 +61,10 @@ class SessionOptions(Options):
         "rows and plain force one.",
         effect="nothing",
     )
-    layer_path: str | None = option(
-        None, "The path of the list of decoder blocks, where it is not found by itself."
+    layer_path: LayerPath = option(
+        None,
+        "The path of the list of decoder blocks, or the blocks as a list of modules, where they "
+        "are not found by themselves.",
     )
     max_tokens: int | None = option(
         None,
@@ -71,10 +74,17 @@ class SessionOptions(Options):
     )
 
     def __post_init__(self) -> None:
-        """Check all options; the path of the blocks has to be text."""
+        """Check all options; what names the blocks has to be text, or the blocks themselves."""
         super().__post_init__()
-        fix = "pass the name of a list of modules in the model, such as 'model.layers'"
-        check_kind("layer_path", self.layer_path, str | None, fix)
+        fix = "pass the name of a list of modules in the model, such as 'model.layers', or a list"
+        check_kind("layer_path", self.layer_path, str | Sequence | None, fix)
+
+    def recorded(self, *effects: Effect) -> dict[str, Any]:
+        """Return the options with these effects; of blocks that were given, how many they are."""
+        options = super().recorded(*effects)
+        if not isinstance(options.get("layer_path"), str | None):
+            options["layer_path"] = f"{len(options['layer_path'])} modules"
+        return options
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.engine import Chunk, Context
 from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.precision import Precision
@@ -240,7 +241,7 @@ def measure_paths(
     sampling: Sampling = "grid",
     output: Output = "final_norm",
     engine: EngineName = "auto",
-    layer_path: str | None = None,
+    layer_path: LayerPath = None,
     max_tokens: int | None = None,
     precision: Precision = "run",
     progress: Progress | None = None,
@@ -265,7 +266,8 @@ def measure_paths(
             one before the final norm, "logits" what comes out of the unembedding.
         engine: "auto" takes the fastest way that agrees with the plain one; "shared", "rows"
             and "plain" force one.
-        layer_path: The path of the list of decoder blocks, where it is not found by itself.
+        layer_path: The path of the list of decoder blocks, or the blocks as a list of modules,
+            where they are not found by themselves.
         max_tokens: How many tokens one forward may take; by default chosen from the device.
         precision: "run" measures in the precision in force; "float32" in full precision, without
             autocast and TF32, where the weights are float32.

@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
+from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.engine import Chunk
 from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.precision import Precision
@@ -149,7 +150,7 @@ def measure_slices(
     span: tuple[float, float] = _SPAN,
     output: Output = "final_norm",
     engine: EngineName = "auto",
-    layer_path: str | None = None,
+    layer_path: LayerPath = None,
     max_tokens: int | None = None,
     precision: Precision = "run",
     progress: Progress | None = None,
@@ -172,7 +173,8 @@ def measure_slices(
         span: The lowest and the highest coordinate of both axes.
         output: What F is; see `measure_paths`.
         engine: The way to run the points; see `measure_paths`.
-        layer_path: The path of the list of decoder blocks, where it is not found by itself.
+        layer_path: The path of the list of decoder blocks, or the blocks as a list of modules,
+            where they are not found by themselves.
         max_tokens: How many tokens one forward may take; by default chosen from the device.
         precision: The run's, or full precision; see `measure_paths`.
         progress: Called with the number of triples done and the number of triples in all.

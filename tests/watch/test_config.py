@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sr_monitor import InputError, PromptSet, at
 from sr_monitor.display.writers.memory import MemoryWriter
@@ -102,6 +103,8 @@ def test_what_makes_no_difference_is_not_recorded_nor_compared() -> None:
     }
     assert set(everything) - set(config.recorded("curve")) == {"num_slices", "slice_resolution"}
     assert [probe.name for probe in config.measured] == ["paths"]
+    given = MonitorConfig(layer_path=[nn.Identity(), nn.Identity()])
+    assert given.recorded("curve")["layer_path"] == "2 modules"
 
 
 def test_a_record_says_what_was_measured_and_how() -> None:
