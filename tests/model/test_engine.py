@@ -65,7 +65,7 @@ class _Forgetful(nn.Module):
         return keys if x.shape[1] == LENGTH else 1.5 * keys
 
 
-def _with_a_wrong_cache() -> zoo.Specimen:
+def with_a_wrong_cache() -> zoo.Specimen:
     specimen = zoo.build("llama")
     for block in specimen.stack:
         attention = block.get_submodule("self_attn")
@@ -75,7 +75,7 @@ def _with_a_wrong_cache() -> zoo.Specimen:
 
 def test_a_wrong_cache_is_found_out_and_the_plain_way_taken() -> None:
     """The warning shows a wrong distance and the true one, at the middle or the end of a path."""
-    specimen = _with_a_wrong_cache()
+    specimen = with_a_wrong_cache()
     with pytest.warns(UserWarning, match="disagrees") as caught:
         paths = measure(specimen)
     assert len(caught) == 1
@@ -94,9 +94,9 @@ def test_the_warning_points_to_the_line_that_asked() -> None:
     along_paths, in_slices = inspect.unwrap(measure_paths), inspect.unwrap(measure_slices)
     a, b = pairs(zoo.build("llama"), 1)
     with pytest.warns(UserWarning, match="disagrees") as of_paths:
-        along_paths(_with_a_wrong_cache().model, a, b, num_steps=2)
+        along_paths(with_a_wrong_cache().model, a, b, num_steps=2)
     with pytest.warns(UserWarning, match="disagrees") as of_slices:
-        in_slices(_with_a_wrong_cache().model, a, b, a, resolution=2)
+        in_slices(with_a_wrong_cache().model, a, b, a, resolution=2)
     assert of_paths[0].filename == of_slices[0].filename == __file__
     for lineno, call in ((of_paths[0].lineno, "along_paths("), (of_slices[0].lineno, "in_slices(")):
         assert call in linecache.getline(__file__, lineno)
@@ -105,7 +105,7 @@ def test_the_warning_points_to_the_line_that_asked() -> None:
 @pytest.mark.parametrize("engine", ["shared", "rows"])
 def test_a_forced_way_that_is_wrong_is_refused(engine: EngineName) -> None:
     with pytest.raises(InputError, match=f"{engine}.*plain") as caught:
-        measure(_with_a_wrong_cache(), engine=engine)
+        measure(with_a_wrong_cache(), engine=engine)
     assert "\n" not in str(caught.value)
 
 
