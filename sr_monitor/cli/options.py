@@ -76,7 +76,8 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameters_of(options: type[Options]) -> Iterator[Parameter]:
-    hints: dict[str, Any] = {**get_type_hints(options), "probes": list[str]}
+    on_the_line: dict[str, Any] = {"probes": list[str], "layer_path": str | None}  # names alone
+    hints: dict[str, Any] = get_type_hints(options) | on_the_line
     for name, field in declared(options).items():
         default = typer.Option(
             field.default,
