@@ -27,8 +27,8 @@ def smollm2() -> tuple[str, nn.Module]:
                 folder, gguf_file=_GGUF, dtype=torch.float32
             )
         return "SmolLM2-135M", model.eval()
-    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
-    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+    shape: Any = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    heads: Any = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=49152, **shape, **heads))
     return "SmolLM2-135M's shape, random weights", model.eval()

@@ -5,7 +5,7 @@ assert_exact(measure(specimen, engine="rows").distance, truth(specimen))
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -52,10 +52,7 @@ def no_warning() -> Iterator[None]:
 
 
 @contextmanager
-def watched(
-    modules: Iterator[nn.Module] | nn.ModuleList | nn.Sequential | list[nn.Module],
-    watch: Callable[[int, int], None],
-) -> Iterator[None]:
+def watched(modules: Iterable[nn.Module], watch: Callable[[int, int], None]) -> Iterator[None]:
     """Call `watch(rows, tokens)` whenever one of the modules is about to run."""
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -106,30 +106,21 @@ def test_different_tokens_of_one_embedding_are_left_out(layer: int) -> None:
     assert paths.kept.tolist() == [True, True, False, True, True, True]
 
 
-class _Bursting(nn.Module):
-    """A final norm whose output is no number anywhere near one vector."""
-
-    def __init__(self, norm: nn.Module, near: Float[Tensor, " d_model"], value: float) -> None:
-        super().__init__()
-        self.norm, self.near, self.value = norm, near, value
-
-    def forward(self, x: Tensor) -> Float[Tensor, "row token d_model"]:
-        out: Tensor = self.norm(x)
-        likeness = torch.cosine_similarity(out, self.near, dim=-1)
-        return torch.where(likeness[..., None] > 0.95, self.value, out)
-
-
 def _bursting_at_the_end_of(pair: int, value: float) -> zoo.Specimen:
-    """A model in which the output of B's activation in A's context is `value`."""
+    """A model whose final norm gives `value` near the output of B's activation in A's context."""
     specimen = zoo.build("llama")
     norm = specimen.model.get_submodule("model.norm")
     seen: list[Tensor] = []
     a, b = (ids[pair : pair + 1] for ids in pairs(specimen, COUNT))
     with norm.register_forward_hook(lambda _, __, out: seen.append(out[0, -1].clone())):
         measure_paths(specimen.model, a, b, num_steps=2, engine="plain", max_tokens=LENGTH)
-    core: Any = specimen.model.get_submodule("model")
-    # The reference, the end, and their repeats come last, one forward each.
-    core.norm = _Bursting(norm, seen[-3], value)
+    near = seen[-3]  # the reference, the end, and their repeats come last, one forward each
+
+    def burst(_: nn.Module, __: Any, out: Tensor) -> Float[Tensor, "row token d_model"]:
+        likeness = torch.cosine_similarity(out, near, dim=-1)
+        return torch.where(likeness[..., None] > 0.95, value, out)
+
+    norm.register_forward_hook(burst)
     return specimen
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -107,16 +106,6 @@ def test_nothing_is_left_behind_when_the_head_fails(name: str) -> None:
         with pytest.raises(ZeroDivisionError):
             stream.unembed(finals)
         assert _traces(model) == before
-
-
-@pytest.fixture
-def _one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
-    yield
-    torch.distributed.destroy_process_group()
 
 
 def _sharded(model: nn.Module) -> nn.Module:
