@@ -398,6 +398,7 @@ def test_weights_that_are_fetched_when_needed_change_nothing(
     assert all(weight.is_meta for weight in specimen.model.parameters())
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, at PEFT
 def test_adapters_stay_in_the_call() -> None:
     bare = zoo.build("llama")
     adapter = peft.LoraConfig(target_modules=["up_proj"], init_lora_weights=False)
