@@ -24,8 +24,9 @@ from sr_monitor.results.record import Record, list_records, step_of
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
 from sr_monitor.watch.monitor import Monitor
-from sr_monitor.watch.schedule import budget, every
+from sr_monitor.watch.schedule import at, budget, every
 from tests.processes import in_processes
+from tests.training import Run, facts_of
 from tests.zoo import build
 
 CONFIG = MonitorConfig(num_pairs=5, num_steps=11, num_slices=1, slice_resolution=4)
@@ -131,13 +132,8 @@ def is_resharded(model: nn.Module) -> bool:
     return all(hasattr(weight, "placements") for weight in model.parameters())
 
 
-def bits(tensor: Tensor) -> bytes:
-    local: Any = getattr(tensor, "to_local", lambda: tensor)()
-    return bytes(local.detach().flatten().view(torch.uint8).numpy().tobytes())
-
-
-def train(topology: str, rank: int, monitor: Monitor | None) -> Facts:
-    """4 steps, and what could have been disturbed; each process has its own batches."""
+def train(topology: str, rank: int, monitor: Monitor | None) -> tuple[Run, list[bool]]:
+    """4 steps, batches of its own on each rank; and whether weights were in parts at each step."""
     torch.manual_seed(rank)
     model = make_model(topology)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -154,18 +150,17 @@ def train(topology: str, rank: int, monitor: Monitor | None) -> Facts:
         if monitor is not None:
             monitor.step(model, step)
             sharded.append(is_resharded(model))
-    state = optimizer.state_dict()["state"]
-    facts: Facts = {
-        "losses": losses,
-        "weights": [bits(weight) for weight in model.parameters()],
-        "optimizer": [bits(entry["exp_avg"]) for entry in state.values()],
-        "random state": bits(torch.get_rng_state()),
-        "modes": [module.training for module in model.modules()],
-    }
     if monitor is not None:
         monitor.close()
-        facts["sharded"] = sharded
-    return facts
+    return Run(folder=Path(), model=model, facts=facts_of(model, optimizer, losses)), sharded
+
+
+def observed(monitor: Monitor, model: nn.Module, num_steps: int) -> Facts:
+    """Which steps were measured, and what was told and counted of the others."""
+    with told() as texts:
+        measured = [step for step in range(num_steps) if monitor.step(model, step) is not None]
+    guard = monitor.guard
+    return {"measured": measured, "failures": guard.failures, "off": guard.is_off, "texts": texts}
 
 
 def distances(record: Record) -> list[Tensor]:
@@ -180,9 +175,8 @@ def topology_scenario(topology: str) -> Callable[[int, Path], Facts]:
         mine = folder / f"{topology}-{rank}"  # only the leader's is to be written to
         # Other prompts on the other process: the leader's count.
         monitor = make_monitor(mine, prompts=make_prompts(5 + rank), schedule=every(2))
-        unmonitored = train(topology, rank, None)
-        monitored = train(topology, rank, monitor)
-        sharded = monitored.pop("sharded")
+        unmonitored, _ = train(topology, rank, None)
+        monitored, sharded = train(topology, rank, monitor)
         record = Record.load(list_records(folder / f"{topology}-0")[0])
         expected = [alone.paths.distance, alone.paths.input_distance, alone.slices.distance]
         gaps = [
@@ -190,8 +184,8 @@ def topology_scenario(topology: str) -> Callable[[int, Path], Facts]:
             for found, wanted in zip(distances(record), expected, strict=True)
         ]
         return {
-            "changed": [name for name in unmonitored if unmonitored[name] != monitored[name]],
-            "losses": monitored["losses"],
+            "changed": monitored.differences(unmonitored),
+            "losses": monitored.losses,
             "sharded": sharded,
             "gap": max(gaps),
             "written": [step_of(path) for path in list_records(mine)] if mine.exists() else None,
@@ -339,18 +333,11 @@ def fault_in_writing(rank: int, folder: Path) -> Facts:
 
     model = make_model("ddp")
     monitor = make_monitor(folder / "writing", writers=[Broken()])
-    with told() as texts:
-        measured = [monitor.step(model, step) is not None for step in range(4)]
+    found = observed(monitor, model, 4)
     saved = [step_of(path) for path in list_records(folder / "writing")] if rank == 0 else None
     strict = make_monitor(writers=[Broken()], on_error="raise")
     raised = outcome(lambda: strict.step(model, 0))
-    return {
-        "measured": measured,
-        "texts": texts,
-        "failures": monitor.guard.failures,
-        "saved": saved,
-        "raised": raised,
-    }
+    return {**found, "saved": saved, "raised": raised}
 
 
 def refusal_of_one(rank: int, folder: Path) -> Facts:
@@ -366,11 +353,7 @@ def refusal_of_one(rank: int, folder: Path) -> Facts:
                     raise error
 
             model.module.model.layers[1].mlp.register_forward_hook(fail)
-            monitor = make_monitor()
-            with told() as texts:
-                measured = [monitor.step(model, step) is not None for step in range(3)]
-            facts = (measured, monitor.guard.failures, monitor.guard.is_off, texts)
-            found[f"{who} {other}"] = (*facts, total(1))
+            found[f"{who} {other}"] = {**observed(make_monitor(), model, 3), "sum": total(1)}
     return found
 
 
@@ -391,10 +374,7 @@ def nan_weights(rank: int, folder: Path) -> Facts:
     with torch.no_grad():
         for weight in model.parameters():
             weight.fill_(torch.nan)
-    monitor = make_monitor(schedule=every(1))
-    with told() as texts:
-        measured = [monitor.step(model, step) is not None for step in range(2)]
-    return {"measured": measured, "texts": texts, "failures": monitor.guard.failures}
+    return observed(make_monitor(), model, 2)
 
 
 def refused(rank: int, folder: Path) -> Facts:
@@ -405,10 +385,7 @@ def refused(rank: int, folder: Path) -> Facts:
     mesh = init_device_mesh("cpu", (2,))
     for block in model.model.layers:
         parallelize_module(block.mlp, mesh, {"up_proj": ColwiseParallel()})
-    monitor = make_monitor(schedule=every(500))
-    with told() as texts:
-        monitor.step(model, 1)
-    return {"texts": texts, "blown": monitor.guard.is_off}
+    return observed(make_monitor(schedule=at([500])), model, 1)
 
 
 def adaptive(rank: int, folder: Path) -> Facts:
@@ -642,7 +619,7 @@ def test_a_fault_amid_an_exchange_of_weights_ends_on_both(found: Found) -> None:
 
 def test_a_fault_in_writing_ends_on_both_and_the_record_is_saved(found: Found) -> None:
     first, second = found("fault in writing")
-    assert first["measured"] == second["measured"] == [False] * 4
+    assert first["measured"] == second["measured"] == []
     assert first["failures"] == second["failures"] == 3
     assert first["saved"] == [0, 1, 2]
     assert len(first["texts"]) == 2
@@ -659,8 +636,9 @@ def test_what_one_refuses_ends_on_both_at_once(found: Found, who: int, other: st
     first, second = (result[f"{who} {other}"] for result in found("refusal of one"))
     said = "the moon is full" if who == 0 else "rank 1 of 2: the moon is full"
     text = f"measuring at step 0 failed, it cannot work here: {said}. sr-monitor is off now; "
-    assert first == ([False] * 3, 1, True, [f"{text}training goes on"], 2)
-    assert second == ([False] * 3, 1, True, [], 2)
+    alike = {"measured": [], "failures": 1, "off": True, "sum": 2}
+    assert first == {**alike, "texts": [f"{text}training goes on"]}
+    assert second == {**alike, "texts": []}
 
 
 def test_a_leader_that_is_off_alone_leaves_nobody_waiting(found: Found) -> None:
@@ -672,7 +650,7 @@ def test_a_leader_that_is_off_alone_leaves_nobody_waiting(found: Found) -> None:
 
 def test_weights_that_are_not_finite_are_told_by_one_and_counted_by_all(found: Found) -> None:
     first, second = found("nan")
-    assert first["measured"] == second["measured"] == [False, False]
+    assert first["measured"] == second["measured"] == []
     assert first["failures"] == second["failures"] == 2
     assert len(first["texts"]) == 1
     assert "not one output of 5 pairs is finite" in first["texts"][0]
@@ -681,8 +659,8 @@ def test_weights_that_are_not_finite_are_told_by_one_and_counted_by_all(found: F
 
 def test_what_cannot_be_shared_is_refused_at_the_start(found: Found) -> None:
     first, second = found("refused")
-    assert first["blown"]
-    assert second["blown"]
+    assert first["off"]
+    assert second["off"]
     (text,) = first["texts"]
     assert text.startswith("starting sr-monitor failed, it cannot work here: ")
     assert "is tensor parallel (model.layers.0.mlp.up_proj.weight is placed" in text
