@@ -17,7 +17,7 @@ REPO = "lab/tiny"
 CONFIG = b'{"model_type": "olmo"}'
 INDEX = b'{"weight_map": {}}'
 FIRST, SECOND = bytes(range(250)) * 40, bytes(range(250)) * 40 + b"later"
-ONE_FILE, SHARDED, TWIN, TORCH = "step0-tokens0B", "step1000-tokens2B", "step2000-tokens4B", "v1"
+ONE_FILE, SHARDED, EQUAL, TORCH = "step0-tokens0B", "step1000-tokens2B", "step2000-tokens4B", "v1"
 REVISIONS: Mapping[str, Mapping[str, bytes]] = {
     "main": {"README.md": b"# tiny", "tokenizer.json": b"{}"},
     ONE_FILE: {
@@ -35,7 +35,7 @@ REVISIONS: Mapping[str, Mapping[str, bytes]] = {
         "model-00002-of-00002.safetensors": SECOND,
         "model.safetensors.index.json": INDEX,
     },
-    TWIN: {"config.json": CONFIG, "model.safetensors": FIRST},
+    EQUAL: {"config.json": CONFIG, "model.safetensors": FIRST},
     f"refs/tags/{TORCH}": {"config.json": CONFIG, "pytorch_model.bin": b"pickled"},
 }
 

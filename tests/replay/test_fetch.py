@@ -17,6 +17,7 @@ from sr_monitor.replay.retry import Stopped
 from tests.hub_server import Fault, HubServer
 from tests.tiny_hub import (
     CONFIG,
+    EQUAL,
     FIRST,
     INDEX,
     ONE_FILE,
@@ -24,7 +25,6 @@ from tests.tiny_hub import (
     REVISIONS,
     SECOND,
     SHARDED,
-    TWIN,
     listed,
     tiny_hub,
 )
@@ -84,7 +84,7 @@ def test_a_checkpoint_comes_into_its_folder(hub: HubServer, tmp_path: Path, priv
     [
         (SHARDED, list(REVISIONS[SHARDED]), b"", 0),
         (SHARDED, ["config.json", "model-00002-of-00002.safetensors"], FIRST + INDEX, 2),
-        (TWIN, list(WHOLE), SECOND + INDEX, 2),
+        (EQUAL, list(WHOLE), SECOND + INDEX, 2),
     ],
     ids=["all", "half", "of another revision"],
 )
@@ -116,7 +116,7 @@ def test_what_is_cached_damaged_is_neither_used_nor_touched(
     path = Path(huggingface_hub.snapshot_download(REPO, revision=ONE_FILE), "model.safetensors")
     path.write_bytes(FIRST[:100])
     before = cache(tmp_path)
-    for name in (ONE_FILE, TWIN):  # whose blob it is, too
+    for name in (ONE_FILE, EQUAL):  # whose blob it is, too
         assert fetched(name, private) == WHOLE
     assert cache(tmp_path) == before
 
@@ -141,7 +141,7 @@ def test_downloads_to_keep_are_the_clients_own(hub: HubServer, private: Path) ->
     assert huggingface_hub.scan_cache_dir().warnings == []
     shutil.rmtree(private)
     hub.requests.clear()
-    for name in (TWIN, ONE_FILE):  # known by its blob, known by its entry
+    for name in (EQUAL, ONE_FILE):  # known by its blob, known by its entry
         assert (snapshot / "model.safetensors").read_bytes() == FIRST
         (snapshot / "model.safetensors").write_bytes(FIRST[:100])
         assert fetched(name, private, keep=True) == WHOLE  # and no other files of the snapshot

@@ -15,6 +15,7 @@ from sr_monitor.replay.retry import Stopped, retry
 from tests.hub_server import Fault, HubServer, hub_server
 from tests.tiny_hub import (
     CONFIG,
+    EQUAL,
     FIRST,
     INDEX,
     ONE_FILE,
@@ -23,7 +24,6 @@ from tests.tiny_hub import (
     SECOND,
     SHARDED,
     TORCH,
-    TWIN,
     listed,
     tiny_hub,
 )
@@ -84,7 +84,7 @@ def test_files_are_chosen_in_the_order_of_transformers(
 
 
 def test_equal_weights_are_known_by_their_hashes(hub: HubServer) -> None:
-    one, sharded, twin, torch_file = listed(ONE_FILE, SHARDED, TWIN, TORCH)
+    one, sharded, twin, torch_file = listed(ONE_FILE, SHARDED, EQUAL, TORCH)
     assert one.fingerprint == twin.fingerprint
     assert len({one.fingerprint, sharded.fingerprint, torch_file.fingerprint}) == 3
     hub.claimed_hashes["config.json"] = "../../elsewhere"  # it would become a path here
@@ -185,8 +185,8 @@ REFUSALS: dict[str, tuple[int, dict[str, str], str]] = {
 def test_a_refusal_is_final(hub: HubServer, name: str) -> None:
     status, headers, words = REFUSALS[name]
     hub.fail("GET /api/.*/revision", Fault("error", status=status, headers=headers))
-    with pytest.raises(InputError, match=f"^{REPO}@{TWIN} cannot be downloaded: {words}"):
-        listed(TWIN)
+    with pytest.raises(InputError, match=f"^{REPO}@{EQUAL} cannot be downloaded: {words}"):
+        listed(EQUAL)
     assert hub.count("/revision") == 1
 
 

@@ -17,6 +17,7 @@ from sr_monitor import Record
 from sr_monitor.errors import InputError
 from sr_monitor.replay import replay
 from sr_monitor.replay.discover import LocalCheckpoint
+from sr_monitor.replay.hub import HubCheckpoint
 from sr_monitor.replay.job import Failure, Job
 from sr_monitor.results.record import list_records
 from tests.hub_server import HubServer, hub_server
@@ -144,6 +145,9 @@ def run_deadly(*sources: str, out: Path, flag: Path, deaths: int = 1, **options:
         ) -> Record | Failure:
             def come() -> LocalCheckpoint:
                 local: LocalCheckpoint = find_local()
+                # Not below `out`, which may be on no disk of the worker's machine.
+                is_beside_cache = Path(os.environ["HF_HOME"]) in local.path.parents
+                assert is_beside_cache == isinstance(planned.source, HubCheckpoint)
                 with flag.open("a") as file:
                     file.write(".")
                 if flag.stat().st_size <= deaths:
