@@ -18,6 +18,8 @@ import transformers as hf
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 VOCAB = 61
 WIDTH = 32
@@ -327,6 +329,60 @@ class PackedGPT(nn.Module):
         return logits
 
 
+class MixingGPT(NanoGPT):
+    """As nanochat: each block reads scaled streams of its own, with some of the first one in them.
+
+    And as U-nets: what the first block puts out is added again before the last one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales = nn.Parameter(torch.tensor([[1.0, 0.3], [0.7, 0.5], [1.2, 0.4]]))
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Any:
+        part: Any = self.transformer
+        x = first = part["wte"](idx) + part["wpe"](torch.arange(idx.shape[1]))
+        kept: list[Tensor] = []
+        for block, (own, again) in zip(part["h"], self.scales, strict=True):
+            x = own * x + again * first
+            x = block(x + kept[0] if len(kept) == 2 else x)
+            kept.append(x)
+        return _with_loss(self.lm_head(part["ln_f"](x)), targets)
+
+
+class _SkippingLlama(hf.LlamaModel):  # type: ignore[no-untyped-call]
+    """A Hugging Face decoder with such a skip, from behind its first block to before its last."""
+
+    def forward(
+        self, input_ids: Tensor, past_key_values: Any = None, **others: Any
+    ) -> BaseModelOutputWithPast:
+        kept: list[Tensor] = []
+        x = self.embed_tokens(input_ids)
+        position_ids = others.pop("position_ids", None)
+        if position_ids is None:
+            earlier = past_key_values.get_seq_length() if past_key_values else 0
+            position_ids = torch.arange(x.shape[1])[None] + earlier
+        mask = create_causal_mask(
+            config=self.config, inputs_embeds=x, position_ids=position_ids,
+            attention_mask=others.pop("attention_mask", None), past_key_values=past_key_values,
+        )  # fmt: skip
+        shared = {
+            "attention_mask": mask,
+            "position_embeddings": self.rotary_emb(x, position_ids=position_ids),
+            "past_key_values": past_key_values,
+        }
+        for layer in self.layers:
+            x = layer(x + kept[0] if len(kept) == 2 else x, **shared)
+            kept.append(x)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(x))
+
+
+def _skipping_llama() -> nn.Module:
+    model: Any = _llama("LlamaForCausalLM")()
+    model.model = _SkippingLlama(model.config)
+    return model  # type: ignore[no-any-return]
+
+
 # Networks whose slope is known -------------------------------------------------------------------
 
 
@@ -413,6 +469,7 @@ _OWN: dict[str, Species] = {
     "nano_gpt": _no_cache(NanoGPT, _H),
     "lecture_gpt": _no_cache(LectureGPT, "blocks"),
     "lit_gpt": _no_cache(LitGPT, _H),
+    "mixing_gpt": _no_cache(MixingGPT, _H),
     "packed_gpt": _packed("packed"),
     "row_gpt": _packed("row"),
     "sequence_gpt": _packed("sequence"),
@@ -489,6 +546,7 @@ SPECIES: dict[str, Species] = {
         attention_types=[[["global", "local"], 2]], window_size=WINDOW, max_position_embeddings=64,
         bos_token_id=None, eos_token_id=None,
     ), _H),
+    "skipping_llama": Species(_skipping_llama),
     "linear": _by_hand(lambda: HandMade([_AddLinear() for _ in range(3)])),
     "step": _by_hand(_step_network),
     "gemma3n": _no_cache(_windowed(
@@ -515,8 +573,8 @@ OWN = tuple(_OWN)
 HAND_MADE = ("linear", "step")
 """Networks whose slopes are known without measuring."""
 
-DISTRUSTED = ("gpt_neo_local",)
-"""Models whose sliding window no cache shows: sharing rows is wrong, and only a check can tell."""
+DISTRUSTED = ("gpt_neo_local", "skipping_llama")
+"""Models with a sliding window that no cache shows, or a skip past blocks: a fast way is wrong."""
 
 ARCHITECTURES = tuple(name for name in SPECIES if name not in REFUSED + HAND_MADE + DISTRUSTED)
 """Models that must be measured exactly at every layer."""

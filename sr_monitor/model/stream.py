@@ -224,10 +224,10 @@ class Stream:
         return forward_replaced(final, lambda *_, **__: instead)
 
     def _edited(self, edit: Callable[[Tensor], Tensor | None]) -> AbstractContextManager[None]:
-        """Pass the stream at `layer` through `edit`."""
-        if self.layer < len(self.anatomy.blocks):
-            return editing(self.anatomy.blocks[self.layer], edit, before=True)
-        return editing(self.anatomy.blocks[-1], edit, before=False)
+        """Pass the stream at `layer` through `edit`: what block `layer` puts out."""
+        if self.layer == 0:
+            return editing(self.anatomy.blocks[0], edit, before=True)
+        return editing(self.anatomy.blocks[self.layer - 1], edit, before=False)
 
     def _captured(self) -> AbstractContextManager[list[Tensor]]:
         """Collect F; entered after an edit, so that it sees what the edit made."""

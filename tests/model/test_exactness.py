@@ -5,6 +5,7 @@ are. Agreement is asked to 1e-5 of d(1), about ten times the float32 noise of th
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -139,7 +140,9 @@ def test_the_oracle_starts_at_zero_and_ends_at_the_run_it_stands_for(name: str) 
         torch.stack([run(specimen, prompt, 0, "final_norm")[1] for prompt in prompts])
         for prompts in (a, b)
     )
-    for layer in (0, 1, specimen.num_layers):
+    # What A's token gives to later blocks past the cut stays A's.
+    first = specimen.num_layers if name == "mixing_gpt" else 0
+    for layer in range(first, specimen.num_layers + 1):
         distance = oracle_paths(specimen, a, b, layer=layer, num_steps=2)
         assert (distance[:, 0] == 0).all()
         expected = (clean_a - clean_b).norm(dim=-1)
@@ -340,15 +343,29 @@ def test_a_fast_way_that_is_wrong_is_caught_and_not_used() -> None:
         measure_paths(specimen.model, a, b, num_steps=NUM_STEPS, engine="shared")
 
 
-def test_two_equal_stacks_are_told_apart_by_name_only() -> None:
-    """A model with adapters beside its blocks is refused until the blocks are named."""
+@pytest.mark.parametrize("layer", range(4))
+def test_a_skip_around_blocks_that_stand_aside_is_caught(layer: int) -> None:
+    """Cut between the ends of a skip, the fast ways lack what the first block puts out."""
+    specimen = zoo.build("skipping_llama")
+    warned = (
+        pytest.warns(UserWarning, match="'rows' way.*disagrees") if layer == 2 else nullcontext()
+    )
+    with warned:
+        paths = measure_paths(specimen.model, *_pairs(specimen), layer=layer, num_steps=NUM_STEPS)
+    assert paths.engine == ("plain" if layer == 2 else "shared")
+    assert _error(paths.distance, _truth("skipping_llama", None, layer)) <= TOLERANCE
+
+
+def test_two_equal_stacks_are_told_apart_by_name_or_as_a_list() -> None:
+    """A model with adapters beside its blocks is refused until it is told."""
     specimen = zoo.build("linear")
     a, b = _pairs(specimen)
     specimen.model.adapters = nn.ModuleList(nn.Identity() for _ in specimen.stack)
     with pytest.raises(InputError, match="layer_path"):
         measure_paths(specimen.model, a, b)
-    named = measure_paths(specimen.model, a, b, num_steps=NUM_STEPS, layer_path="blocks")
-    assert _error(named.distance, _truth("linear", None, 1)) <= TOLERANCE
+    for layer_path in ("blocks", specimen.layers):
+        paths = measure_paths(specimen.model, a, b, num_steps=NUM_STEPS, layer_path=layer_path)
+        assert _error(paths.distance, _truth("linear", None, 1)) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
