@@ -35,16 +35,14 @@ _DECAYS = ("A_log", "dt_bias", "dt_proj.bias", ".D")
 
 @dataclass(frozen=True, kw_only=True)
 class Specimen:
-    """One built model and the hand-written facts that the oracle needs about it."""
+    """One built model, in eval mode and float32, and hand-written facts that the oracle needs."""
 
     model: nn.Module
-    """In eval mode, float32, its parameters stirred away from degenerate initialisations."""
-    vocab: int
-    """Number of token ids the model knows."""
     blocks: str
     """Dotted path of the container of blocks."""
-    unembedding: str
+    unembedding: str = "lm_head"
     """Dotted path of the linear layer that reads the output."""
+    vocab: int = VOCAB
     call: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of a plain forward pass."""
     takes_sequence: bool = False
@@ -124,7 +122,6 @@ def build(name: str, *, seed: int = 0, attention: str | None = None) -> Specimen
         model.set_attn_implementation(attention)
     return Specimen(
         model=model,
-        vocab=VOCAB,
         blocks=species.blocks,
         unembedding=species.unembedding,
         call={"use_cache": False} if isinstance(model, hf.PreTrainedModel) else {},
@@ -269,7 +266,7 @@ def _with_loss(logits: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor |
     return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-class LitGPT(nn.Module):
+class LitGPT(NanoGPT):
     """As litgpt: a config of its own kind, rotary tables as buffers, blocks of several arguments.
 
     Its logits are soft-capped, as nanochat's.
@@ -279,19 +276,12 @@ class LitGPT(nn.Module):
         super().__init__()
         self.config = SimpleNamespace(n_layer=3, n_embd=WIDTH, padded_vocab_size=VOCAB)
         self.lm_head = nn.Linear(WIDTH, VOCAB, bias=False)
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(VOCAB, WIDTH),
-                "h": nn.ModuleList(_Block() for _ in range(3)),
-                "ln_f": nn.RMSNorm(WIDTH),
-            }
-        )
         theta = 10000.0 ** -(torch.arange(0, 8, 2) / 8)
         angles = torch.outer(torch.arange(64), theta).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
-    def forward(self, idx: Tensor) -> Float[Tensor, "batch token vocab"]:
+    def forward(self, idx: Tensor) -> Tensor:  # type: ignore[override]
         part: Any = self.transformer
         x, length = part["wte"](idx), idx.shape[1]
         for block in part["h"]:

@@ -7,28 +7,24 @@ are. Agreement is asked to 1e-5 of d(1), about ten times the float32 noise of th
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sr_monitor import measure_paths, measure_slices
 from sr_monitor.errors import InputError
+from sr_monitor.model.selfcheck import EngineName as Engine
 from sr_monitor.probes.paths import Paths
 from tests import zoo
+from tests.model.helpers import LENGTH, NUM_STEPS, TOLERANCE, Prompts
 from tests.oracle import Output, oracle_paths, oracle_slices, run
 
-Engine = Literal["auto", "shared", "rows", "plain"]
-Prompts = Int[Tensor, "pair token"]
-ENGINES: tuple[Engine, ...] = ("auto", "shared", "rows", "plain")
-OUTPUTS: tuple[Output, ...] = ("final_norm", "resid_final", "logits")
-
-TOLERANCE = 1e-5
-NUM_STEPS = 5
-LENGTH = 7
-"""Longer than the zoo's sliding window."""
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+FORCED: tuple[Engine, ...] = ("shared", "rows", "plain")
 
 CASES = [
     *(pytest.param(name, None, id=name) for name in zoo.ARCHITECTURES),
@@ -171,7 +167,7 @@ def test_paths_equal_the_oracle_at_every_layer(
 
 
 @pytest.mark.parametrize("length", [2, zoo.WINDOW, zoo.WINDOW + 1, 19])
-@pytest.mark.parametrize("engine", ENGINES[:-1])
+@pytest.mark.parametrize("engine", ["auto", "shared", "rows"])
 @pytest.mark.parametrize("name", ["gpt2", "bloom", "llama", "packed_gpt", *WINDOWED])
 def test_paths_equal_the_oracle_at_other_lengths(name: str, engine: Engine, length: int) -> None:
     """One earlier token, a prompt that just fills the window, one more, and many windows."""
@@ -290,7 +286,7 @@ def test_a_step_network_has_slope_steps_minus_one(
 # What the result must not depend on ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("engine", FORCED)
 @pytest.mark.parametrize("name", ["llama", "gemma2_window", "mamba", "packed_gpt"])
 @pytest.mark.parametrize("max_tokens", [1, 7, 23, None])
 def test_the_chunk_size_does_not_matter(name: str, max_tokens: int | None, engine: Engine) -> None:
@@ -304,7 +300,7 @@ def test_the_chunk_size_does_not_matter(name: str, max_tokens: int | None, engin
 
 @pytest.mark.parametrize("sampling", ["grid", "adaptive"])
 @pytest.mark.parametrize("order", [[2, 0, 1], [1, 1, 1, 0, 2, 0], [2]])
-@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("engine", FORCED)
 @pytest.mark.parametrize("name", ["llama", "gemma2_window", "mamba", "packed_gpt"])
 def test_order_and_company_in_the_batch_do_not_matter(
     name: str, engine: Engine, order: Sequence[int], sampling: Literal["grid", "adaptive"]
