@@ -27,8 +27,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
-from importlib.util import find_spec
-from inspect import isabstract
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
@@ -146,13 +144,6 @@ class Probe(Options):
         """Make a part of what a record kept; raise ValueError or KeyError if it is damaged."""
         return dict(values)
 
-    # ---- what it is ---------------------------------------------------------------------------
-
-    @property
-    def measures(self) -> bool:
-        """Whether it runs points of its own."""
-        return type(self).measure is not Probe.measure
-
 
 def pack(part: Part) -> dict[str, Any]:
     """Return the fields of a part by name, whichever probe's it is."""
@@ -162,7 +153,7 @@ def pack(part: Part) -> dict[str, Any]:
 
 
 def check_packed(
-    values: Mapping[str, Any], shapes: Mapping[str, str], plain: Mapping[str, type] | None = None
+    values: Mapping[str, Any], shapes: Mapping[str, str], plain: Mapping[str, type]
 ) -> None:
     """Raise ValueError or KeyError unless `values` of a file are what `unpack` expects.
 
@@ -170,9 +161,9 @@ def check_packed(
 
     Args:
         values: What a record kept of a part.
-        shapes: Tensors of floating-point numbers, with a letter for each dimension. Dimensions of
+        shapes: A letter for each dimension of each tensor of floating-point numbers. Dimensions of
             one letter have one size; a digit is the size itself.
-        plain: Plain values, with their types.
+        plain: The types of plain values.
     """
     sizes = {digit: int(digit) for digit in "123456789"}
     for name, letters in shapes.items():
@@ -184,7 +175,7 @@ def check_packed(
             for letter, size in zip(letters, tensor.shape, strict=True)
         ):
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
-    for name, kind in (plain or {}).items():
+    for name, kind in plain.items():
         if type(values[name]) not in ((int, float) if kind is float else (kind,)):
             raise ValueError(f"{name} is {values[name]!r}")
 
@@ -248,12 +239,21 @@ def resolve(given: Sequence[str | Probe], *, beside: Sequence[str] = ()) -> tupl
 
 @functools.cache
 def built_in() -> Mapping[str, Probe]:
-    """Return the probes of this package by name, with their default options, paths first."""
-    import sr_monitor.probes
+    """Return the probes of this package by name, with their default options, paths first.
 
-    modules = (module.name for module in iter_modules(sr_monitor.probes.__path__))
-    names = sorted(modules, key=lambda name: (name not in ALWAYS, name))
-    return {name: kind() for name in names if (kind := _built_in(name)) is not None}
+    A probe has the name of its module.
+    """
+    package = import_module("sr_monitor.probes")
+    found: dict[str, Probe] = {}
+    for module in iter_modules(package.__path__, f"{package.__name__}."):
+        word = module.name.rpartition(".")[-1]
+        for kind in vars(import_module(module.name)).values():
+            is_probe = isinstance(kind, type) and issubclass(kind, Probe)
+            if is_probe and getattr(kind, "name", None) == word:
+                found[word] = kind()
+    return {
+        name: found[name] for name in sorted(found, key=lambda name: (name not in ALWAYS, name))
+    }
 
 
 def available() -> list[str]:
@@ -264,24 +264,10 @@ def available() -> list[str]:
 
 def _named(name: Any) -> Probe:
     """Return the probe of this name, with its default options."""
-    found = _built_in(name) if isinstance(name, str) and name.isidentifier() else None
-    if found is None:
-        points = [point for point in entry_points(group=ENTRY_POINTS) if point.name == name]
-        found = points[0].load() if points else None
-    if not (isinstance(found, type) and issubclass(found, Probe)):
+    if isinstance(name, str) and name in built_in():
+        return built_in()[name]
+    kinds = [each.load() for each in entry_points(group=ENTRY_POINTS) if each.name == name]
+    if not kinds or not (isinstance(kinds[0], type) and issubclass(kinds[0], Probe)):
         names = ", ".join(available())
         raise refused("probes", name, f"pass a Probe, or the name of one: {names}")
-    return found()
-
-
-def _built_in(name: str) -> type[Probe] | None:
-    """Return the probe class in the module of that name, if there is one."""
-    path = f"sr_monitor.probes.{name}"
-    if find_spec(path) is None:
-        return None
-    kinds = (kind for kind in vars(import_module(path)).values() if isinstance(kind, type))
-    for kind in kinds:
-        is_probe = issubclass(kind, Probe) and not isabstract(kind)
-        if is_probe and getattr(kind, "name", None) == name:
-            return kind
-    return None
+    return kinds[0]()

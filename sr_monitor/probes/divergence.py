@@ -21,7 +21,7 @@ from sr_monitor.model.session import Session
 from sr_monitor.model.stream import Stream
 from sr_monitor.probes.base import Gather, Part, Probe
 from sr_monitor.probes.keys import Key
-from sr_monitor.probes.statistics import summarise
+from sr_monitor.probes.statistics import quartiles
 
 # Logits at once: a quarter of a gigabyte in float32.
 _MOST_LOGITS = 2**26
@@ -49,8 +49,8 @@ class Divergence(Probe):
         kl = part["kl"]
         slope = (kl / kl[:, -1:]).diff(dim=1).nan_to_num(-torch.inf).amax(dim=1)
         return {
-            END: summarise(kl[:, -1], num_resamples=1).median,
-            MAX_SLOPE: summarise(slope * (kl.shape[1] - 1), num_resamples=1).median,
+            END: quartiles(kl[:, -1])[1],
+            MAX_SLOPE: quartiles(slope * (kl.shape[1] - 1))[1],
         }
 
 

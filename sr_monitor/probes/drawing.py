@@ -20,7 +20,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
@@ -30,6 +30,9 @@ from sr_monitor.files import write_whole
 if TYPE_CHECKING:
     import matplotlib.axes
     import matplotlib.figure
+
+Axes: TypeAlias = "matplotlib.axes.Axes"
+Figure: TypeAlias = "matplotlib.figure.Figure"
 
 INK, SOFT, BLUE = "#22252a", "#6b7178", "#1f5a94"
 DPI = 160
@@ -69,19 +72,17 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def new_page(width: float, height: float) -> "matplotlib.figure.Figure":
+def new_page(width: float, height: float) -> Figure:
     """Return an empty white page."""
+    from matplotlib import figure as figures
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = figures.Figure(figsize=(width, height), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
 
 
-def place_axes(
-    figure: "matplotlib.figure.Figure", left: float, bottom: float, width: float, height: float
-) -> "matplotlib.axes.Axes":
+def place_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
     """Add axes at a fixed place, so that the pictures of all steps lie on each other."""
     page_width, page_height = figure.get_size_inches()
     return figure.add_axes(
@@ -90,7 +91,7 @@ def place_axes(
 
 
 def write_text(
-    figure: "matplotlib.figure.Figure",
+    figure: Figure,
     left: float,
     bottom: float,
     text: str,
@@ -115,21 +116,21 @@ def write_text(
         label.set_text(f"…{text}" if keep_end else f"{text}…")
 
 
-def write_headline(figure: "matplotlib.figure.Figure", title: str, note: str) -> None:
+def write_headline(figure: Figure, title: str, note: str) -> None:
     """Write a title and a note at the upper left, in line with the axes."""
     height = figure.get_size_inches()[1]
     write_text(figure, LEFT, height - 0.3, title, 11.0, INK, WIDTH)
     write_text(figure, LEFT, height - 0.52, note, 8.5, SOFT, WIDTH)
 
 
-def settled(figure: "matplotlib.figure.Figure") -> "matplotlib.figure.Figure":
+def settled(figure: Figure) -> Figure:
     """Lay the figure out once: matplotlib makes ticks late, in the style of that moment."""
     figure.draw_without_rendering()
     return figure
 
 
 @own_style()
-def rasterise(figure: "matplotlib.figure.Figure") -> UInt8[np.ndarray, "row column 3"]:
+def rasterise(figure: Figure) -> UInt8[np.ndarray, "row column 3"]:
     """Return the picture as an array of colours, the top row first, as image writers take it."""
     width, height = figure.canvas.get_width_height()
     figure.savefig(content := io.BytesIO(), format="rgba")
@@ -137,7 +138,7 @@ def rasterise(figure: "matplotlib.figure.Figure") -> UInt8[np.ndarray, "row colu
     return np.frombuffer(content.getvalue(), np.uint8).reshape(height, width, 4)[..., :3]
 
 
-def pixels(figure: "matplotlib.figure.Figure") -> UInt8[np.ndarray, "row column 3"]:
+def pixels(figure: Figure) -> UInt8[np.ndarray, "row column 3"]:
     """Rasterise a figure that nobody needs afterwards, and take it apart.
 
     A figure and its parts refer to each other. Such cycles keep their memory until Python's
@@ -150,7 +151,7 @@ def pixels(figure: "matplotlib.figure.Figure") -> UInt8[np.ndarray, "row column 
 
 
 @own_style()
-def save_figure(figure: "matplotlib.figure.Figure", path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write a PNG, whole or not at all."""
     figure.savefig(content := io.BytesIO(), format="png")
     write_whole(Path(path), content.getvalue())

@@ -45,13 +45,13 @@ def measure_probes(
         probes: The probes; their names differ, and those they ride on are among them.
         options: How the model is cut and run.
         ranks: The ranks that share the prompts; each of them makes this call, and gets all parts.
-        way: The way an earlier measurement of the same run took; no faster one is considered.
+        way: The way an earlier measurement of the run took; no faster one is considered.
         bar: Starts a progress bar for each probe that runs points.
     """
     parts: dict[str, Part] = {}
     examples = prompts.pairs(min(2, prompts.num_pairs))
     with open_session(model, examples, options, ranks, way) as session:
-        for probe in (each for each in probes if each.measures):
+        for probe in (each for each in probes if type(each).measure is not Probe.measure):
             riders = Riders(session, [each for each in probes if each.rides == probe.name])
             part = probe.measure(session, prompts, riders, bar(probe.name))
             if part is not None:

@@ -41,7 +41,7 @@ from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.paths_pictures import draw_curves
 from sr_monitor.probes.sampling import STRATEGIES, Sampling
-from sr_monitor.probes.statistics import Summary, summarise
+from sr_monitor.probes.statistics import quartiles, summarise
 from sr_monitor.prompts.prompt_set import PromptSet
 
 # The ends of a path are in every sample, so these can be repeated whatever the sampling.
@@ -172,15 +172,15 @@ class PathsProbe(PathsOptions, Probe):
 
     def scalars(self, part: Paths) -> dict[Key, float]:
         """Return medians over the pairs that count, and what they can be trusted with."""
-        slope = _summary(part, part.max_slope)
+        q25, median, q75 = quartiles(part.max_slope, part.kept)
         return {
-            self.MAX_SLOPE_MEDIAN: slope.median,
-            self.MAX_SLOPE_Q25: slope.q25,
-            self.MAX_SLOPE_Q75: slope.q75,
-            self.LOCATION: _summary(part, part.location).median,
-            self.WIDTH: _summary(part, part.width).median,
-            self.END_DISTANCE: _summary(part, part.end_distance).median,
-            self.INPUT_DISTANCE: _summary(part, part.input_distance).median,
+            self.MAX_SLOPE_MEDIAN: median,
+            self.MAX_SLOPE_Q25: q25,
+            self.MAX_SLOPE_Q75: q75,
+            self.LOCATION: quartiles(part.location, part.kept)[1],
+            self.WIDTH: quartiles(part.width, part.kept)[1],
+            self.END_DISTANCE: quartiles(part.end_distance, part.kept)[1],
+            self.INPUT_DISTANCE: quartiles(part.input_distance, part.kept)[1],
             self.NOISE_FLOOR: part.noise_floor,
             self.PAIRS_LEFT_OUT: part.num_left_out,
         }
@@ -227,10 +227,6 @@ _ADDED_LATER: dict[str, Any] = {
 }
 
 
-def _summary(paths: Paths, values: Float[Tensor, " pair"]) -> Summary:
-    return summarise(values, paths.kept, num_resamples=1)  # nobody logs the interval
-
-
 def measure_paths(
     model: nn.Module,
     prompts_a: Int[Tensor, "pair token"],
@@ -247,37 +243,19 @@ def measure_paths(
     progress: Progress | None = None,
     ranks: RankGroup = ALONE,
 ) -> Paths:
-    """Measures d(alpha) for every pair of prompts.
+    """Measure d(alpha) for every pair of prompts; the model comes back exactly as it was.
 
         paths = measure_paths(model, token_ids[:-1], token_ids[1:])
         paths.max_slope            # near 1: no regions; S - 1: a step
 
-    The model comes back exactly as it was, in whatever state it is handed over.
-
-    Args:
-        model: A causal language model, of Hugging Face or any other make.
-        prompts_a: Token ids of the prompts whose context is used, all of one length.
-        prompts_b: Token ids of the prompts whose activation the path leads to.
-        layer: Where to cut: 0 is the embedding output, k the stream after the k-th block.
-        num_steps: S, the number of alphas.
-        sampling: "grid" looks at every alpha; "adaptive" only where the steepest rise can
-            be: a third of 51, a fifth of 101.
-        output: What F is: "final_norm" is the vector the unembedding reads, "resid_final" the
-            one before the final norm, "logits" what comes out of the unembedding.
-        engine: "auto" takes the fastest way that agrees with the plain one; "shared", "rows"
-            and "plain" force one.
-        layer_path: The path of the list of decoder blocks, or the blocks as a list of modules,
-            where they are not found by themselves.
-        max_tokens: How many tokens one forward may take; by default chosen from the device.
-        precision: "run" measures in the precision in force; "float32" in full precision, without
-            autocast and TF32, where the weights are float32.
-        progress: Called with the number of pairs done and the number of pairs in all.
-        ranks: The processes that share the pairs; every one of them makes this call, and gets all
-            results.
+    `prompts_a` are the token ids whose context is used, `prompts_b` those whose activations the
+    paths lead to, all of one length. `PathsOptions` and `SessionOptions` explain the options.
+    `progress` is called with the number of pairs done and of all. Each of the `ranks` makes this
+    call, takes its share of the pairs, and gets all results.
 
     Raises:
         InputError: Something asked for cannot be done; the message names the fix.
-        PeerError: Another process of the ranks could not do its share.
+        PeerError: Another rank could not do its share.
     """
     paths = PathsOptions(num_steps=num_steps, sampling=sampling)
     options = SessionOptions(

@@ -6,11 +6,10 @@ save_figure(figure, "curves.png")
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float
-from torch import Tensor
+from jaxtyping import Float
 
 from sr_monitor.probes.drawing import (
     BLUE,
@@ -18,6 +17,8 @@ from sr_monitor.probes.drawing import (
     LEFT,
     SOFT,
     WIDTH,
+    Axes,
+    Figure,
     new_page,
     own_style,
     place_axes,
@@ -29,35 +30,22 @@ from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.probes.statistics import median_curve, summarise
 
 if TYPE_CHECKING:
-    import matplotlib.axes
-    import matplotlib.figure
+    import sr_monitor.probes.paths
+
+Paths: TypeAlias = "sr_monitor.probes.paths.Paths"
 
 _BAR, _FAINT = "#9aa5b1", "#c9ced4"
 _NUM_SINGLE_CURVES = 12
 _SCALE_WIDTH = 1.2  # of the list of steps beside a diagram, in inches
 
 
-@runtime_checkable
-class PathsLike(Protocol):
-    """What a picture needs of a `Paths`."""
-
-    @property
-    def alphas(self) -> Float[Tensor, " step"]: ...  # noqa: D102
-    @property
-    def relative(self) -> Float[Tensor, "pair step"]: ...  # noqa: D102
-    @property
-    def max_slope(self) -> Float[Tensor, " pair"]: ...  # noqa: D102
-    @property
-    def kept(self) -> Bool[Tensor, " pair"]: ...  # noqa: D102
-
-
 @own_style()
 def draw_curves(
-    paths: PathsLike,
+    paths: Paths,
     *,
     title: str = "From one prompt to another",
-    earlier: Sequence[tuple[str, PathsLike]] | None = None,
-) -> "matplotlib.figure.Figure":
+    earlier: Sequence[tuple[str, Paths]] | None = None,
+) -> Figure:
     """Draw the median curve with its quartile band, and a straight line: no regions.
 
     Args:
@@ -91,9 +79,7 @@ def draw_curves(
 
 
 @own_style()
-def draw_slopes(
-    paths: PathsLike, *, title: str = "How sharp the boundaries are"
-) -> "matplotlib.figure.Figure":
+def draw_slopes(paths: Paths, *, title: str = "How sharp the boundaries are") -> Figure:
     """Draw the histogram of the kept pairs' maximum slopes, with its median and quartiles."""
     from matplotlib.ticker import MaxNLocator
 
@@ -116,9 +102,7 @@ def draw_slopes(
     return settled(figure)
 
 
-def _draw_single_curves(
-    axes: "matplotlib.axes.Axes", paths: PathsLike
-) -> list[Float[np.ndarray, " step"]]:
+def _draw_single_curves(axes: Axes, paths: Paths) -> list[Float[np.ndarray, " step"]]:
     """Draw some of the kept pairs' curves in grey, and return them."""
     every = max(1, int(paths.kept.sum()) // _NUM_SINGLE_CURVES)
     curves = fill_gaps(paths.alphas, paths.relative)
@@ -130,7 +114,7 @@ def _draw_single_curves(
 
 
 def _draw_earlier_curves(
-    axes: "matplotlib.axes.Axes", earlier: Sequence[PathsLike], colors: Sequence[Any]
+    axes: Axes, earlier: Sequence[Paths], colors: Sequence[Any]
 ) -> list[Float[np.ndarray, " _"]]:
     """Draw the median curve of each, the last on top, and return them."""
     medians = [_median_band(paths)[1] for paths in earlier]
@@ -139,9 +123,7 @@ def _draw_earlier_curves(
     return medians
 
 
-def _draw_band(
-    axes: "matplotlib.axes.Axes", paths: PathsLike, color: Any
-) -> Float[np.ndarray, " step"]:
+def _draw_band(axes: Axes, paths: Paths, color: Any) -> Float[np.ndarray, " step"]:
     """Draw the median curve on its quartile band, and return the band's upper edge."""
     alphas, (q25, median, q75) = paths.alphas.numpy(), _median_band(paths)
     axes.fill_between(
@@ -151,7 +133,7 @@ def _draw_band(
     return q75
 
 
-def _median_band(paths: PathsLike) -> tuple[Float[np.ndarray, " step"], ...]:
+def _median_band(paths: Paths) -> tuple[Float[np.ndarray, " step"], ...]:
     """Return the 25th percentile, the median and the 75th percentile of the kept curves."""
     curves = median_curve(fill_gaps(paths.alphas, paths.relative), paths.kept)
     return tuple(curve.numpy() for curve in curves)
@@ -165,9 +147,7 @@ def _shades(num_earlier: int) -> tuple[list[Any], Any]:
     return [shades(place) for place in np.linspace(0.08, 0.8, num_earlier)], shades(1.0)
 
 
-def _write_scale(
-    figure: "matplotlib.figure.Figure", titles: Sequence[str], colors: Sequence[Any]
-) -> None:
+def _write_scale(figure: Figure, titles: Sequence[str], colors: Sequence[Any]) -> None:
     """Write a line and a title for each curve at the right of the axes, the last at the top."""
     from matplotlib.lines import Line2D
 
@@ -183,7 +163,7 @@ def _write_scale(
         write_text(figure, left + 0.22, y - 0.035, title, 7.5, INK, 0.92, weight=weight)
 
 
-def _slopes_in_words(paths: PathsLike) -> str:
+def _slopes_in_words(paths: Paths) -> str:
     """Say the median maximum slope, its quartiles, and how many pairs count."""
     of = summarise(paths.max_slope, paths.kept)
     left_out = f", {of.num_left_out} left out" if of.num_left_out else ""

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sr_monitor.probes.sharpness import gap_ends
+
 Sampling = Literal["grid", "adaptive"]
 
 Look = Callable[[Int[Tensor, " some"], Int[Tensor, "some point"]], Float[Tensor, "some point"]]
@@ -85,7 +87,8 @@ def _where_next(
     slopes = relative.diff(dim=1) * (relative.shape[1] - 1)
     enough = slopes.nan_to_num(-math.inf).amax(dim=1) + _ROUNDING * (relative.shape[1] - 1)
     possible, interval = _possible_slope(relative).max(dim=1)
-    left, right = _gap_ends(relative)
+    left, right = gap_ends(~relative.isnan())
+    left, right = left[:, :-1], right[:, 1:]  # of each interval
     rise = relative.gather(1, right) - relative.gather(1, left)
     chords = (rise / (right - left) * (relative.shape[1] - 1)).where(right - left > 1, -math.inf)
     chord, gap = chords.max(dim=1)
@@ -96,17 +99,6 @@ def _where_next(
         (torch.arange(relative.shape[1]) - interval[:, None] - 0.5).abs(),
     )
     return (possible > enough) | certain, far.where(relative.isnan(), math.inf)
-
-
-def _gap_ends(
-    relative: Float[Tensor, "pair step"],
-) -> tuple[Int[Tensor, "pair interval"], Int[Tensor, "pair interval"]]:
-    """Return for each interval the nearest steps to its left and right that were looked at."""
-    last = relative.shape[1] - 1
-    steps = torch.arange(last + 1).expand_as(relative)
-    left = steps.where(~relative.isnan(), 0).cummax(dim=1).values
-    right = steps.where(~relative.isnan(), last).flip(1).cummin(dim=1).values.flip(1)
-    return left[:, :-1], right[:, 1:]
 
 
 def _from_cuts(
@@ -124,7 +116,10 @@ def _possible_slope(relative: Float[Tensor, "pair step"]) -> Float[Tensor, "pair
     """Return the highest slope each interval may have; -Inf where both of its ends are known."""
     num_intervals = relative.shape[1] - 1
     looked = relative.isfinite()
-    where, seen = _looked_at(looked)
+    # The steps looked at, filled up to as many for every pair: "pair known", and which are real.
+    most = int(looked.sum(dim=1).max())
+    where = (~looked).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    seen = looked.gather(1, where)
     alphas = torch.linspace(0, 1, num_intervals + 1, dtype=torch.float64)
     rest = torch.where(seen, relative.gather(1, where) - alphas[where], 0.0)
     points = alphas[where]
@@ -143,15 +138,6 @@ def _possible_slope(relative: Float[Tensor, "pair step"]) -> Float[Tensor, "pair
     possible: Tensor = (mean + _DEVIATIONS * variance.clamp_min(0).sqrt()) * num_intervals
     settled = looked[:, 1:] & looked[:, :-1]
     return possible.nan_to_num(-math.inf).masked_fill(settled, -math.inf)
-
-
-def _looked_at(
-    looked: Bool[Tensor, "pair step"],
-) -> tuple[Int[Tensor, "pair known"], Bool[Tensor, "pair known"]]:
-    """Return the steps looked at, filled up to one number for all pairs, and which are real."""
-    most = int(looked.sum(dim=1).max())
-    where = (~looked).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    return where, looked.gather(1, where)
 
 
 def _matern(difference: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

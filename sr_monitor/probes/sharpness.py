@@ -2,7 +2,7 @@
 
 All functions are pure functions of tensors, one row per pair, on any device. A *curve* is the
 relative output distance r(alpha) = d(alpha) / d(1) on a grid of S evenly spaced alphas, 0 and 1
-included. A point that is NaN (or infinite) counts as not looked at. What each number does then:
+included. A point that is NaN or infinite counts as not looked at. What each number does then:
 
 - A slope is measured between neighbouring alphas of the grid only, never across a gap:
   slope_i = (r_(i+1) - r_i) (S - 1). So a straight line has maximum slope 1, a step S - 1.
@@ -13,24 +13,21 @@ included. A point that is NaN (or infinite) counts as not looked at. What each n
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _LOW, _HIGH = 0.25, 0.75  # the levels between which the width of a boundary is taken
 
 
 def relative_distance(distance: Float[Tensor, "pair step"]) -> Float[Tensor, "pair step"]:
-    """Distance relative to its value at alpha = 1: r(alpha) = d(alpha) / d(1).
-
-    Not finite for a pair whose d(1) is zero, NaN or infinite.
-    """
+    """Return r(alpha) = d(alpha) / d(1); not finite where d(1) is zero, NaN or infinite."""
     return distance / distance[:, -1:]
 
 
 def max_slope(
     alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
 ) -> Float[Tensor, " pair"]:
-    """Largest increase between neighbouring alphas, times (S - 1): the sharpness of a boundary.
+    """Return the largest increase between neighbouring alphas, times (S - 1).
 
     Signed: a curve that only falls has a negative one. NaN where no two neighbours were looked at.
     """
@@ -41,7 +38,7 @@ def max_slope(
 def slope_location(
     alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
 ) -> Float[Tensor, " pair"]:
-    """Alpha in the middle of the steepest interval, of the first of them if several are equal.
+    """Return alpha in the middle of the steepest interval, the first of several equal ones.
 
     NaN where no two neighbours were looked at.
     """
@@ -53,12 +50,11 @@ def slope_location(
 def boundary_width(
     alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
 ) -> Float[Tensor, " pair"]:
-    """Alpha between the crossings of 0.25 and 0.75: a straight line has width 0.5, a step nearly 0.
+    """Return the alpha from 0.25 to 0.75: a straight line has width 0.5, a step nearly 0.
 
-    A curve need not be monotone, so it may cross a level several times. What is measured is its
-    first complete passage: from the last crossing of 0.25 before the curve first reaches 0.75 up
-    to there. In between, the curve stays between the two levels. NaN where the curve has no such
-    passage: it never reaches 0.75, or is above 0.25 as far as it was looked at before.
+    A curve may cross a level several times. Its first complete passage is measured: from the last
+    crossing of 0.25 before the curve first reaches 0.75 up to there. NaN where there is none: the
+    curve never reaches 0.75, or is above 0.25 as far as it was looked at before.
     """
     filled = fill_gaps(alphas, relative)
     position = torch.arange(filled.shape[1], device=filled.device)
@@ -70,21 +66,6 @@ def boundary_width(
     return width.masked_fill((start < 0) | ~reached.any(dim=1), torch.nan)
 
 
-def lipschitz_ratio(
-    alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"], num_first: int = 10
-) -> Float[Tensor, " pair"]:
-    """Maximum slope / mean slope over the first `num_first` intervals: steep against flat.
-
-    The intervals' mean slope is the slope of the line from alpha = 0 to the end of the last of
-    them; that point is interpolated if it was not looked at. On a shorter grid, all intervals
-    count. Infinite where the curve does not rise at all at first.
-    """
-    filled = fill_gaps(alphas, relative)
-    last = min(num_first, alphas.numel() - 1)
-    rise = (filled[:, last] - filled[:, 0]) / last * (alphas.numel() - 1)
-    return max_slope(alphas, relative) / rise
-
-
 def fill_gaps(
     alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
 ) -> Float[Tensor, "pair step"]:
@@ -93,20 +74,32 @@ def fill_gaps(
     Points that were looked at come back bit for bit. Nothing is extrapolated: before the first
     and after the last of them the result is NaN.
     """
-    last, seen = alphas.numel() - 1, relative.isfinite()
-    position = torch.arange(last + 1, device=relative.device)
-    left = torch.where(seen, position, 0).cummax(dim=1).values
-    right = torch.where(seen, position, last).flip(1).cummin(dim=1).values.flip(1)
+    seen = relative.isfinite()
+    left, right = gap_ends(seen)
     known = relative.masked_fill(~seen, torch.nan)  # also the ends, so nothing is extrapolated
     weight = (alphas - alphas[left]) / (alphas[right] - alphas[left])
     drawn = torch.lerp(known.gather(1, left), known.gather(1, right), weight)
     return torch.where(seen, relative, drawn)
 
 
+def gap_ends(
+    seen: Bool[Tensor, "pair step"],
+) -> tuple[Int[Tensor, "pair step"], Int[Tensor, "pair step"]]:
+    """Return for each step the nearest ones up to it and from it on that were looked at.
+
+    The first and the last step stand in where there is none.
+    """
+    last = seen.shape[1] - 1
+    position = torch.arange(last + 1, device=seen.device)
+    left = torch.where(seen, position, 0).cummax(dim=1).values
+    right = torch.where(seen, position, last).flip(1).cummin(dim=1).values.flip(1)
+    return left, right
+
+
 def _slopes(
     alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
 ) -> Float[Tensor, "pair interval"]:
-    """Slope of each interval of the grid, minus infinity where an end was not looked at."""
+    """Return the slope of each interval, minus infinity where an end was not looked at."""
     slopes = relative.diff(dim=1) * (alphas.numel() - 1)
     return slopes.masked_fill(~slopes.isfinite(), -torch.inf)
 
@@ -117,7 +110,7 @@ def _crossing(
     interval: Int[Tensor, " pair"],
     level: float,
 ) -> Float[Tensor, " pair"]:
-    """Alpha at which the line over the given interval of each curve has the value `level`."""
+    """Return the alpha at which the line over one interval of each curve is at `level`."""
     start = interval.clamp(0, alphas.numel() - 2)[:, None]
     low, high = curves.gather(1, start), curves.gather(1, start + 1)
     begin, end = alphas[start], alphas[start + 1]

@@ -156,32 +156,14 @@ def measure_slices(
     progress: Progress | None = None,
     ranks: RankGroup = ALONE,
 ) -> Slices:
-    """Measures the plane through every triple of prompts.
+    """Measure the plane through every triple of prompts; the model comes back exactly as it was.
 
         slices = measure_slices(model, token_ids[:-2], token_ids[1:-1], token_ids[2:])
         slices.rgb[0]
 
-    The model comes back exactly as it was, in whatever state it is handed over.
-
-    Args:
-        model: A causal language model, of Hugging Face or any other make.
-        prompts_a: Token ids of the prompts at (0, 0), all of one length.
-        prompts_b: Token ids of the prompts at (1, 0).
-        prompts_c: Token ids of the prompts at (t, 1).
-        layer: Where to cut: 0 is the embedding output, k the stream after the k-th block.
-        resolution: R, the number of points along each axis.
-        span: The lowest and the highest coordinate of both axes.
-        output: What F is; see `measure_paths`.
-        engine: The way to run the points; see `measure_paths`.
-        layer_path: The path of the list of decoder blocks, or the blocks as a list of modules,
-            where they are not found by themselves.
-        max_tokens: How many tokens one forward may take; by default chosen from the device.
-        precision: The run's, or full precision; see `measure_paths`.
-        progress: Called with the number of triples done and the number of triples in all.
-        ranks: The processes that share the triples; see `measure_paths`.
-
-    Raises:
-        InputError: Something asked for cannot be done; the message names the fix.
+    `prompts_a`, `prompts_b` and `prompts_c` are token ids of one length: the corners at (0, 0),
+    (1, 0) and (t, 1). Both axes have `resolution` points, from the first to the second coordinate
+    of `span`. Everything else is as in `measure_paths`.
     """
     plane = SlicesOptions(num_slices=len(prompts_a), slice_resolution=resolution)
     if len(span) != 2 or not -math.inf < span[0] < span[1] < math.inf:

@@ -6,17 +6,18 @@ film = join_frames([pixels(draw_film([entry], 0)) for entry in entries])
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from sr_monitor.errors import InputError
 from sr_monitor.probes.drawing import (
     DPI,
     INK,
+    Axes,
+    Figure,
     new_page,
     own_style,
     place_axes,
@@ -25,8 +26,9 @@ from sr_monitor.probes.drawing import (
 )
 
 if TYPE_CHECKING:
-    import matplotlib.axes
-    import matplotlib.figure
+    import sr_monitor.probes.slices
+
+Slices: TypeAlias = "sr_monitor.probes.slices.Slices"
 
 _CORNERS = {"A": "#b0182b", "B": "#117a37", "C": "#2340b8"}  # red, green, blue, dark enough to read
 _FRAMES_IN_A_ROW = 8
@@ -34,24 +36,8 @@ _FRAMES_IN_A_ROW = 8
 _FRAME, _ACROSS, _UP, _MARGIN = 1.6, 1.725, 1.925, 0.1
 
 
-@runtime_checkable
-class SlicesLike(Protocol):
-    """What a picture needs of a `Slices`."""
-
-    @property
-    def coordinates(self) -> Float[Tensor, " row"]: ...  # noqa: D102
-    @property
-    def distance(self) -> Float[Tensor, "triple corner row column"]: ...  # noqa: D102
-    @property
-    def foot(self) -> Float[Tensor, " triple"]: ...  # noqa: D102
-    @property
-    def rgb(self) -> Float[Tensor, "triple row column 3"]: ...  # noqa: D102
-
-
 @own_style()
-def draw_slice(
-    slices: SlicesLike, triple: int, *, prompts: Sequence[str] | None = None
-) -> "matplotlib.figure.Figure":
+def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = None) -> Figure:
     """Draw one slice in colour, A, B and C marked, their prompts below.
 
     Red, green and blue tell how close the output is to that of A, B and C; hatched grey is not
@@ -80,9 +66,7 @@ def draw_slice(
 
 
 @own_style()
-def draw_film(
-    slices_by_step: Sequence[tuple[str, SlicesLike]], triple: int
-) -> "matplotlib.figure.Figure":
+def draw_film(slices_by_step: Sequence[tuple[str, Slices]], triple: int) -> Figure:
     """Draw one triple's slice at several steps, left to right, each under its title."""
     if not slices_by_step:
         raise InputError("draw_film(slices_by_step=[]): there is no slice; pass at least one")
@@ -133,7 +117,7 @@ def _to_pixels(inches: float) -> int:
     return round(inches * DPI)
 
 
-def _check_triple(call: str, slices: SlicesLike, triple: int) -> None:
+def _check_triple(call: str, slices: Slices, triple: int) -> None:
     """Refuse a triple that was not measured."""
     count = len(slices.foot)
     if not 0 <= triple < count:
@@ -142,9 +126,7 @@ def _check_triple(call: str, slices: SlicesLike, triple: int) -> None:
         )
 
 
-def _paint(
-    axes: "matplotlib.axes.Axes", slices: SlicesLike, triple: int, *, mark_size: float
-) -> None:
+def _paint(axes: Axes, slices: Slices, triple: int, *, mark_size: float) -> None:
     """Paint the colours of a slice, origin at the lower left, and mark its three points."""
     # (corner, row, column) -> (row, column, 1), beside rgb of (row, column, 3)
     finite = slices.distance[triple].isfinite().all(dim=0)[..., None]
@@ -160,7 +142,7 @@ def _paint(
 
 
 def _mark(
-    axes: "matplotlib.axes.Axes",
+    axes: Axes,
     points: Float[np.ndarray, "corner 2"],
     edges: tuple[float, float],
     size: float,
@@ -185,7 +167,7 @@ def _mark(
 
 
 def _draw_mark(
-    axes: "matplotlib.axes.Axes",
+    axes: Axes,
     place: Float[np.ndarray, " 2"],
     marker: str | tuple[int, int, float],
     size: float,
@@ -205,9 +187,7 @@ def _draw_mark(
     )
 
 
-def _draw_letter(
-    axes: "matplotlib.axes.Axes", place: Float[np.ndarray, " 2"], name: str, size: float
-) -> None:
+def _draw_letter(axes: Axes, place: Float[np.ndarray, " 2"], name: str, size: float) -> None:
     """Draw a letter with a halo, centred at its place."""
     from matplotlib.patheffects import withStroke
 

@@ -1,16 +1,14 @@
-"""Numbers over many curves: medians and quartiles, and how sure a median is.
+"""Numbers over many curves: medians, quartiles, and how sure a median is.
 
-Quantiles interpolate linearly between the two nearest values (as `numpy.percentile` does). The
+Quantiles interpolate linearly between the two nearest values, as `numpy.percentile` does. The
 interval of a median is the percentile bootstrap: draw the n values n times with replacement, take
-the median, repeat; the interval holds the middle 95% of these medians. Values that are not finite
-or not kept are counted, never averaged in. All randomness comes from an own generator.
+the median, repeat; the interval holds the middle 95% of these medians.
 
     summary = summarise(paths.max_slope, paths.kept)
     print(f"{summary.median:.2f} [{summary.low:.2f}, {summary.high:.2f}], {summary.count} pairs")
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 _CONFIDENCE = 0.95
+_NUM_RESAMPLES = 1000
 _ELEMENTS_AT_ONCE = 2**22  # bounds the memory of a bootstrap; `torch.quantile` refuses over 2**24
 
 
@@ -36,73 +35,40 @@ class Summary:
     high: float
     """Upper end of the median's 95% bootstrap interval; NaN for fewer than two values."""
     count: int
-    """Number of values summarised."""
+    """How many values count."""
     num_left_out: int
-    """Number of values given that were not: not kept, NaN or infinite."""
+    """How many do not: not kept, NaN or infinite."""
 
 
-def summarise(
-    values: Float[Tensor, " pair"],
-    kept: Bool[Tensor, " pair"] | None = None,
-    *,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> Summary:
-    """Median, quartiles and the median's bootstrap interval of the kept, finite values."""
+def summarise(values: Float[Tensor, " pair"], kept: Bool[Tensor, " pair"] | None = None) -> Summary:
+    """Return median, quartiles and the median's interval of the kept, finite values."""
+    q25, median, q75 = quartiles(values, kept)
     sample = _usable(values, kept)
-    q25, median, q75 = _quantiles(sample, 0.25, 0.5, 0.75)
-    low, high = bootstrap_interval(sample, num_resamples=num_resamples, seed=seed)
+    low, high = _median_interval(sample)
     count = sample.numel()
+    left_out = values.numel() - count
     return Summary(
-        median=median,
-        q25=q25,
-        q75=q75,
-        low=low,
-        high=high,
-        count=count,
-        num_left_out=values.numel() - count,
+        median=median, q25=q25, q75=q75, low=low, high=high, count=count, num_left_out=left_out
     )
 
 
-def row_medians(samples: Float[Tensor, "row value"]) -> Float[Tensor, " row"]:
-    """Median of each row; of the two middle values of an even number, the mean."""
-    return samples.quantile(0.5, dim=1)
-
-
-def bootstrap_interval(
-    values: Float[Tensor, " value"],
-    statistic: Callable[[Tensor], Tensor] = row_medians,
-    *,
-    num_resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """The 95% percentile bootstrap interval of a statistic of the finite values.
-
-    `statistic` maps resamples "row value" to one number for each row. One value says nothing
-    about its own spread, so fewer than two finite values give (NaN, NaN).
-    """
-    sample = _usable(values, None)
-    if sample.numel() < 2:
-        return math.nan, math.nan
-    generator = torch.Generator().manual_seed(seed)
-    at_once = max(1, _ELEMENTS_AT_ONCE // sample.numel())
-    results = []
-    for done in range(0, num_resamples, at_once):
-        shape = (min(at_once, num_resamples - done), sample.numel())
-        results.append(statistic(sample[torch.randint(sample.numel(), shape, generator=generator)]))
-    low, high = _quantiles(torch.cat(results), (1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2)
-    return low, high
+def quartiles(
+    values: Float[Tensor, " pair"], kept: Bool[Tensor, " pair"] | None = None
+) -> tuple[float, float, float]:
+    """Return the 25th percentile, median and 75th percentile of the kept, finite values."""
+    q25, median, q75 = _quantiles(_usable(values, kept), 0.25, 0.5, 0.75)
+    return q25, median, q75
 
 
 def median_curve(
-    relative: Float[Tensor, "pair step"], kept: Bool[Tensor, " pair"] | None = None
+    relative: Float[Tensor, "pair step"], kept: Bool[Tensor, " pair"]
 ) -> tuple[Float[Tensor, " step"], Float[Tensor, " step"], Float[Tensor, " step"]]:
-    """25th percentile, median and 75th percentile of the kept curves at each step.
+    """Return the 25th percentile, median and 75th percentile of the kept curves at each step.
 
     A point that is not finite is left out of its step alone, so pass sparsely sampled curves
     through `fill_gaps` first. NaN at a step without any value.
     """
-    curves = relative if kept is None else relative[kept]
+    curves = relative[kept]
     curves = curves.masked_fill(~curves.isfinite(), torch.nan)
     if not len(curves):  # a quantile of nothing is an error to torch; here it is NaN
         curves = relative.new_full((1, relative.shape[1]), torch.nan)
@@ -110,16 +76,32 @@ def median_curve(
     return q25, median, q75
 
 
+def _median_interval(sample: Float[Tensor, " value"]) -> tuple[float, float]:
+    """Bootstrap the 95% interval of the median, with a random generator of its own."""
+    count = sample.numel()
+    if count < 2:  # one value says nothing about its own spread
+        return math.nan, math.nan
+    generator = torch.Generator().manual_seed(0)
+    at_once = max(1, _ELEMENTS_AT_ONCE // count)
+    medians = []
+    for done in range(0, _NUM_RESAMPLES, at_once):
+        shape = min(at_once, _NUM_RESAMPLES - done), count  # "resample value"
+        chosen = torch.randint(count, shape, generator=generator)
+        medians.append(sample[chosen].quantile(0.5, dim=1))
+    low, high = _quantiles(torch.cat(medians), (1 - _CONFIDENCE) / 2, (1 + _CONFIDENCE) / 2)
+    return low, high
+
+
 def _usable(
     values: Float[Tensor, " value"], kept: Bool[Tensor, " value"] | None
 ) -> Float[Tensor, " usable"]:
-    """The finite, kept values, in double precision on the CPU."""
+    """Return the finite, kept values, in double precision on the CPU."""
     usable = values.isfinite() if kept is None else values.isfinite() & kept
     return values[usable].detach().cpu().double()
 
 
 def _quantiles(sample: Float[Tensor, " value"], *levels: float) -> list[float]:
-    """Quantiles of a sample, NaN if it is empty."""
+    """Return quantiles of a sample, NaN if it is empty."""
     if not sample.numel():
         return [math.nan] * len(levels)
     return sample.quantile(sample.new_tensor(levels)).tolist()

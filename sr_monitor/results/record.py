@@ -54,9 +54,8 @@ class Record:
 
     def __post_init__(self) -> None:
         """Refuse what could not be saved, or not be found again."""
-        for name, value in (("step", self.step), ("tokens", self.tokens)):
-            is_known = name == "step" or value is not None
-            if is_known and (not isinstance(value, int) or value < 0):
+        for name, value in (("step", self.step), ("tokens", self.tokens or 0)):
+            if not isinstance(value, int) or value < 0:
                 raise InputError(f"Record({name}={value!r}): pass a whole number, 0 or more")
         if not isinstance(self.metadata, dict):
             raise InputError(f"Record(metadata={self.metadata!r}): pass a dict of plain values")
@@ -112,9 +111,14 @@ class Record:
         plain: dict[str, dict[str, Any]] = {}
         for name, part in self.parts.items():
             values = probes[name].pack(part) if name in probes else pack(part)
-            found = {key: value for key, value in values.items() if isinstance(value, Tensor)}
-            tensors |= {f"{name}.{key}": _whole(tensor) for key, tensor in found.items()}
-            plain[name] = {key: value for key, value in values.items() if key not in found}
+            plain[name] = {}
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    # NOTE: safetensors takes neither gaps in a tensor nor shared memory.
+                    whole = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                    tensors[f"{name}.{key}"] = whole
+                else:
+                    plain[name][key] = value
         _check_plain("parts", plain)
         content = {"step": self.step, "tokens": self.tokens, "metadata": self.metadata}
         content["parts"] = plain
@@ -179,11 +183,6 @@ def step_of(path: Path) -> int:
 def _known(probes: Sequence[Probe]) -> dict[str, Probe]:
     """Return the built-in probes and these by name; these win."""
     return {**built_in(), **{probe.name: probe for probe in probes}}
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    # NOTE: safetensors takes neither gaps in a tensor nor tensors that share their memory.
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _content(header: Mapping[str, str], call: str) -> dict[str, Any]:

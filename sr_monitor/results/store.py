@@ -66,8 +66,6 @@ class RecordStore:
         store.folder = folder
         return store
 
-    # ---- a run ----------------------------------------------------------------------------------
-
     def open(self, step: int, described: Mapping[str, Any]) -> Iterator[Record]:
         """Yield the records that a run continues, by step, and move the others aside.
 
@@ -103,8 +101,6 @@ class RecordStore:
         if self.folder is not None and _claimed.get(self.folder) is self:
             del _claimed[self.folder]
 
-    # ---- its files ------------------------------------------------------------------------------
-
     def records(self) -> Iterator[Record]:
         """Yield every record that can be read, by step."""
         for path in [] if self.folder is None else list_records(self.folder):
@@ -138,15 +134,13 @@ class RecordStore:
         assert self.folder is not None
         return self.folder / ("prompts.json" if step is None else f"prompts-{step:09d}.json")
 
-    # ---- inside ---------------------------------------------------------------------------------
-
     def _claim(self, log_dir: Path) -> None:
         name, number = self.name, 1
-        while self._is_taken(folder := log_dir / self.name):
+        while self._is_taken(log_dir / self.name):
             number += 1
             self.name = f"{name}-{number}"
-        self.folder = folder
-        _claimed[folder] = self
+        self.folder = log_dir / self.name
+        _claimed[self.folder] = self
 
     def _is_taken(self, folder: Path) -> bool:
         """Return whether a store that may still be in use has the folder."""
@@ -164,13 +158,10 @@ class RecordStore:
 
     def _bring_along(self) -> None:
         """Copy the records of a run that is resumed in another folder."""
-        came_from = None if self.came_from is None else Path(self.came_from)
-        if came_from is None or came_from == self.folder or not came_from.is_dir():
-            return
         assert self.folder is not None
-        for path in list_records(came_from):
+        for path in list_records(self.came_from) if self.came_from else ():
             target = self.folder / path.name
-            if not target.exists():
+            if not target.exists():  # as in the same folder
                 write_whole(target, path.read_bytes())
 
     def _supersede(self, path: Path) -> None:

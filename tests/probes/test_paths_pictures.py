@@ -18,7 +18,7 @@ from torch import Tensor
 from sr_monitor.probes.drawing import rasterise
 from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
-from tests.pictures import NASTY, assert_tidy, pixel, texts, words
+from tests.pictures import NASTY, assert_tidy, texts, words
 
 DRAWERS = pytest.mark.parametrize("draw", [draw_curves, draw_slopes])
 
@@ -93,8 +93,6 @@ def test_the_median_of_the_kept_pairs_is_drawn_on_its_quartile_band() -> None:
     straight = line(axes, "straight line: no regions")
     assert np.asarray(straight.get_xydata()).tolist() == [[0, 0], [1, 1]]
     assert [each for each in axes.lines if each.get_linestyle() == ":"] == [straight]
-    assert axes.get_xlabel() == "interpolation coefficient alpha"
-    assert axes.get_ylabel() == "relative output distance"
 
 
 def test_a_few_single_curves_are_drawn_all_of_kept_pairs() -> None:
@@ -107,14 +105,6 @@ def test_a_few_single_curves_are_drawn_all_of_kept_pairs() -> None:
     assert len(draw_curves(paths, earlier=[]).axes[0].lines) == 2  # none among earlier medians
 
 
-def test_the_median_is_seen_in_blue_on_white() -> None:
-    figure = draw_curves(paths_of(torch.linspace(0, 1, 3)[None] ** 3))
-    (axes,) = figure.axes
-    red, _, blue = pixel(figure, axes, 0.5, 0.125)
-    assert blue > red + 80
-    assert pixel(figure, axes, 0.2, 0.9) == [255, 255, 255]
-
-
 def test_the_note_tells_slope_quartiles_and_what_was_left_out() -> None:
     paths = logistic_curves()
     q25, median, q75 = np.percentile(paths.max_slope[paths.kept].numpy(), [25, 50, 75])
@@ -124,12 +114,9 @@ def test_the_note_tells_slope_quartiles_and_what_was_left_out() -> None:
     assert any(text.endswith(", 1 pair") for text in words(draw_curves(bent(1))))
 
 
-def test_points_not_looked_at_are_bridged() -> None:
+def test_gaps_are_bridged_and_a_wild_curve_does_not_flatten_the_others() -> None:
     (axes,) = draw_curves(paths_of(torch.tensor([[0.0, math.nan, 0.5, math.nan, 1.0]]))).axes
     np.testing.assert_allclose(heights(line(axes, "median")), np.linspace(0, 1, 5))
-
-
-def test_a_wild_curve_does_not_flatten_the_others() -> None:
     paths = logistic_curves()
     paths.distance[0, 20] = 1000
     assert 1 < draw_curves(paths).axes[0].get_ylim()[1] < 2
@@ -160,7 +147,7 @@ def test_earlier_medians_lie_behind() -> None:
     assert "0 pairs, 40 left out" in words(draw_curves(NOTHING, earlier=earlier))
 
 
-@pytest.mark.parametrize("count", [1, 2, 15])
+@pytest.mark.parametrize("count", [1, 15])
 def test_the_earlier_the_paler_and_the_last_is_the_darkest(count: int) -> None:
     earlier = [(f"step {index}", bent(index + 1)) for index in range(count)]
     (axes,) = draw_curves(bent(20), title="now", earlier=earlier).axes
@@ -194,11 +181,13 @@ def test_the_scale_names_every_curve_the_last_on_top_in_its_colour() -> None:
 
 def test_pictures_with_a_scale_are_of_one_size_and_their_axes_at_one_place() -> None:
     many = [(f"step {10**index}", bent(index + 1)) for index in range(15)]
-    pictures = [draw_curves(bent(3), title=NASTY[1], earlier=many[:n]) for n in (0, 1, 15)]
-    for picture in pictures:
-        assert_tidy(picture)
-    assert len({rasterise(picture).shape for picture in pictures}) == 1
-    assert len({picture.axes[0].get_window_extent().bounds for picture in pictures}) == 1
+    pictures = [draw_curves(bent(3), title=NASTY[1], earlier=many[:n]) for n in (0, 15)]
+    assert_tidy(pictures[1])
+    first, last = (
+        (rasterise(picture).shape, picture.axes[0].get_window_extent().bounds)
+        for picture in pictures
+    )
+    assert first == last
 
 
 # Slopes ------------------------------------------------------------------------------------------
@@ -226,16 +215,10 @@ def test_the_histogram_counts_every_kept_pair_once() -> None:
 def test_texts_are_tidy_whatever_they_say(draw: Callable[..., Figure]) -> None:
     long = " ".join(map(str, range(1000)))
     for title in (*NASTY, long):
-        figure = draw(logistic_curves(), title=title)
+        figure = draw(bent(2), title=title)
         assert_tidy(figure)
         assert not any(text.get_parse_math() for text in texts(figure))
-    figure = draw(logistic_curves(), title=long)
     assert any(word.startswith("0 1 2") and word.endswith("…") for word in words(figure))
-
-
-@DRAWERS
-def test_texts_are_tidy_for_extreme_numbers(draw: Callable[..., Figure]) -> None:
     line = torch.linspace(0, 1, 10_001)
-    for curve in ((line > 0.5).float(), line, 2 - line):
-        assert_tidy(draw(paths_of(curve.expand(20, -1))))
-    assert_tidy(draw(paths_of(torch.linspace(0, 1, 2).expand(12_000, -1))))
+    for curve in ((line > 0.5).float(), 2 - line):
+        assert_tidy(draw(paths_of(curve.expand(2, -1))))

@@ -12,22 +12,17 @@ from torch import Tensor
 from sr_monitor.probes.sharpness import (
     boundary_width,
     fill_gaps,
-    lipschitz_ratio,
     max_slope,
     relative_distance,
     slope_location,
 )
 
 NAN, INF = math.nan, math.inf
-NUMBERS = (max_slope, slope_location, boundary_width, lipschitz_ratio)
+NUMBERS = (max_slope, slope_location, boundary_width)
 
 
 def grid(num_steps: int) -> Tensor:
     return torch.linspace(0, 1, num_steps)
-
-
-def ramp(alphas: Tensor, start: float, end: float) -> Tensor:
-    return ((alphas - start) / (end - start)).clamp(0, 1)[None]
 
 
 def logistic(alphas: Tensor, steepness: float) -> Tensor:
@@ -53,7 +48,7 @@ def test_relative_distance_is_one_at_the_end_and_scale_free() -> None:
 def test_a_straight_line_has_slope_one_and_width_one_half(num_steps: int) -> None:
     alphas = grid(num_steps)
     found = [number(alphas, alphas[None]).item() for number in NUMBERS]
-    assert [found[0], *found[2:]] == pytest.approx([1, 0.5, 1], abs=1e-5)
+    assert [found[0], found[2]] == pytest.approx([1, 0.5], abs=1e-5)
 
 
 @pytest.mark.parametrize(("num_steps", "jump"), [(2, 1), (3, 2), (51, 20), (101, 100)])
@@ -63,15 +58,6 @@ def test_a_step_has_slope_s_minus_one_where_it_jumps(num_steps: int, jump: int) 
     assert max_slope(alphas, relative).item() == last
     assert slope_location(alphas, relative).item() == pytest.approx((jump - 0.5) / last, abs=1e-6)
     assert boundary_width(alphas, relative).item() == pytest.approx(0.5 / last, abs=1e-6)
-
-
-def test_a_ramp_over_a_fifth_has_slope_five() -> None:
-    alphas = grid(51)
-    relative = ramp(alphas, 0.4, 0.6)
-    assert max_slope(alphas, relative).item() == pytest.approx(5, rel=1e-5)
-    assert boundary_width(alphas, relative).item() == pytest.approx(0.1, abs=1e-6)
-    assert 0.4 < slope_location(alphas, relative).item() < 0.6
-    assert lipschitz_ratio(alphas, relative).item() == INF  # flat at first
 
 
 @pytest.mark.parametrize("steepness", [4.0, 20.0, 60.0])
@@ -93,13 +79,6 @@ def test_the_slope_is_signed_and_the_first_of_the_steepest_is_located() -> None:
     assert max_slope(grid(5), spike).item() == 12.0
     assert slope_location(grid(5), spike).item() == 0.125
     assert slope_location(grid(5), torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0]])).item() == 0.375
-
-
-def test_the_lipschitz_ratio_of_a_slow_start() -> None:
-    alphas = grid(51)
-    relative = torch.where(alphas <= 0.6, alphas / 2, 0.3 + (alphas - 0.6) * 0.7 / 0.4)[None]
-    assert lipschitz_ratio(alphas, relative).item() == pytest.approx(1.75 / 0.5, rel=1e-4)
-    assert lipschitz_ratio(alphas, relative, num_first=50).item() == pytest.approx(1.75, rel=1e-4)
 
 
 def test_the_width_is_that_of_the_first_complete_passage_if_there_is_one() -> None:
@@ -132,13 +111,6 @@ def test_gaps_are_bridged_by_straight_lines_and_nothing_is_extrapolated() -> Non
     )
     torch.testing.assert_close(fill_gaps(grid(5), relative), expected, equal_nan=True)
     assert max_slope(grid(5), relative)[0].item() == 1.0
-
-
-def test_filling_keeps_every_point_that_was_looked_at_bit_for_bit() -> None:
-    relative, chance = torch.rand(2, 20, 33, generator=torch.Generator().manual_seed(0))
-    gaps = chance < 0.7
-    assert torch.equal(fill_gaps(grid(33), relative.masked_fill(gaps, NAN))[~gaps], relative[~gaps])
-    assert torch.equal(fill_gaps(grid(33), relative), relative)
 
 
 # The oracle: plain loops over one curve at a time ------------------------------------------------
@@ -194,17 +166,16 @@ def random_curves() -> Tensor:
 
 def test_every_number_equals_the_slow_oracle_on_random_curves() -> None:
     alphas, curves = grid(21), random_curves()
-    ratio = lipschitz_ratio(alphas, curves, num_first=5)
-    fast = torch.stack([*(number(alphas, curves) for number in NUMBERS[:3]), ratio], dim=1)
+    fast = torch.stack([number(alphas, curves) for number in NUMBERS], dim=1)
     points, slow, filled = alphas.tolist(), [], []
     for curve in curves.tolist():
-        slope, where = slow_slope(points, curve)
         filled.append([slow_value(points, curve, at) for at in points])
-        first = (filled[-1][5] - filled[-1][0]) / (points[5] - points[0])
-        slow.append([slope, where, slow_width(points, curve), slope / first])
+        slow.append([*slow_slope(points, curve), slow_width(points, curve)])
     near: dict[str, Any] = {"atol": 1e-5, "equal_nan": True}
     torch.testing.assert_close(fast, torch.tensor(slow), rtol=1e-3, **near)
-    torch.testing.assert_close(fill_gaps(alphas, curves), torch.tensor(filled), rtol=1e-4, **near)
+    found, seen = fill_gaps(alphas, curves), ~curves.isnan()
+    torch.testing.assert_close(found, torch.tensor(filled), rtol=1e-4, **near)
+    assert torch.equal(found[seen], curves[seen])  # bit for bit
     known = (~fast.isnan()).sum(dim=0)
     assert (known > 60).all()
     assert (known < 400).all()

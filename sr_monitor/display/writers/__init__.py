@@ -11,19 +11,17 @@ from sr_monitor.errors import refused
 
 def as_writers(name: str, given: object) -> list[Writer]:
     """Return writers for the argument `name`: a writer, a `SummaryWriter`, or several of them."""
-    several = given if isinstance(given, list | tuple) else [given]
-    return [_as_writer(name, each) for each in several]
-
-
-def _as_writer(name: str, given: object) -> Writer:
-    is_class = isinstance(given, type)  # it has all the methods
-    if hasattr(given, "add_scalar") and not is_class:
-        return TensorBoardWriter(given)
-    if is_class or not isinstance(given, Writer):
-        raise refused(
-            name,
-            given,
-            f"a {type(given).__name__} is no writer; pass a TensorBoardWriter, a SummaryWriter, a "
-            "JSONLWriter, or anything with the methods of sr_monitor.display.writers.base.Writer",
-        )
-    return given
+    writers: list[Writer] = []
+    for each in given if isinstance(given, list | tuple) else [given]:
+        is_class = isinstance(each, type)  # it has all the methods
+        writer = TensorBoardWriter(each) if hasattr(each, "add_scalar") and not is_class else each
+        if is_class or not isinstance(writer, Writer):
+            raise refused(
+                name,
+                each,
+                f"a {type(each).__name__} is no writer; pass a TensorBoardWriter, a SummaryWriter, "
+                "a JSONLWriter, or anything with the methods of "
+                "sr_monitor.display.writers.base.Writer",
+            )
+        writers.append(writer)
+    return writers

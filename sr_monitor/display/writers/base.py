@@ -20,14 +20,11 @@ from torch import Tensor
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import RGB
 
-_FIXES = {
-    errno.ENOSPC: "free space on the disk, or name another log_dir",
-    errno.EDQUOT: "free space on the disk, or name another log_dir",
-    errno.EACCES: "make the folder writable, or name another log_dir",
-    errno.EPERM: "make the folder writable, or name another log_dir",
-    errno.EROFS: "name another log_dir",
-    errno.ENOENT: "leave the log_dir in its place while the run goes on",
-}
+_FULL = "free space on the disk, or name another log_dir"
+_DENIED = "make the folder writable, or name another log_dir"
+_FIXES = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EACCES: _DENIED, errno.EPERM: _DENIED}
+_FIXES |= {errno.EROFS: "name another log_dir"}
+_FIXES |= {errno.ENOENT: "leave the log_dir in its place while the run goes on"}
 
 Frames: TypeAlias = UInt8[np.ndarray, "frame row column 3"]
 

@@ -70,8 +70,7 @@ class JSONLWriter:
         line = json.dumps({"step": step, "name": name, "kind": kind, "value": value}) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab", buffering=0) as file:
-            end = file.seek(0, os.SEEK_END)
-            rest = line.encode()
+            end, rest = file.seek(0, os.SEEK_END), line.encode()
             try:
                 while rest:
                     rest = rest[file.write(rest) :]
@@ -92,27 +91,28 @@ def _keep_earlier(path: Path, purge_step: int | None) -> None:
     """Keep the whole lines of earlier steps; refuse a file that holds anything else."""
     content = path.read_bytes()
     *lines, torn = content.split(b"\n")
-    end = math.inf if purge_step is None else purge_step
-    kept = b"".join(line + b"\n" for line in lines if _step_of(line, path) < end)
+    steps = [_step_of(line) for line in lines]
+    foreign = [line for line, step in zip(lines, steps, strict=True) if step is None]
     if not torn.startswith(_LINE_STARTS[: len(torn)]):
-        raise _foreign(path, torn)
+        foreign.append(torn)
+    if foreign:
+        start = foreign[0][:40].decode(errors="replace")
+        raise InputError(
+            f"JSONLWriter({str(path)!r}): the file holds {start!r}, which JSONLWriter does not "
+            "write; name another file"
+        )
+    end = math.inf if purge_step is None else purge_step
+    kept = b"".join(
+        line + b"\n" for line, step in zip(lines, steps, strict=True) if (step or 0) < end
+    )
     if kept != content:
         write_whole(path, kept)
 
 
-def _step_of(line: bytes, path: Path) -> int:
+def _step_of(line: bytes) -> int | None:
+    """Return the step of a line; None if JSONLWriter did not write it."""
     try:
         entry = json.loads(line)
-        if entry.keys() == _ENTRIES:
-            return int(entry["step"])
+        return int(entry["step"]) if entry.keys() == _ENTRIES else None
     except (AttributeError, ValueError, TypeError):
-        pass
-    raise _foreign(path, line)
-
-
-def _foreign(path: Path, line: bytes) -> InputError:
-    start = line[:40].decode(errors="replace")
-    return InputError(
-        f"JSONLWriter({str(path)!r}): the file holds {start!r}, which JSONLWriter does not write; "
-        "name another file"
-    )
+        return None

@@ -7,8 +7,9 @@ with closing(TensorBoardWriter("runs/1")) as writer:      # then: tensorboard --
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -29,35 +30,31 @@ class TensorBoardWriter:
     """
 
     def __init__(self, target: object, *, purge_step: int | None = None) -> None:
-        """Make a writer of our own, or write through one that is there.
+        """Write into a folder, or through a `SummaryWriter` that is there.
 
-        A writer of our own also lays out a chart on the page CUSTOM SCALARS for each median that
-        is logged with its quartiles; through somebody else's it could replace the owner's layout.
-        After an error, such as a full disk, it continues in a new file: the old one takes no more.
+        In a folder, each median that is logged with its quartiles gets a chart on the page CUSTOM
+        SCALARS; a layout in somebody else's writer could replace theirs. After an error, such as
+        a full disk, logging continues in a new file.
 
         Args:
             target: The folder of the run, or a `torch.utils.tensorboard.SummaryWriter`, which is
                 left open when this one is closed.
             purge_step: Have TensorBoard forget what was written of this and later steps: a run
-                that is resumed here comes to them again. Not for a writer that is there.
+                that is resumed here comes to them again. Only for a folder.
         """
         call = f"TensorBoardWriter({target!r}, purge_step={purge_step})"
-        missing = (
-            f"{call}: TensorBoard is not installed; run: pip install 'sr-monitor[tensorboard]'"
-        )
-        self._summary: Any = import_or_refuse(
-            "tensorboard.compat.proto.summary_pb2", missing
-        ).Summary
+        fix = f"{call}: TensorBoard is not installed; run: pip install 'sr-monitor[tensorboard]'"
+        self._proto: Any = import_or_refuse("tensorboard.compat.proto.summary_pb2", fix)
         self._is_own = isinstance(target, str | os.PathLike)
-        theirs: Any = target
-        self._folder = Path(theirs if self._is_own else theirs.log_dir)
-        self._make: Any = lambda **options: target
         if self._is_own:
-            kind = import_or_refuse("torch.utils.tensorboard", missing).SummaryWriter
-            self._make = lambda **options: kind(os.fspath(theirs), **options)
-        elif purge_step is not None:
+            board = import_or_refuse("torch.utils.tensorboard", fix)
+            self._make: Any = partial(board.SummaryWriter, os.fspath(cast(str, target)))
+            self._open: Any = self._make(purge_step=purge_step)
+        elif purge_step is None:
+            self._open = target
+        else:
             raise InputError(f"{call}: give `purge_step` to the SummaryWriter when it is made")
-        self._open: Any = self._make(purge_step=purge_step)
+        self._folder = Path(self._open.log_dir)
         self._bands: dict[str, set[str]] = {}
 
     @property
@@ -86,16 +83,12 @@ class TensorBoardWriter:
 
     def animation(self, name: str, frames: Frames, step: int) -> None:
         # NOTE: SummaryWriter makes a GIF with moviepy only; TensorBoard shows one as it is.
-        _, height, width, num_colors = frames.shape
-        image = self._summary.Image(
-            height=height,
-            width=width,
-            colorspace=num_colors,
-            encoded_image_string=encode_gif(frames),
-        )
-        value = self._summary.Value(tag=name, image=image)
+        summary = self._proto.Summary()
+        picture = summary.value.add(tag=name).image
+        picture.height, picture.width, picture.colorspace = frames.shape[1:]
+        picture.encoded_image_string = encode_gif(frames)
         with self._writer() as writer:
-            writer._get_file_writer().add_summary(self._summary(value=[value]), step)
+            writer._get_file_writer().add_summary(summary, step)
 
     def text(self, name: str, markdown: str, step: int) -> None:
         with self._writer() as writer:
@@ -126,11 +119,7 @@ class TensorBoardWriter:
     def _lay_out(self, writer: Any) -> None:
         """Lay out a chart for each whole band; TensorBoard takes the last layout that it finds."""
         charts = {}
-        for stem, found in self._bands.items():
-            if len(found) == len(_BAND):
-                title = stem.removeprefix(PREFIX).replace("_", " ")
-                charts[f"{title}: median and quartiles"] = [
-                    "Margin",
-                    [f"{stem}/{edge}" for edge in _BAND],
-                ]
+        for stem in (stem for stem, found in self._bands.items() if len(found) == len(_BAND)):
+            title = f"{stem.removeprefix(PREFIX).replace('_', ' ')}: median and quartiles"
+            charts[title] = ["Margin", [f"{stem}/{edge}" for edge in _BAND]]
         writer.add_custom_scalars({"stable regions": charts})
