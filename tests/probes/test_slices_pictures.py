@@ -88,6 +88,9 @@ def test_what_is_not_finite_is_grey_and_the_rest_is_as_before() -> None:
     assert all(is_grey(pixel(figure, figure.axes[0], *place)) for place in lost)
     assert pixel(figure, figure.axes[0], *left) == pixel(same, same.axes[0], *left)
     torch.testing.assert_close(plane.rgb, before, rtol=0, atol=0, equal_nan=True)
+    plane.distance[:] = math.nan
+    figure = draw_slice(plane, 0)
+    assert is_grey(pixel(figure, figure.axes[0], 0.5, 0.5))
 
 
 # Marks -------------------------------------------------------------------------------------------
