@@ -46,17 +46,19 @@ def test_the_table_holds_the_pairs_and_tells_their_source() -> None:
     assert table_of(replace(PROMPTS, texts=None))[2][1] == ["1", "3 4 5", "6 7 8"]
 
 
-def test_texts_are_shown_as_they_are() -> None:
-    _, _, rows = table_of(replace(make_prompts(len(NASTY)), texts=NASTY))
-    assert [row[1] for row in rows] == list(NASTY[:-1])
-    assert [row[2] for row in rows] == list(NASTY[1:])
-
-
-def test_a_text_stays_on_its_line_and_keeps_its_end() -> None:
-    texts = ("two\nlines\r\n\tand a bell \x07 and half a pair \udc80", "word " * 400 + "end", "x")
-    _, _, rows = table_of(replace(make_prompts(3), texts=texts))
-    assert rows[0][1] == "two↵lines ↵ and a bell □ and half a pair □"
-    assert re.fullmatch(r"….{150,155}word end", rows[1][1])
+def test_texts_are_shown_as_they_are_on_one_line() -> None:
+    """A long one keeps its end."""
+    texts = (
+        *NASTY,
+        "two\nlines\r\n\tand a bell \x07 and half a pair \udc80",
+        "word " * 400 + "end",
+        "",
+    )
+    _, _, rows = table_of(replace(make_prompts(len(texts)), texts=texts))
+    *plain, odd, long = [row[1] for row in rows]
+    assert plain == list(NASTY)
+    assert odd == "two↵lines ↵ and a bell □ and half a pair □"
+    assert re.fullmatch(r"….{150,155}word end", long)
 
 
 def test_of_many_pairs_the_first_are_shown_and_all_counted() -> None:

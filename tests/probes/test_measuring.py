@@ -161,15 +161,11 @@ def test_what_is_run_again_after_memory_ran_out_is_shown_again(
 
 
 def test_derived_probes_follow_from_one_another_in_any_order() -> None:
+    """What has nothing to measure leaves no part; nor does what rides on it or follows from it."""
     specimen = zoo.build("linear")
     parts = _measure(specimen, [Doubled(), Steepest(), PathsProbe(num_steps=3)])
     assert list(parts) == ["paths", "steepest", "doubled"]
     assert parts["doubled"]["slope"] == 2 * parts["paths"].max_slope.max()
-
-
-def test_what_has_nothing_to_measure_leaves_no_part() -> None:
-    """Nor does what rides on it, or could be derived from it."""
-    specimen = zoo.build("linear")
     none = SlicesProbe(num_slices=0)
     assert _measure(specimen, [none, WatchingSlices(), Steepest(), Doubled()]) == {}
 
@@ -229,9 +225,6 @@ def test_a_run_keeps_to_the_way_it_began_with() -> None:
         assert engine(with_a_wrong_cache(), "rows") == "plain"
 
 
-# The same bits ---------------------------------------------------------------------------------
-
-
 def bits(parts: Mapping[str, Part]) -> str:
     """Return a fingerprint of all numbers of paths and slices, and of how they were run."""
     paths, slices = parts["paths"], parts["slices"]
@@ -249,7 +242,6 @@ def test_measuring_again_gives_the_same_bits_in_another_process_too() -> None:
     names = ("llama", "mistral_window", "mamba")
     found = [bits_of(name) for name in names]
     assert [text.split()[0] for text in found] == ["shared", "rows", "plain"]
-    assert [bits_of(name) for name in names] == found
     code = (
         "import torch; torch.set_num_threads(1); from tests.probes.test_measuring import bits_of; "
         f"print(*map(bits_of, {names}), sep='\\n')"

@@ -29,14 +29,10 @@ END_DISTANCE = 7.3
 class Looks:
     """What a strategy did to some curves."""
 
-    counts: Int[Tensor, "pair step"]
-    """How often each step of each pair was looked at."""
-    calls: list[tuple[list[int], list[list[int]]]]
-    """The pairs and steps of each call, in order."""
-    found: Float[Tensor, " pair"]
-    """The steepest slope between looked-at neighbours."""
-    truth: Float[Tensor, " pair"]
-    """The steepest slope of the whole grid."""
+    counts: Int[Tensor, "pair step"]  # how often each was looked at
+    calls: list[tuple[list[int], list[list[int]]]]  # pairs and steps, in order
+    found: Float[Tensor, " pair"]  # the steepest slope between looked-at neighbours
+    truth: Float[Tensor, " pair"]  # the steepest slope of the whole grid
 
 
 def _look_at(curves: Curves, strategy: Callable[[Look, int, int], None] = look_adaptively) -> Looks:
@@ -198,8 +194,7 @@ def test_what_it_reckons_grows_with_the_steps_and_not_with_their_square() -> Non
     assert largest(lambda: _look_at(curves)) <= 2 * MOST_LOOKS * (1001 + 1)
 
 
-@pytest.mark.parametrize("num_steps", [51, 101])
-def test_a_straight_line_takes_no_more_looks_than_a_curve(num_steps: int) -> None:
+def test_a_straight_line_takes_no_more_looks_than_a_curve() -> None:
     """An untrained model's curves: their rounding is nothing to look into."""
-    lines = _curves("line", num_steps)[:20] * torch.linspace(1, 2, 20)[:, None]
+    lines = _curves("line", 101)[:20] * torch.linspace(1, 2, 20)[:, None]
     assert _look_at(lines).counts.sum(1).double().mean() <= 30

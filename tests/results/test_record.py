@@ -146,18 +146,15 @@ def test_scalars_are_the_medians_of_the_pairs_that_count() -> None:
     assert set(bare) == set(named) - later
 
 
-def test_nothing_left_to_count_is_nan_and_no_complaint() -> None:
+def test_a_record_may_lack_parts_and_pairs_that_count() -> None:
     paths = make_paths()
     paths.distance.fill_(0)
     scalars = make_record(paths=paths).scalars
     assert scalars["stable_regions/pairs_left_out"] == 6
     assert math.isnan(scalars["stable_regions/max_slope/median"])
-
-
-def test_a_record_without_paths_says_so() -> None:
+    assert make_record(num_slices=0).slices is None
     record = Record(step=7, parts={"slices": make_slices()})
     assert record.slices is record.parts["slices"]
-    assert make_record(num_slices=0).slices is None
     with pytest.raises(InputError, match=r"Record\(step=7\): it holds no paths"):
         _ = record.paths
 
@@ -231,14 +228,12 @@ def test_where_records_lie(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"step": -1}, r"Record\(step=-1\): pass a whole number, 0 or more"),
-        ({"step": 1.5}, r"Record\(step=1.5\): pass a whole number"),
         ({"step": None}, r"Record\(step=None\): pass a whole number"),
         ({"tokens": -5}, r"Record\(tokens=-5\): pass a whole number"),
         ({"tokens": "8"}, r"Record\(tokens='8'\): pass a whole number"),
         ({"metadata": None}, r"Record\(metadata=None\): pass a dict"),
         ({"metadata": {"a": [1, {"b": (1, 2)}]}}, r"\['a'\]\[1\]\['b'\] is a tuple, \(1, 2\)"),
         ({"metadata": {"a": {1: 2}}}, r"metadata\['a'\] is a dict, \{1: 2\}"),
-        ({"metadata": {"a": np.float32(1)}}, r"metadata\['a'\] is a float32"),
         ({"metadata": {"a": torch.zeros(1)}}, r"metadata\['a'\] is a Tensor"),
         ({"parts": {"a.b": {}}}, r"parts=\{'a.b': ...\}\): name a part without a dot"),
         ({"parts": {"a": {"b": np.zeros(3)}}}, r"parts\['a'\]\['b'\] is a ndarray"),
@@ -263,7 +258,7 @@ def refused(path: Path, message: str) -> None:
 
 def test_a_file_cut_short_anywhere_is_refused(saved: Path) -> None:
     content = saved.read_bytes()
-    for length in [*range(0, len(content), 97), len(content) - 1]:
+    for length in [*range(0, len(content), 397), len(content) - 1]:
         saved.write_bytes(content[:length])
         refused(saved, "no whole safetensors file")
 
@@ -326,20 +321,19 @@ DAMAGES: list[Damage] = [
 
 
 @pytest.mark.usefixtures("_as_users_run_it")
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_refused(saved: Path, damage: Damage) -> None:
-    rewrite(saved, damage)
-    refused(saved, r"the file is damaged \(.*\); measure again")
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [(says(step=-5), r"Record\(step=-5\)"), (says(parts={"a.b": {}}), "'a.b'.*without a dot")],
-)
-def test_impossible_content_is_refused(saved: Path, change: Damage, message: str) -> None:
-    rewrite(saved, change)
-    with pytest.raises(InputError, match=message):
-        Record.load(saved)
+def test_a_damaged_file_is_refused(saved: Path) -> None:
+    """As is one that says what no record can."""
+    content = saved.read_bytes()
+    for damage in DAMAGES:
+        saved.write_bytes(content)
+        rewrite(saved, damage)
+        refused(saved, r"the file is damaged \(.*\); measure again")
+    impossible = {says(step=-5): r"Record\(step=-5\)", says(parts={"a.b": {}}): "without a dot"}
+    for damage, message in impossible.items():
+        saved.write_bytes(content)
+        rewrite(saved, damage)
+        with pytest.raises(InputError, match=message):
+            Record.load(saved)
 
 
 # Older files -------------------------------------------------------------------------------------
@@ -405,56 +399,50 @@ def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
 
 
-def run_script(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run code that starts with a large record `record` and the folder `log_dir`."""
-    before = (
-        "import os, resource, signal, sys, time, torch\n"
-        "from pathlib import Path\n"
-        "from sr_monitor.results.record import Record, list_records, record_path\n"
-        "from tests.made import make_paths, make_record\n"
-        "torch.set_num_threads(1)\n"  # a forked process would wait for the others for ever
-        "log_dir = Path(sys.argv[1])\n"
-        "record = make_record(paths=make_paths(num_pairs=20_000))\n"
-    )
-    command = [sys.executable, "-c", before + code, str(folder)]
+WRITES = """
+import os, resource, signal, sys, time, torch
+from pathlib import Path
+from sr_monitor.results.record import Record, list_records, record_path
+from tests.made import make_paths, make_record
+torch.set_num_threads(1)  # a forked process would wait for the others for ever
+log_dir, record = Path(sys.argv[1]), make_record(paths=make_paths(num_pairs=20_000))
+def forked(work, *arguments):
+    if not (child := os.fork()):
+        work(*arguments)
+        os._exit(0)
+    return child
+def limited(action):
+    signal.signal(signal.SIGXFSZ, action)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+    try: record.save(record_path(log_dir, 500))
+    except OSError as error: print(error, flush=True)
+def endless():
+    for step in range(10**9): record.save(record_path(log_dir / "endless", step % 3))
+for action in (signal.SIG_IGN, signal.SIG_DFL):
+    os.waitpid(forked(limited, action), 0)
+    print(sorted(file.stat().st_size for file in log_dir.glob("*/.step*")), flush=True)
+for turn in range(200):
+    child = forked(endless)
+    while len(list_records(log_dir / "endless")) < 3: time.sleep(0.01)
+    time.sleep(0.02 + 0.002 * (turn % 30))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for path in list_records(log_dir / "endless"):
+        assert len(Record.load(path).paths.distance) == 20_000
+    half_written = len(os.listdir(log_dir / "endless" / "stable_regions")) - 3
+    if turn >= 5 and half_written: break
+print(half_written > 0)
+"""
+
+
+def test_a_write_that_is_stopped_leaves_the_old_file_whole(saved: Path, tmp_path: Path) -> None:
+    """By a full disk, which leaves nothing; in its middle by a signal; or at any time."""
+    command = [sys.executable, "-c", WRITES, str(tmp_path)]
     root = Path(__file__).parents[2]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize("signal", ["SIG_IGN", "SIG_DFL"], ids=["full disk", "killed"])
-def test_a_write_that_stops_in_its_middle(saved: Path, tmp_path: Path, signal: str) -> None:
-    """The limit on the size of a file stops it there: by an error, or by a signal that kills."""
-    done = run_script(
-        f"signal.signal(signal.SIGXFSZ, signal.{signal})\n"
-        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
-        "try: record.save(record_path(log_dir, 500))\n"
-        "except OSError as error: print(error)\n",
-        tmp_path,
-    )
-    left = [file.stat().st_size for file in saved.parent.iterdir() if file != saved]
-    assert (("File too large" in done.stdout, left) == (True, [])) == (signal == "SIG_IGN")
-    assert ((done.returncode < 0, left) == (True, [100_000])) == (signal == "SIG_DFL")
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    error, after_error, after_kill, has_half = done.stdout.splitlines()
+    assert "File too large" in error
+    assert (after_error, after_kill, has_half) == ("[]", "[100000]", "True")
     assert list_records(tmp_path) == [saved]
     assert everything(Record.load(saved)) == everything(whole_record())
-
-
-def test_killed_at_any_time(tmp_path: Path) -> None:
-    """Processes that save without end are killed, each a little later; all is whole."""
-    done = run_script(
-        "for turn in range(200):\n"
-        "    child = os.fork()\n"
-        "    if not child:\n"
-        "        for step in range(10**9): record.save(record_path(log_dir, step % 3))\n"
-        "    while len(list_records(log_dir)) < 3: time.sleep(0.01)\n"
-        "    time.sleep(0.02 + 0.002 * (turn % 30))\n"
-        "    os.kill(child, signal.SIGKILL)\n"
-        "    os.waitpid(child, 0)\n"
-        "    for path in list_records(log_dir):\n"
-        "        assert len(Record.load(path).paths.distance) == 20_000\n"
-        "    half_written = len(os.listdir(log_dir / 'stable_regions')) - 3\n"
-        "    if turn >= 20 and half_written: break\n"
-        "print(len(list_records(log_dir)), half_written > 0)\n",
-        tmp_path,
-    )
-    assert done.stdout == "3 True\n", done.stderr
