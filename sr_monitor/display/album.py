@@ -1,16 +1,16 @@
-"""What of a measurement is shown at which step, and which earlier ones are drawn beside it.
+"""Decide what of a measurement is shown at which step, and which earlier ones lie behind it.
 
 Numbers go to the writers at every step. Pictures belong to *picture steps*: the first one, then
-each that is at least twice the last one before, and the end of the run. So a run of any length has
-few pictures, close together where the model changes fast, and TensorBoard, which keeps ten images
-under a name, keeps nearly all of them. What is logged and drawn is up to the probes.
+each that is at least twice the last one before, and the end of the run. So even a long run has few
+pictures, close together where the model changes fast. TensorBoard, which keeps ten images under a
+name, keeps nearly all of them.
 
     album = Album([TensorBoardWriter("runs/1")])
     album.show(record, prompts=prompts)
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, TypeAlias
 
 from sr_monitor.display.prompts_table import describe_prompts
@@ -29,8 +29,8 @@ _Entry: TypeAlias = tuple[Kind, str, Any]  # how, under which name, what
 class Album:
     """Shows the records of one run, in the order of their steps, on all writers.
 
-    A writer that fails is left out for the rest of that call, the others get everything, and then
-    a `WriterError` is raised. With the next call it gets another chance.
+    A writer that fails is left out for the rest of that call; the others get everything before a
+    `WriterError` is raised.
     """
 
     def __init__(self, writers: Sequence[Writer], *, prefix: str = PREFIX) -> None:
@@ -49,9 +49,7 @@ class Album:
 
     def introduce(self, prompts: PromptSet, step: int) -> None:
         """Show which prompts are measured: the first pairs, how many there are, their source."""
-        with self._all_writers() as writers:
-            entry: _Entry = PROMPTS.kind, PROMPTS.name, describe_prompts(prompts)
-            writers.write(iter([entry]), step)
+        self._write([(PROMPTS.kind, PROMPTS.name, describe_prompts(prompts))], step)
 
     def keep(self, record: Record, *, prompts: PromptSet) -> None:
         """Remember a record that was shown before the run was resumed; write nothing."""
@@ -60,22 +58,22 @@ class Album:
 
     def repeat(self, record: Record) -> None:
         """Show the numbers of a record again, to writers that were not there at the time."""
-        with self._all_writers() as writers:
-            writers.write(_numbers(record), record.step)
+        self._write(_numbers(record), record.step)
 
     def show(self, record: Record, *, prompts: PromptSet, last: bool = False) -> None:
         """Show the numbers of a record, and its pictures at a picture step or if it is the last.
 
         Called for the same step again, it adds the pictures if there were none.
         """
-        with self._all_writers() as writers:
-            if record.step != self._numbered:
-                self._numbered = record.step
-                writers.write(_numbers(record), record.step)
-            if record.step not in self._drawn and (last or self._is_picture_step(record.step)):
-                self._pages[record.step] = _pages(record, prompts)
-                self._drawn.add(record.step)
-                writers.write(self._pictures(record), record.step)
+        entries: list[Iterable[_Entry]] = []
+        if record.step != self._numbered:
+            self._numbered = record.step
+            entries.append(_numbers(record))
+        if record.step not in self._drawn and (last or self._is_picture_step(record.step)):
+            self._drawn.add(record.step)
+            self._pages[record.step] = _pages(record, prompts)
+            entries.append(self._pictures(record))
+        self._write(chain.from_iterable(entries), record.step)
 
     def _is_picture_step(self, step: int) -> bool:
         before = max(self._pages, default=None)
@@ -90,39 +88,27 @@ class Album:
             for key, picture in probe.pictures(page, earlier):
                 yield key.kind, key.name, picture
 
-    @contextmanager
-    def _all_writers(self) -> Iterator["_Writers"]:
-        """Lend all writers; flush them in any case, and raise an error if some have failed."""
-        writers = _Writers(self._writers, self.prefix)
+    def _write(self, entries: Iterable[_Entry], step: int) -> None:
+        """Write entries, drawn one by one, while a writer is left; then flush those that are."""
+        left, failures = list(self._writers), list[tuple[Writer, Exception]]()
+
+        def call(method: str, *arguments: Any) -> None:
+            for writer in tuple(left):
+                try:
+                    getattr(writer, method)(*arguments)
+                except Exception as error:  # whatever it is, the others must be served
+                    left.remove(writer)
+                    failures.append((writer, error))
+
         try:
-            yield writers
+            coming = iter(entries)
+            while left and (entry := next(coming, None)):
+                kind, name, value = entry  # a kind is the name of the writers' method for it
+                call(kind, self.prefix + name.removeprefix(PREFIX), value, step)
         finally:
-            writers.call("flush")
-        if writers.failures:
-            raise WriterError.of(writers.failures) from writers.failures[0][1]
-
-
-class _Writers:
-    """Several writers as one; one that has failed is not called again."""
-
-    def __init__(self, writers: Sequence[Writer], prefix: str) -> None:
-        self._left, self._prefix = list(writers), prefix
-        self.failures: list[tuple[Writer, Exception]] = []
-
-    def write(self, entries: Iterator[_Entry], step: int) -> None:
-        """Write entries until none remain or every writer has failed: the rest is not drawn."""
-        while self._left and (entry := next(entries, None)):
-            kind, name, value = entry  # a kind is the name of the writers' method for it
-            self.call(kind, self._prefix + name.removeprefix(PREFIX), value, step)
-
-    def call(self, method: str, *arguments: Any) -> None:
-        """Call a method of each writer that has not failed."""
-        for writer in tuple(self._left):
-            try:
-                getattr(writer, method)(*arguments)
-            except Exception as error:  # whatever it is, the others must be served
-                self._left = [other for other in self._left if other is not writer]
-                self.failures.append((writer, error))
+            call("flush")
+        if failures:
+            raise WriterError.of(failures) from failures[0][1]
 
 
 def _pages(record: Record, prompts: PromptSet) -> dict[str, Page]:

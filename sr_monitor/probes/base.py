@@ -1,12 +1,11 @@
-"""What a probe is: a quantity that is measured, logged, drawn and kept, all said in one place.
+"""Define probes: each is a quantity that is measured, logged, drawn and kept.
 
-A probe is a frozen dataclass. Its fields are its options; its methods say how its *part* of a
-measurement comes about, and what the part says. A part is a dataclass or a mapping of CPU tensors
-and plain values. There are three ways to come by one, and a probe overrides exactly one of them:
+A probe is a frozen dataclass whose fields are its options. Its *part* of a measurement is a
+dataclass or a mapping of CPU tensors and plain values. A probe overrides one of three methods:
 
 - `measure` runs points of its own through the session (`paths`, `slices`);
 - `reader` looks at the points that another probe runs, named by `rides`, in the same pass;
-- `derive` computes it from other parts, so that old records gain it, too.
+- `derive` computes the part from other parts, so that old records gain it, too.
 
     @dataclass(frozen=True, kw_only=True)
     class Steepness(Probe):
@@ -72,17 +71,15 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """One measurement as pictures see it."""
+    """One measurement as pictures see it: the probe's own part, and those of all probes."""
 
     title: str
     """Such as "step 500"."""
     part: Part
-    """The probe's own part."""
     parts: Mapping[str, Part]
-    """All parts of the measurement, by probe."""
     prompts: "PromptSet"
     memo: dict[Any, Any] = field(default_factory=dict)
-    """For what is drawn once and shown again in later pictures."""
+    """Holds what is drawn once and shown again in later pictures."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
-"""What the pictures of all probes share: the page, its style, its texts, and its pixels.
+"""Draw what the pictures of all probes share: the page, its style, its texts, and its pixels.
 
-A figure belongs to no window and to no `pyplot` state, and depends on its data alone: neither on
-the user's matplotlib settings nor on a display. Every text is drawn literally (a `$` is a `$`) and
-cut to its place; characters that no installed font has become a small box. Places are in inches.
+A figure depends on its data alone: neither on the user's matplotlib settings nor on a display.
+Every text is drawn literally (a `$` is a `$`) and cut to its place; characters that no installed
+font has become a small box. Places are in inches.
 
     @own_style()
     def draw_depth(depth):
@@ -139,12 +139,10 @@ def rasterise(figure: Figure) -> UInt8[np.ndarray, "row column 3"]:
 
 
 def pixels(figure: Figure) -> UInt8[np.ndarray, "row column 3"]:
-    """Rasterise a figure that nobody needs afterwards, and take it apart.
-
-    A figure and its parts refer to each other. Such cycles keep their memory until Python's
-    garbage collector runs, and training loops often switch it off.
-    """
+    """Rasterise a figure that nobody needs afterwards, and take it apart."""
     image = rasterise(figure)
+    # Its parts refer to each other: memory that only the garbage collector would free, which
+    # training loops often switch off.
     for part in figure.findobj():
         vars(part).clear()
     return image

@@ -133,33 +133,23 @@ class PathsProbe(PathsOptions, Probe):
 
     keys = (
         MAX_SLOPE_MEDIAN := Key.scalar(
-            "max_slope/median",
-            "How sharp the boundaries are: the median maximum slope; 1 is a straight line, no "
-            "regions.",
+            "max_slope/median", "The median maximum slope: 1 is a straight line, no regions."
         ),
         MAX_SLOPE_Q25 := Key.scalar("max_slope/q25", "A quarter of the maximum slopes are below."),
         MAX_SLOPE_Q75 := Key.scalar("max_slope/q75", "A quarter of the maximum slopes are above."),
-        LOCATION := Key.scalar(
-            "location", "Where the boundary is: the alpha of the steepest rise."
-        ),
-        WIDTH := Key.scalar(
-            "width", "How wide the boundary is: from a quarter to three quarters of the way."
-        ),
+        LOCATION := Key.scalar("location", "The alpha of the steepest rise: the boundary."),
+        WIDTH := Key.scalar("width", "The alpha from a quarter to three quarters of the way."),
         END_DISTANCE := Key.scalar("end_distance", "How far the output moves in all: d(1)."),
-        INPUT_DISTANCE := Key.scalar(
-            "input_distance", "How far apart the two activations, a and b, are."
-        ),
+        INPUT_DISTANCE := Key.scalar("input_distance", "How far the activation moves in all."),
         NOISE_FLOOR := Key.scalar(
             "noise_floor", "How far points that should be equal land apart, relative to d(1)."
         ),
         PAIRS_LEFT_OUT := Key.scalar(
-            "pairs_left_out",
-            "How many pairs do not count: their d(1) is noise, or an output was not finite.",
+            "pairs_left_out", "Pairs whose d(1) is noise, or with an output that was not finite."
         ),
         MAX_SLOPE := Key.histogram("max_slope", "The maximum slopes of the pairs that count."),
         CURVES := Key.image(
-            "curves",
-            "The median curve with its quartile band, those of earlier steps fading behind.",
+            "curves", "The median curve on its quartile band, earlier ones behind."
         ),
     )
 

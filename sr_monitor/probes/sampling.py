@@ -80,9 +80,9 @@ def _where_next(
 ) -> tuple[Bool[Tensor, " pair"], Float[Tensor, "pair step"]]:
     """Return which curves may have a steeper interval, and each step's distance from it.
 
-    There are two reasons to go on. Somewhere in a gap a curve is at least as steep as from end to
-    end of it, so a gap steeper than every interval seen is certain to hold a steeper one: cut it
-    evenly. Otherwise, look closely at an interval that could be steeper.
+    Somewhere in a gap a curve is at least as steep as from end to end of it, so a gap steeper than
+    every interval seen holds a steeper one: cut it evenly. Otherwise, look closely at an interval
+    that could be steeper.
     """
     slopes = relative.diff(dim=1) * (relative.shape[1] - 1)
     enough = slopes.nan_to_num(-math.inf).amax(dim=1) + _ROUNDING * (relative.shape[1] - 1)

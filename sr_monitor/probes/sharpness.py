@@ -1,12 +1,12 @@
-"""Numbers of each curve: how sharp is the boundary between two prompts?
+"""Compute how sharp the boundary between two prompts is.
 
 All functions are pure functions of tensors, one row per pair, on any device. A *curve* is the
 relative output distance r(alpha) = d(alpha) / d(1) on a grid of S evenly spaced alphas, 0 and 1
-included. A point that is NaN or infinite counts as not looked at. What each number does then:
+included. A point that is NaN or infinite counts as not looked at.
 
 - A slope is measured between neighbouring alphas of the grid only, never across a gap:
   slope_i = (r_(i+1) - r_i) (S - 1). So a straight line has maximum slope 1, a step S - 1.
-- Crossings are those of the straight lines drawn through the points that were looked at.
+- Levels are crossed by the straight lines through the points that were looked at.
 
     relative = relative_distance(distance)
     slope, where = max_slope(alphas, relative), slope_location(alphas, relative)

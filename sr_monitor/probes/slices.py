@@ -91,13 +91,9 @@ class SlicesProbe(SlicesOptions, Probe):
     name = "slices"
 
     keys = (
-        SLICE := Key.image(
-            "slice/<k>", "The plane through three prompts, whose points are marked."
-        ),
+        SLICE := Key.image("slice/<k>", "The plane through three prompts, which are marked."),
         FILM := Key.image("film/<k>", "The same slice at chosen steps, side by side."),
-        ANIMATION := Key.animation(
-            "animation/<k>", "The same slice at chosen steps, as a moving GIF."
-        ),
+        ANIMATION := Key.animation("animation/<k>", "The same slice at chosen steps, as a GIF."),
     )
 
     def measure(

@@ -44,11 +44,6 @@ def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = N
     finite. An arrowhead at the edge points to a point outside of the picture.
     """
     _check_triple("draw_slice", slices, triple)
-    if prompts is not None and len(prompts) != 3:
-        raise InputError(
-            f"draw_slice(prompts=...): a slice has 3 prompts, got {len(prompts)}; "
-            "pass those of A, B and C"
-        )
     from matplotlib.ticker import MaxNLocator
 
     below = 0.0 if prompts is None else 0.62
@@ -58,7 +53,9 @@ def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = N
     axes.set(xlabel="from A towards B", ylabel="from the line AB towards C")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
-    for line, (name, prompt) in enumerate(zip(_CORNERS, prompts or (), strict=False)):
+    for line, (name, prompt) in enumerate(
+        zip(_CORNERS if prompts else (), prompts or (), strict=True)
+    ):
         height = 0.47 - 0.17 * line
         write_text(figure, 0.2, height, name, 8.0, _CORNERS[name], 0.2, weight="bold")
         write_text(figure, 0.4, height, prompt, 8.0, _CORNERS[name], 3.05, keep_end=True)
@@ -68,8 +65,6 @@ def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = N
 @own_style()
 def draw_film(slices_by_step: Sequence[tuple[str, Slices]], triple: int) -> Figure:
     """Draw one triple's slice at several steps, left to right, each under its title."""
-    if not slices_by_step:
-        raise InputError("draw_film(slices_by_step=[]): there is no slice; pass at least one")
     for _, slices in slices_by_step:
         _check_triple("draw_film", slices, triple)
     (width, height), corners = _film_layout(len(slices_by_step))
@@ -89,10 +84,8 @@ def join_frames(
 ) -> UInt8[np.ndarray, "film_row film_column 3"]:
     """Join frames that were drawn one by one, each the pixels of a film of one slice.
 
-    The result is the picture that `draw_film` draws of all their slices, and comes much sooner.
+    `draw_film` draws the same picture of all their slices, much more slowly.
     """
-    if not frames:
-        raise InputError("join_frames(frames=[]): there is no frame; pass at least one")
     (width, height), corners = _film_layout(len(frames))
     film = np.full((_to_pixels(height), _to_pixels(width), 3), 255, np.uint8)
     rim = _to_pixels(_MARGIN) // 2  # the line around a slice is drawn on its edge

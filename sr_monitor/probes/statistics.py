@@ -22,22 +22,19 @@ _ELEMENTS_AT_ONCE = 2**22  # bounds the memory of a bootstrap; `torch.quantile` 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """A sample of values in six numbers; all NaN if no value is left."""
+    """A sample of values; numbers are NaN if no value is left.
+
+    `low` and `high` are the ends of the median's 95% bootstrap interval, NaN for fewer than two
+    values. `num_left_out` values were not kept, NaN or infinite.
+    """
 
     median: float
-    """Half of the values lie below."""
     q25: float
-    """25th percentile."""
     q75: float
-    """75th percentile."""
     low: float
-    """Lower end of the median's 95% bootstrap interval; NaN for fewer than two values."""
     high: float
-    """Upper end of the median's 95% bootstrap interval; NaN for fewer than two values."""
     count: int
-    """How many values count."""
     num_left_out: int
-    """How many do not: not kept, NaN or infinite."""
 
 
 def summarise(values: Float[Tensor, " pair"], kept: Bool[Tensor, " pair"] | None = None) -> Summary:

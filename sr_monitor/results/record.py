@@ -1,8 +1,7 @@
-"""One measurement at one step of a training, as one file.
+"""Keep one measurement at one step of a training in one safetensors file.
 
-The file is in the safetensors format: each tensor of a part as `<probe>.<field>`, and the rest as
-JSON in the header: `step`, `tokens`, `metadata`, and the plain values of each part under its
-probe's name. It is written whole or not at all, whenever the process is stopped.
+It holds each tensor of a part as `<probe>.<field>`, and the rest as JSON in the header: `step`,
+`tokens`, `metadata`, and the plain values of each part under its probe's name.
 
     record = Record(step=500, parts={"paths": paths})
     record.save(record_path(log_dir, record.step))
@@ -45,12 +44,11 @@ class Record:
     tokens: int | None = None
     """How many tokens it had been trained on; None if that is not known."""
     parts: Mapping[str, Part] = field(default_factory=dict, repr=False)
-    """What each probe found, by its name; of a probe that is not known, all that its file held."""
+    """What each probe found, by its name; of an unknown probe, all that its file held."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """Anything else worth keeping, as JSON can say it: text, numbers, lists, dicts, None.
-    `seconds`, `share_of_time` and `failures` are logged."""
+    """Anything else that JSON can say; `seconds`, `share_of_time` and `failures` are logged."""
     probes: tuple[Probe, ...] = field(default=(), repr=False)
-    """The probes that explain its parts; built-in ones need not be named. Not saved."""
+    """The probes that explain its parts, besides the built-in ones. Not saved."""
 
     def __post_init__(self) -> None:
         """Refuse what could not be saved, or not be found again."""
@@ -105,7 +103,7 @@ class Record:
         return replace(self, parts=parts, probes=tuple(explaining.values()))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the file, whole or not at all: under a temporary name, then renamed."""
+        """Write the file, whole or not at all."""
         probes = _known(self.probes)
         tensors: dict[str, Tensor] = {}
         plain: dict[str, dict[str, Any]] = {}
@@ -131,7 +129,7 @@ class Record:
 
         Args:
             path: The file.
-            probes: Probes that explain their parts. Built-in ones are known; the parts of others
+            probes: Probes that explain their parts, besides the built-in ones. The parts of others
                 stay mappings, and come back as they were if the record is saved.
         """
         call = f"Record.load({os.fspath(path)!r})"
@@ -163,10 +161,7 @@ def record_path(log_dir: str | os.PathLike[str], step: int) -> Path:
 
 
 def list_records(folder: str | os.PathLike[str]) -> list[Path]:
-    """List the records of a log folder, or of the folder of records in it, by step.
-
-    By their names only: what a killed process left half-written has another name.
-    """
+    """List the records of a log folder, or of the folder of records in it, by step."""
     inner = Path(folder) / _FOLDER
     files = (inner if inner.is_dir() else inner.parent).glob("step-*")
     return sorted((file for file in files if _FILE.fullmatch(file.name)), key=step_of)
@@ -186,7 +181,7 @@ def _known(probes: Sequence[Probe]) -> dict[str, Probe]:
 
 
 def _content(header: Mapping[str, str], call: str) -> dict[str, Any]:
-    """Return what the header says, as a file of this schema would, if this version can read it."""
+    """Return what the header says, in today's schema."""
     if header.get("format") != _FORMAT:
         raise InputError(f"{call}: this is no file that Record.save wrote")
     schema = int(header.get("schema", 1))

@@ -1,13 +1,12 @@
-"""The folder of a run's records: which of them a run continues, and which are superseded.
+"""Keep the records of a run in a folder, and decide which of them a resumed run continues.
 
     <log_dir>/stable_regions/step-000000500.safetensors     the record of a step
     <log_dir>/stable_regions/prompts.json                   the prompts that are measured
     <log_dir>/stable_regions/superseded/                    what a later run moved out of the way
 
 A run that starts at step s continues the records of steps up to s that were measured in the same
-way. One that starts at step 0 or 1, without a saved state, is new and continues none. Records that
-a run does not continue (those of a branch that was given up when the run was resumed, or measured
-with other prompts) are superseded: moved aside, so that one folder holds one curve, and kept.
+way. One that starts at step 0 or 1, without a saved state, is new. Records that a run does not
+continue are superseded: moved aside and kept, so that one folder holds one curve.
 
     store = RecordStore("runs/1", "stable_regions")
     earlier = list(store.open(step=1000, described=...))
@@ -45,8 +44,8 @@ class RecordStore:
         Args:
             log_dir: The folder of the run's logs; None keeps no records.
             name: The folder of the records in it.
-            run: What stands for the training. A store of an earlier training, which may have been
-                interrupted, loses its claim; without a `run`, any store may still be in use.
+            run: What stands for the training: a store of another one, which may have been
+                interrupted, loses its claim.
             probes: Probes that explain their parts, besides the built-in ones.
         """
         self.name = name
@@ -71,8 +70,8 @@ class RecordStore:
 
         Args:
             step: Where the run starts.
-            described: How it is measured: metadata that its records must share. A resumed run that
-                is measured in another way than before gets a warning that says what differs.
+            described: How it is measured: metadata that its records must share. What differs in a
+                resumed run is said in a warning.
         """
         if self.folder is None:
             return

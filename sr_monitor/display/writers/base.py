@@ -1,7 +1,7 @@
-"""What a writer is: it takes names, values and steps, and shows or keeps them.
+"""Define writers: they take names, values and steps, and show or keep them.
 
-Anything with the methods of `Writer` will do. One that starts a new log, rather than going on in
-an old one, may say so by an attribute `is_new`: a resumed run writes its earlier numbers again.
+Anything with the methods of `Writer` will do. One that has an attribute `is_new`, and it is true,
+gets the earlier numbers of a resumed run again.
 
     with closing(JSONLWriter("runs/1/stable_regions.jsonl")) as writer:
         writer.scalar("stable_regions/width", 0.21, step)

@@ -18,9 +18,8 @@ from sr_monitor.probes.keys import STEP
 class WandbWriter:
     """Writes to a run of Weights & Biases that somebody else has started and will finish.
 
-    wandb's own step counts calls and never goes back, so it is left to the run's owner. Values are
-    collected, sent in one call when a measurement is complete, and drawn against
-    `stable_regions/step`.
+    wandb's own step never goes back, so it is left to the run's owner. Values are sent in one call
+    when a measurement is complete, and drawn against `stable_regions/step`.
     """
 
     def __init__(self, run: Any) -> None:
