@@ -27,6 +27,8 @@ FEW: dict[str, Any] = {"num_pairs": 3, "num_steps": 4, "num_slices": 0, "device"
 
 OLMO = "allenai/OLMo-1B-0724-hf"
 STEPS = ("step0-tokens0B", "step1000-tokens2B", "step2000-tokens4B", "step3000-tokens6B")
+TWIN = "step4000-tokens8B"
+"""A revision to add with the weights of STEPS[1]."""
 
 _NAMED_BY_THE_CLOCK = re.compile(r"(events\.out\.tfevents)\..*")
 
@@ -63,7 +65,7 @@ def talk_to(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> N
 
 def put(files: dict[str, bytes], folder: Path) -> Path:
     """The files in a folder."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return folder

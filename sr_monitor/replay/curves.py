@@ -24,21 +24,12 @@ class Curve:
     """Records by what they were measured of, and how they are shown."""
 
     def __init__(self, folder: Path, probes: Sequence[Probe] = ()) -> None:
-        """Read the records that are there; one that cannot be read is measured again.
-
-        Args:
-            folder: The folder of the records, `OUT/RUN/stable_regions`.
-            probes: Probes that explain their parts; records gain those that can be derived.
-
-        Raises:
-            InputError: A record is there that no replay has made.
-        """
+        """Read the records that are there; one that cannot be read is measured again."""
+        self._folder, self._probes = folder, probes
         self._store = RecordStore.at(folder, probes=probes)
-        self._probes = probes
         self._writer: TensorBoardWriter | None = None
-        self._album: Album | None = None
-        self._shown = -1
-        self._is_in_order = True
+        self._album = Album([])
+        self._shown, self._is_in_order = -1, True
         self.records: dict[str, Record] = {
             str(record.metadata.get("source") or ""): record for record in self._store.records()
         }
@@ -54,9 +45,13 @@ class Curve:
         return next(found, None)
 
     def begin(self) -> None:
-        """Show what is there."""
-        if self.records:
-            self._show_anew()
+        """Show what is there, in order, in a new event file."""
+        self.close()
+        for old in self._folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._shown, self._is_in_order = -1, True
+        for record in self._ordered():
+            self._show(record)
 
     def add(self, record: Record, prompts: PromptSet) -> None:
         """Keep a record with its prompts, and show it."""
@@ -74,33 +69,22 @@ class Curve:
     def finish(self) -> None:
         """Show all in order, with pictures of the last."""
         if not self._is_in_order:
-            self._show_anew()
+            self.begin()
         if self.records:
             self._show(self._ordered()[-1], last=True)
 
     def close(self) -> None:
-        """Let the file go."""
+        """Close the event file."""
         if self._writer is not None:
             self._writer.close()
-        self._writer = self._album = None
+        self._writer = None
 
     def _ordered(self) -> list[Record]:
         return sorted(self.records.values(), key=lambda record: record.step)
 
-    def _show_anew(self) -> None:
-        """Write a new event file, in place of those that there are."""
-        self.close()
-        assert self._store.folder is not None
-        for old in self._store.folder.glob("events.out.tfevents.*"):
-            old.unlink()
-        self._shown, self._is_in_order = -1, True
-        for record in self._ordered():
-            self._show(record)
-
     def _show(self, record: Record, *, last: bool = False) -> None:
-        if self._album is None:
-            assert self._store.folder is not None
-            self._writer = TensorBoardWriter(self._store.folder)
+        if self._writer is None:
+            self._writer = TensorBoardWriter(self._folder)
             self._album = Album([self._writer])
         own = _step_of_prompts(record)
         prompts = PromptSet.load(self._store.prompts_path(own))

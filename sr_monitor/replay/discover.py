@@ -31,12 +31,12 @@ _GLOB = re.compile(r"[*?\[]")
 _LAST = re.compile(r"last(-v\d+)?\.ckpt")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class LocalCheckpoint:
     """One saved state of a model, on this machine."""
 
     name: CheckpointName
-    """Step, stage and branch: from the name, or else from what is inside."""
+    """From its path, or else from what is inside."""
     path: Path
     """The folder or the file."""
     reader: CheckpointReader | None
@@ -45,12 +45,10 @@ class LocalCheckpoint:
     """The folder with its config.json; None where the architecture has to be named."""
     problem: str | None = None
     """Why it cannot be read, and what to do; None if nothing is known against it."""
+    # What is known only of those on the hub.
     commit: ClassVar[None] = None
-    """It is not on the hub."""
     missing_bytes: ClassVar[int] = 0
-    """Nothing has to be downloaded."""
     fingerprint: ClassVar[None] = None
-    """Which others have equal weights is not known."""
 
     @property
     def label(self) -> str:
@@ -155,25 +153,19 @@ def _inside(path: Path) -> list[LocalCheckpoint]:
 
 
 def _checkpoint(path: Path, reader: CheckpointReader | None) -> LocalCheckpoint:
-    place = path.resolve()
-    name = read_name(place.name)
+    own = path.resolve().name
+    name = read_name(own)
     if reader is None:
         problem = f"'{path}' holds no weights that are known; looked for {looked_for()}"
-        name = name or CheckpointName(place.name)
-        return LocalCheckpoint(name=name, path=path, reader=None, problem=problem)
+        return LocalCheckpoint(name or CheckpointName(own), path, None, problem=problem)
     step, problem_found = None, reader.problem(path)
     if name is None:
         try:
             step = reader.step(path)
         except InputError as error:
             problem_found = str(error)
-    return LocalCheckpoint(
-        name=name or CheckpointName(place.name, step=step or 0),
-        path=path,
-        reader=reader,
-        config=reader.config(path),
-        problem=problem_found,
-    )
+    name = name or CheckpointName(own, step=step or 0)
+    return LocalCheckpoint(name, path, reader, reader.config(path), problem_found)
 
 
 def _without_links(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
@@ -190,19 +182,19 @@ def _without_links(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
 
 def _without_copies(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
     """Leave out a `last.ckpt` that is a copy of another file."""
-    others = {other.name.step for other in found if not _LAST.fullmatch(other.path.name)}
-
-    def is_copy(last: LocalCheckpoint) -> bool:
-        is_last = _LAST.fullmatch(last.path.name) is not None
-        return is_last and last.name.step in others and not last.problem
-
-    return [checkpoint for checkpoint in found if not is_copy(checkpoint)]
+    lasts = {each.path for each in found if _LAST.fullmatch(each.path.name)}
+    others = {each.name.step for each in found if each.path not in lasts}
+    return [
+        each
+        for each in found
+        if each.path not in lasts or each.name.step not in others or each.problem
+    ]
 
 
 def _told_apart(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
     """Give a checkpoint with the step of another one, and no step in its name, its own branch."""
 
-    def place(name: CheckpointName) -> tuple[int | None, str, int]:
+    def place(name: CheckpointName) -> tuple[int, str, int]:
         return name.stage, name.branch, name.step
 
     taken = Counter(place(checkpoint.name) for checkpoint in found)

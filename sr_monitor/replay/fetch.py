@@ -8,9 +8,10 @@ the next checkpoint while the caller works on the current one.
 """
 
 import shutil
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeVar
@@ -40,7 +41,7 @@ def fetch(
         checkpoint: From `list_files`.
         folder: Private to the caller, who deletes it; what is there already is deleted first.
         keep: Download into the hub's cache, to stay, and link it from there.
-        progress: Called with the bytes done and to do, from this thread or one of the client's.
+        progress: Called with the bytes done and to do.
         stop: Once it is set, the download ends soon, with `Stopped`.
     """
     if checkpoint.problem:
@@ -72,28 +73,19 @@ def one_ahead(
 ) -> Generator[tuple[Key, Future[Value]], None, None]:
     """Yield each key with what was fetched for it, while the next one is being fetched.
 
-    An error of `fetch` is raised by the future's `result`. When the generator is closed, a fetch
-    that is under way is told to stop.
-
-    Args:
-        keys: What to fetch, such as checkpoints.
-        fetch: Fetches one; it should give up soon after the event that it is given is set.
+    When the generator is closed, the event that `fetch` was given is set; it should then give up.
     """
-    stop = Event()
-    ahead: tuple[Key, Future[Value]] | None = None
+    stop, ahead = Event(), deque[tuple[Key, Future[Value]]]()
     try:
         for key in keys:
-            if ahead is not None:
-                wait([ahead[1]])
-            ready, ahead = ahead, (key, _in_thread(fetch, key, stop))
-            if ready is not None:
-                yield ready
-        if ahead is not None:
-            yield ahead
+            wait([future for _, future in ahead])
+            ahead.append((key, _in_thread(fetch, key, stop)))
+            if len(ahead) == 2:
+                yield ahead.popleft()
+        yield from ahead
     finally:
         stop.set()
-        if ahead is not None:
-            wait([ahead[1]], _PARTING_SECONDS)
+        wait([future for _, future in ahead], _PARTING_SECONDS)
 
 
 def _in_thread(fetch: Callable[[Key, Event], Value], key: Key, stop: Event) -> Future[Value]:
@@ -158,22 +150,15 @@ class _Download:
 
 
 def _bar_class(count: Callable[[int], None]) -> Any:
-    """Return what the client takes for a class of progress bars."""
+    """Return a progress bar for the client that shows nothing, and counts the bytes written."""
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(AbstractContextManager["Bar"]):
-        def __init__(self, **_: Any) -> None: ...
+    class Bar(tqdm):
+        def __init__(self, **_: Any) -> None:
+            super().__init__(disable=True)  # type: ignore[no-untyped-call]
 
-        def __exit__(self, *_: object) -> None: ...
-
-        def update(self, num_bytes: int | float = 1) -> None:
-            count(int(num_bytes))
-
-        def update_transfer(self, num_bytes: int | float) -> None:
-            """Ignore what came over the line: `update` is told what was written of it."""
-
-        def set_postfix_str(self, *_: object, **__: object) -> None: ...
-
-        def set_transfer_postfix_str(self, *_: object, **__: object) -> None: ...
+        def update(self, n: int | float | None = 1) -> None:
+            count(int(n or 0))
 
     return Bar
 

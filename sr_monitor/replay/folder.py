@@ -15,6 +15,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sr_monitor.display.writers.base import WriterError
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
@@ -28,7 +30,6 @@ from sr_monitor.results.record import Record, list_records
 _SCHEMA = 1
 _FILE = "replay.json"
 _UNFINISHED = ".*.????????.tmp"  # what `write_whole` leaves when it is killed
-_MISSING = object()
 
 
 class Folder:
@@ -49,36 +50,32 @@ class Folder:
             curves: Which curve goes into which folder inside; existing curves keep theirs.
             probes: Probes that explain what is measured.
         """
-        self.path = path
-        self._probes = probes
-        self._options = json.loads(json.dumps(dict(options), default=str))
-        with self._writing():
-            there = self._read()
-            known: dict[str, str] = there["runs"]
+        self.path, self._probes = path, probes
+        with self._explained():
+            there, known = self._read()
             if not any(list_records(self._folder_of(run)) for run in known):
                 # A first try, perhaps with a mistake in what was asked for.
-                known |= {run: curves[run] for run in known.keys() & curves.keys()}
-                there["options"] = {}
+                there, known = {}, known | {run: curves[run] for run in known.keys() & curves}
             self._run_of = self._placed(known, curves)
-            self._check_options(there)
         self._runs = known | {run: curve for curve, run in self._run_of.items()}
-        self._options = there["options"] | self._options  # those of other trainings, too
+        self._options = self._joined(there, json.loads(json.dumps(dict(options), default=str)))
         self._stack = ExitStack()
         self.curves: dict[str, Curve] = {}
 
     def __enter__(self) -> "Folder":
-        """Lock the folder, and read what was measured before."""
-        with ExitStack() as stack, self._writing():
+        """Lock the folder, and read what was measured before; errors of the disk are one line."""
+        with ExitStack() as self._stack:
+            self._stack.enter_context(self._explained())
             self.path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(self._taken())
-            self.curves = {run: self._curve(run) for run in self._runs}
-            stack.callback(self._close_curves)
-            self._stack = stack.pop_all()
+            self._stack.enter_context(self._locked())
+            for run in self._runs:
+                self._open(run)
+            self._stack = self._stack.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         """Unlock the folder."""
-        self._stack.close()
+        self._stack.__exit__(*error)
 
     @property
     def is_empty(self) -> bool:
@@ -97,69 +94,60 @@ class Folder:
 
     def ways(self, planned: PlannedCheckpoint) -> Ways:
         """Return the way of each step on its curve so far."""
-        records = self.curves[self._run_of[planned.curve]].records.values()
+        records = self._curve_of(planned).records.values()
         return [(record.step, record.paths.engine) for record in records]
 
     def begin(self, todo: Iterable[PlannedCheckpoint]) -> None:
-        """Show what was measured before; refuse a checkpoint whose step is taken."""
+        """Show what was measured before; refuse a checkpoint whose step is taken by another."""
         for planned in todo:
-            self._check_free(planned)
-        with self._writing():
-            for folder in (self.path, *map(self._folder_of, self._runs)):
-                for unfinished in folder.glob(_UNFINISHED):
-                    unfinished.unlink()
-            self._write()
-            for curve in self.curves.values():
-                curve.begin()
+            other = self._curve_of(planned).at(planned.name.step)
+            if other not in (None, planned.label) and planned.curve != SIZES:
+                raise InputError(
+                    f"--out {str(self.path)!r} holds {other} at step {planned.name.step}, where "
+                    f"{planned.label} belongs now; name another folder"
+                )
+        for folder in (self.path, *map(self._folder_of, self._runs)):
+            for unfinished in folder.glob(_UNFINISHED):
+                unfinished.unlink()
+        self._write()
+        for curve in self.curves.values():
+            curve.begin()
 
     def save(self, planned: PlannedCheckpoint, record: Record, prompts: PromptSet) -> None:
-        """Add a record to its curve."""
-        with self._writing():
-            curve = self.curves[self._run_of[planned.curve]]
-            if curve.at(record.step) not in (None, planned.label):
-                curve = self._curve_beside(planned)
-            curve.add(record, prompts)
+        """Add a record to its curve; a second model of the same size begins one beside it."""
+        curve = self._curve_of(planned)
+        if curve.at(record.step) not in (None, planned.label):
+            run = re.sub(r"[^\w.=-]+", "--", planned.label).strip("-")
+            self._runs[run] = f"{SIZES}, {planned.label}"
+            self._write()
+            curve = self._open(run)
+        curve.add(record, prompts)
 
     def finish(self) -> None:
         """Draw the last pictures."""
-        with self._writing():
-            for curve in self.curves.values():
-                curve.finish()
+        for curve in self.curves.values():
+            curve.finish()
 
-    def _check_free(self, planned: PlannedCheckpoint) -> None:
-        """Refuse a checkpoint at whose step another one was measured."""
-        other = self.curves[self._run_of[planned.curve]].at(planned.name.step)
-        if other not in (None, planned.label) and planned.curve != SIZES:
-            raise InputError(
-                f"--out {str(self.path)!r} holds {other} at step {planned.name.step}, where "
-                f"{planned.label} belongs now; name another folder"
-            )
+    def _open(self, run: str) -> Curve:
+        if run not in self.curves:
+            self.curves[run] = Curve(self._folder_of(run), self._probes)
+            self._stack.callback(self.curves[run].close)
+        return self.curves[run]
 
-    def _curve_beside(self, planned: PlannedCheckpoint) -> Curve:
-        """Begin a curve for a second model of the same size."""
-        run = re.sub(r"[^\w.=-]+", "--", planned.label).strip("-")
-        self._runs[run] = f"{SIZES}, {planned.label}"
-        self._write()
-        return self.curves.setdefault(run, self._curve(run))
-
-    def _curve(self, run: str) -> Curve:
-        return Curve(self._folder_of(run), self._probes)
-
-    def _close_curves(self) -> None:
-        with self._writing():
-            for curve in self.curves.values():
-                curve.close()
+    def _curve_of(self, planned: PlannedCheckpoint) -> Curve:
+        return self.curves[self._run_of[planned.curve]]
 
     def _folder_of(self, run: str) -> Path:
         return self.path / run / RECORDS
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the options of earlier replays, and the curve in each folder."""
         path = self.path / _FILE
         if not path.is_file():
-            return {"options": {}, "runs": {}}
+            return {}, {}
         try:
             there = json.loads(path.read_text(encoding="utf-8"))
-            known = {"options": dict(there["options"]), "runs": dict(there["runs"])}
+            options, runs = dict(there["options"]), dict(there["runs"])
             schema = int(there["schema"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
@@ -171,20 +159,21 @@ class Folder:
                 f"{str(path)!r} has schema {schema}, and this sr-monitor reads up to schema "
                 f"{_SCHEMA}; run: pip install --upgrade sr-monitor, or name another --out"
             )
-        return known
+        return options, runs
 
-    def _check_options(self, there: Mapping[str, Any]) -> None:
-        known = there["options"]
+    def _joined(self, there: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+        """Join the options with those of earlier replays, perhaps of other trainings."""
         different = [
-            f"{name} is {known[name]!r} there and {value!r} now"
-            for name, value in self._options.items()
-            if known.get(name, _MISSING) not in (_MISSING, value)
+            f"{name} is {there[name]!r} there and {now[name]!r} now"
+            for name in now
+            if name in there and there[name] != now[name]
         ]
         if different:
             raise InputError(
                 f"--out {str(self.path)!r} holds a replay with other options: "
                 f"{'; '.join(different)}; name another folder, or the same options"
             )
+        return there | now
 
     def _placed(self, known: Mapping[str, str], curves: Mapping[str, str]) -> dict[str, str]:
         """Map each curve to its folder; existing curves keep theirs."""
@@ -195,13 +184,13 @@ class Folder:
         }
         for curve, run in placed.items():
             folder = self._folder_of(run)
-            if run in known and known[run] != curve:
+            if known.get(run, curve) != curve:
                 raise InputError(
                     f"--out {str(self.path)!r} holds a replay of other checkpoints: in "
                     f"{str(folder)!r} are those of {known[run]} and not of {curve}; name another "
                     "folder"
                 )
-            if run not in known and _is_filled(folder):
+            if run not in known and folder.is_dir() and any(folder.iterdir()):
                 raise InputError(
                     f"--out {str(self.path)!r}: what is in {str(folder)!r} was not written by a "
                     "replay (a live run's measurements?) and would be overwritten; name another "
@@ -214,10 +203,8 @@ class Folder:
         write_whole(self.path / _FILE, json.dumps(content, indent=1).encode())
 
     @contextmanager
-    def _taken(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         """Lock the folder for this process; the lock ends with it."""
-        from filelock import FileLock, Timeout
-
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -232,20 +219,13 @@ class Folder:
             lock.release()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def _explained(self) -> Iterator[None]:
         """Turn an error of the disk into one line."""
         try:
             yield
-        except InputError:
-            raise
         except (OSError, WriterError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"--out {str(self.path)!r} cannot be written to ({reason}); make room there and "
                 "run the same again, or name another folder"
             ) from error
-
-
-def _is_filled(folder: Path) -> bool:
-    entries: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
-    return any(entries)

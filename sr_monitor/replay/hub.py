@@ -10,7 +10,7 @@ equal weights are known before a byte is downloaded.
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,10 +35,9 @@ _WEIGHTS = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class File:
-    """A file of a revision, as the hub lists it."""
+    """A file at the top of a revision, as the hub lists it."""
 
     name: str
-    """Its name, at the top of the repository."""
     size: int
     """Bytes."""
     hash: str
@@ -50,7 +49,7 @@ class HubCheckpoint:
     """One saved state of a model, as a revision on the hub."""
 
     repo: str
-    """The repository, `owner/name`."""
+    """`owner/name`."""
     revision: str
     """The branch or tag, such as "step1000-tokens2B"."""
     commit: str
@@ -96,25 +95,21 @@ class HubCheckpoint:
 
 
 def list_revisions(repo: str) -> dict[str, str]:
-    """Return the commit of each branch and tag of a repository, `owner/name` on the hub."""
+    """Return the commit of each branch and tag of a repository."""
     refs: Any = retry(lambda: _api().list_repo_refs(repo), repo)
     return {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
 
 
-def list_files(repo: str, revisions: Mapping[str, str]) -> list[HubCheckpoint]:
-    """Return what each revision needs, and how large it is; nothing is downloaded.
+def list_files(repo: str, commits: Mapping[str, str]) -> list[HubCheckpoint]:
+    """Look up the files of some revisions, given by name; download nothing.
 
     A revision that cannot be measured, or that the hub does not list, is returned with a `problem`;
     if the hub lists none of them, that is an `InputError`.
-
-    Args:
-        repo: `owner/name` on the hub.
-        revisions: Commits by name, from `list_revisions`; one request to the hub for each.
     """
     errors: list[InputError] = []
 
     def look_up(revision: str) -> HubCheckpoint:
-        checkpoint = HubCheckpoint(repo=repo, revision=revision, commit=revisions[revision])
+        checkpoint = HubCheckpoint(repo=repo, revision=revision, commit=commits[revision])
         try:
             files = retry(partial(_files, repo, checkpoint.commit), checkpoint.label)
         except InputError as error:
@@ -123,15 +118,10 @@ def list_files(repo: str, revisions: Mapping[str, str]) -> list[HubCheckpoint]:
         return replace(checkpoint, files=files, problem=_problem(files))
 
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = list(pool.map(look_up, revisions))
+        found = list(pool.map(look_up, commits))
     if errors and len(errors) == len(found):
         raise errors[0]
     return found
-
-
-def _files(repo: str, commit: str) -> tuple[File, ...]:
-    info = _api().model_info(repo, revision=commit, files_metadata=True, timeout=_SECONDS)
-    return _needed(_file(sibling) for sibling in info.siblings or [])
 
 
 def _api() -> Any:
@@ -144,22 +134,22 @@ def _api() -> Any:
     return HfApi()
 
 
+def _files(repo: str, commit: str) -> tuple[File, ...]:
+    """Return the files that a measurement needs, by name."""
+    info = _api().model_info(repo, revision=commit, files_metadata=True, timeout=_SECONDS)
+    named = {sibling.rfilename: sibling for sibling in info.siblings or []}
+    # Code is small, and needed with --trust-remote-code; it is not run by being here.
+    code = (name for name in named if name.endswith(".py") and "/" not in name)
+    weights = ([name for name in named if pattern.fullmatch(name)] for pattern in _WEIGHTS)
+    chosen = {*code, *({_CONFIG} & named.keys()), *next(filter(None, weights), ())}
+    return tuple(_file(named[name]) for name in sorted(chosen))
+
+
 def _file(sibling: Any) -> File:
     found = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
     # NOTE: it becomes the name of a file here, and comes from somebody else's server.
     known = found if _HASH.fullmatch(found or "") else ""
     return File(name=sibling.rfilename, size=sibling.size or 0, hash=known)
-
-
-def _needed(files: Iterable[File]) -> tuple[File, ...]:
-    """Choose the files that a measurement needs, and sort them by name."""
-    named = {file.name: file for file in files}
-    # Code is small, and needed with --trust-remote-code; it is not run by being here.
-    code = (name for name in named if name.endswith(".py") and "/" not in name)
-    chosen = {*code, *({_CONFIG} & named.keys())}
-    matches = ([name for name in named if pattern.fullmatch(name)] for pattern in _WEIGHTS)
-    chosen.update(next(filter(None, matches), ()))
-    return tuple(named[name] for name in sorted(chosen))
 
 
 def _problem(files: tuple[File, ...]) -> str | None:

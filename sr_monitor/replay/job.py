@@ -39,10 +39,6 @@ class Failure:
     """Whether what was asked for is wrong, not the checkpoint."""
 
 
-class _Refusal(InputError):
-    """What was asked for cannot be measured in this model."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """What to do with each checkpoint."""
@@ -81,21 +77,17 @@ class Job:
         bar: Bar = no_bar,
         way: Way | None = None,
     ) -> Record | Failure:
-        """Return the record, or in words whatever went wrong with this checkpoint.
-
-        Args:
-            planned: The checkpoint.
-            find_local: Returns it once it is on this machine.
-            find_prompts: Returns what is measured.
-            keeper: Loads it.
-            bar: Starts a progress bar.
-            way: How earlier steps of its curve ran points; no faster way is taken.
-        """
+        """Return the record, or in words whatever went wrong; take no faster way than `way`."""
         try:
-            model = self._load(find_local(), keeper, bar)
-            return self._measure(planned, model, find_prompts(), bar, way)
-        except _Refusal as error:
-            return Failure(reason=str(error), is_general=not self.sweep)
+            local, progress = find_local(), bar("loading")
+            progress(0, 1)
+            model = keeper.load(local)
+            progress(1, 1)
+            prompts = find_prompts()
+            try:
+                return self._measure(planned, model, prompts, bar, way)
+            except InputError as error:
+                return Failure(reason=str(error), is_general=not self.sweep)
         except Exception as error:
             return Failure(reason=_reason(error))
         finally:
@@ -103,13 +95,6 @@ class Job:
 
     def _private_folder(self, planned: PlannedCheckpoint) -> Path:
         return self.downloads / quote(planned.label, safe="@")
-
-    def _load(self, checkpoint: LocalCheckpoint, keeper: ModelKeeper, bar: Bar) -> nn.Module:
-        progress = bar("loading")
-        progress(0, 1)
-        model = keeper.load(checkpoint)
-        progress(1, 1)
-        return model
 
     def _measure(
         self,
@@ -121,23 +106,20 @@ class Job:
     ) -> Record:
         size = sum(weight.numel() for weight in model.parameters())
         about: dict[str, Any] = {"commit": planned.source.commit} if planned.source.commit else {}
-        try:
-            return take_record(
-                model,
-                prompts,
-                self.config,
-                step=size if self.sweep else planned.name.step,
-                tokens=planned.name.tokens,
-                way=way,
-                bar=bar,
-                source=planned.label,
-                parameters=size,
-                x_axis="parameters" if self.sweep else "step",
-                texts=prompts.source,
-                **about,
-            )
-        except InputError as error:
-            raise _Refusal(str(error)) from error
+        return take_record(
+            model,
+            prompts,
+            self.config,
+            step=size if self.sweep else planned.name.step,
+            tokens=planned.name.tokens,
+            way=way,
+            bar=bar,
+            source=planned.label,
+            parameters=size,
+            x_axis="parameters" if self.sweep else "step",
+            texts=prompts.source,
+            **about,
+        )
 
 
 def _reason(error: Exception) -> str:

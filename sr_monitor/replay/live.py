@@ -6,7 +6,6 @@ A replay takes them over, so that its records equal those of the live run, bit f
     way = slowest_way(live_ways(planned, prompts, config), planned.name.step)
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias, get_args
 
@@ -26,15 +25,17 @@ Ways: TypeAlias = list[tuple[int, str]]
 
 def live_prompts(planned: PlannedCheckpoint) -> PromptSet | None:
     """Load the prompts that a live run left beside its checkpoints or beside their folder."""
-    return next((store.load_prompts() for store in _live_stores(planned)), None)
+    store = _live_store(planned)
+    return None if store is None else store.load_prompts()
 
 
 def live_ways(planned: PlannedCheckpoint, prompts: PromptSet, config: MonitorConfig) -> Ways:
     """Return the ways of the live run's records, those that were measured as `config` says."""
     wanted = {"prompts": prompts.fingerprint} | config.recorded("curve")
     wanted.pop("probes", None)
+    store = _live_store(planned)
     ways: Ways = []
-    for record in (record for store in _live_stores(planned) for record in store.records()):
+    for record in () if store is None else store.records():
         found = record.metadata | record.metadata.get("config", {})
         if all(found.get(name) == value for name, value in wanted.items()):
             ways.append((record.step, record.paths.engine))
@@ -44,14 +45,14 @@ def live_ways(planned: PlannedCheckpoint, prompts: PromptSet, config: MonitorCon
 def slowest_way(ways: Ways, step: int) -> Way | None:
     """Return the slowest way up to a step: a curve takes no faster one from there on."""
     earlier = {way for at, way in ways if at <= step}
-    slowest_first: Iterator[Way] = reversed(get_args(Way))
-    return next((way for way in slowest_first if way in earlier), None)
+    found: list[Way] = [way for way in get_args(Way) if way in earlier]
+    return found[-1] if found else None
 
 
-def _live_stores(planned: PlannedCheckpoint) -> list[RecordStore]:
+def _live_store(planned: PlannedCheckpoint) -> RecordStore | None:
     """Return the records of the live run, if there was one."""
     folder = Path(planned.training)
     places = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
     stores = [RecordStore.at(place / RECORDS) for place in places]
     is_local = isinstance(planned.source, LocalCheckpoint)
-    return [s for s in stores if is_local and s.prompts_path().is_file()][:1]
+    return next((s for s in stores if is_local and s.prompts_path().is_file()), None)

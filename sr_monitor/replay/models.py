@@ -7,7 +7,6 @@ config gets a new one. Either is equal, bit for bit, to what `from_pretrained` r
     models = (keeper.load(checkpoint) for checkpoint in find_checkpoints("runs/gpt2"))
 """
 
-from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import (
@@ -58,8 +57,8 @@ class Loading:
             raise InputError(f"replay: device_map={self.device_map!r}: pass 'auto' or nothing")
         if self.device_map and self.device != "auto":
             raise InputError(
-                f"replay: device={self.device!r} and device_map={self.device_map!r}: a model lies "
-                "on one device or on all of them; pass one of the two"
+                f"replay: device={self.device!r} and device_map='auto': a model lies on one "
+                "device or on all of them; pass one of the two"
             )
         if self.base is not None and Path(self.base).exists():
             object.__setattr__(self, "base", str(Path(self.base).resolve()))
@@ -84,9 +83,11 @@ class ModelKeeper:
         config = config_of(checkpoint, self.loading)
         dtype = torch_dtype(self.loading.dtype, find_device(self.loading.device))
         if dtype == "auto":
-            # NOTE: a config from elsewhere does not know in which format these weights are stored.
+            # NOTE: a config from elsewhere does not know in which format these weights are stored;
+            # the first floating tensor does, as in `from_pretrained`.
+            floating = (tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
             stored = config.dtype if checkpoint.config is not None else None
-            dtype = stored or stored_dtype(weights.values())
+            dtype = stored or next(floating, torch.float32)
         model = self._model_for(config, dtype)
         put_weights(model, weights, str(checkpoint.path))
         return model.eval()
@@ -96,11 +97,11 @@ class ModelKeeper:
         kind = (dtype, {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT})
         if self._model is None or self._kind != kind:
             self._model = self._kind = None  # two at a time may not fit
+            model = build_model(config, dtype, trust_remote_code=self.loading.trust_remote_code)
             spread_out = self.loading.device_map is not None
-            place = "cpu" if spread_out else find_device(self.loading.device)
-            trust = self.loading.trust_remote_code
-            model = build_model(config, dtype, place, trust_remote_code=trust)
-            self._model = spread(model) if spread_out else model
+            self._model = (
+                spread(model) if spread_out else model.to(find_device(self.loading.device))
+            )
             self._kind = kind
         return self._model
 
@@ -116,13 +117,7 @@ def config_of(checkpoint: LocalCheckpoint, loading: Loading) -> Any:
     return load_config(source, trust_remote_code=loading.trust_remote_code)
 
 
-def build_model(
-    config: Any,
-    dtype: torch.dtype,
-    device: torch.device | str = "cpu",
-    *,
-    trust_remote_code: bool = False,
-) -> nn.Module:
+def build_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
     """Build a model whose weights are yet to be put in: they are whatever was in memory."""
     transformers = require_transformers("replaying checkpoints")
     from transformers.initialization import no_init_weights
@@ -136,7 +131,7 @@ def build_model(
         for weight in model.state_dict(keep_vars=True).values():
             weight._is_hf_initialized = True
         model.initialize_weights()  # of what is in no file: positions, say, in float32
-    return model.eval().to(device)  # type: ignore[no-any-return]
+    return model.eval()  # type: ignore[no-any-return]
 
 
 def spread(model: nn.Module) -> nn.Module:
@@ -154,9 +149,3 @@ def spread(model: nn.Module) -> nn.Module:
             "dtype='bfloat16', or device='cpu' without device_map"
         )
     return accelerate.dispatch_model(model, placed)  # type: ignore[no-any-return]
-
-
-def stored_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
-    """Return the first floating dtype, as `from_pretrained` does."""
-    floating = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
-    return next(floating, torch.float32)

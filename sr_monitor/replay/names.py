@@ -46,8 +46,8 @@ class CheckpointName:
     """Optimizer steps; some families count from the start of the stage."""
     tokens: int | None = None
     """Tokens as written, which are rounded; None if the name says none."""
-    stage: int | None = None
-    """Stage of pretraining."""
+    stage: int = 0
+    """Stage of pretraining; 0 if the name says none."""
     ingredient: int | None = None
     """Which of several parallel runs of a stage."""
     rest: str = ""
@@ -71,23 +71,21 @@ class CheckpointName:
 
     @property
     def _key(self) -> tuple[int, int, str, int, str]:
-        return self.stage or 0, self.ingredient or 0, self.branch, self.step, self.text
+        return self.stage, self.ingredient or 0, self.branch, self.step, self.text
 
 
 def read_name(text: str) -> CheckpointName | None:
     """Parse a name; return None if it says no step."""
-    match = _NAME.fullmatch(text)
-    if match is None:
+    found = _NAME.fullmatch(text)
+    if found is None:
         return None
-    found = match.groupdict()
-    tokens, stage, ingredient = (found[part] for part in ("tokens", "stage", "ingredient"))
     return CheckpointName(
         text=text,
         step=int(found["step"]),
-        tokens=parse_tokens(tokens)[0] if tokens else None,
-        stage=int(stage) if stage else None,
-        ingredient=int(ingredient) if ingredient else None,
-        rest="-".join(filter(None, (found["before"], found["after"]))),
+        tokens=parse_tokens(found["tokens"])[0] if found["tokens"] else None,
+        stage=int(found["stage"] or 0),
+        ingredient=int(found["ingredient"]) if found["ingredient"] else None,
+        rest="-".join(filter(None, found.group("before", "after"))),
     )
 
 
@@ -104,17 +102,15 @@ def split_runs(names: Iterable[CheckpointName]) -> dict[str, list[CheckpointName
     names, not a selection: where a stage starts shows how it counts.
     """
     ordered = sorted(names)
-    first = min((name.stage for name in ordered if name.stage is not None), default=0)
+    first = min((name.stage for name in ordered if name.stage), default=0)
     runs: dict[str, list[CheckpointName]] = {}
     last: dict[str, str] = {}
-    for number, stage in groupby(ordered, key=_stage_of):
+    for number, stage in groupby(ordered, key=attrgetter("stage")):
         for branch, members in groupby(stage, key=attrgetter("branch")):
             group = list(members)
-            before = last.get(branch)
-            if before is not None and runs[before][-1].step < group[0].step:
-                key = before
-            else:
-                is_later = number > first or before is not None
+            key = last.get(branch)
+            if key is None or runs[key][-1].step >= group[0].step:
+                is_later = number > first or key is not None
                 key = "-".join(filter(None, [f"stage{number}" if is_later else "", branch]))
             runs.setdefault(key, []).extend(group)
             last[branch] = key
@@ -132,11 +128,15 @@ def choose_spaced(names: Iterable[CheckpointName], num: int) -> list[CheckpointN
     return sorted(name for run in runs for name in _spaced(run, num))
 
 
-def choose_tokens(names: Iterable[CheckpointName], tokens: Iterable[float]) -> list[CheckpointName]:
+def choose_tokens(
+    names: Iterable[CheckpointName], tokens: Iterable[int | float]
+) -> list[CheckpointName]:
     """Choose the name nearest to each number of tokens; stages add up."""
     ordered = sorted(names)
-    before = _tokens_before(ordered)
-    totals = {n: before[_stage_of(n)] + n.tokens for n in ordered if n.tokens is not None}
+    totals: dict[CheckpointName, int] = {}
+    for _, stage in groupby(ordered, key=attrgetter("stage")):
+        before = max(totals.values(), default=0)
+        totals |= {name: before + name.tokens for name in stage if name.tokens is not None}
     if not totals:
         shown = ", ".join(name.text for name in ordered[:3]) or "there are none"
         raise InputError(
@@ -182,10 +182,6 @@ def closest(text: str, texts: Sequence[str], num: int = 3) -> list[str]:
     return [name.text for name in known[:num]]
 
 
-def _stage_of(name: CheckpointName) -> int:
-    return name.stage or 0
-
-
 def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
     """Choose the first name, and then the nearest to log-spaced steps, each once."""
     if len(run) <= num:
@@ -200,12 +196,3 @@ def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
         wanted = logs[-1] - left * spacing
         chosen.append(min(free, key=lambda index: abs(logs[index] - wanted)))
     return [run[index] for index in chosen]
-
-
-def _tokens_before(ordered: list[CheckpointName]) -> dict[int, int]:
-    """Return the number of tokens seen before each stage."""
-    before, total = {}, 0
-    for number, names in groupby(ordered, key=_stage_of):
-        before[number] = total
-        total += max((name.tokens or 0 for name in names), default=0)
-    return before

@@ -80,17 +80,19 @@ def make_plan(
 ) -> list[PlannedCheckpoint]:
     """Return the checkpoints to measure, run by run, in the order of their steps.
 
-    Args:
-        sources: Folders, files, or `owner/name@GLOB`; `owner/name` is its revision main.
-        num: At most so many of each run, evenly spaced in the logarithm of the step.
-        tokens: The nearest to these numbers of tokens.
+    The arguments mean what they do in `replay`.
     """
     if not sources:
         raise InputError("replay: name at least one source, a folder or owner/name@GLOB")
     if not all(sources):
         raise InputError("replay: a source is empty; name a folder ('.' is this one) or owner/name")
-    chosen = [each for found in _trainings(sources) for each in _choose(found, num, tokens)]
-    planned = _with_files(chosen)
+    planned = []
+    for found in _trainings(sources):
+        names = [each.name for each in found]
+        names = names if tokens is None else choose_tokens(names, tokens)
+        names = names if num is None else choose_spaced(names, num)
+        planned += [each for each in found if each.name in set(names)]
+    planned = _with_files(planned)
     if is_sweep(planned):
         return [replace(each, run="", curve=SIZES) for each in planned]
     return _one_for_each_step(_with_folders(planned))
@@ -178,18 +180,6 @@ def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[Checkpoint
     return names or [CheckpointName(name) for name in matching]
 
 
-def _choose(
-    planned: list[PlannedCheckpoint], num: int | None, tokens: Sequence[int | float] | None
-) -> list[PlannedCheckpoint]:
-    names = [each.name for each in planned]
-    if tokens is not None:
-        names = choose_tokens(names, map(float, tokens))
-    if num is not None:
-        names = choose_spaced(names, num)
-    wanted = set(names)
-    return [each for each in planned if each.name in wanted]
-
-
 def _with_files(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
     """Look up the files of those on the hub."""
     commits: dict[str, dict[str, str]] = {}
@@ -207,15 +197,12 @@ def _with_folders(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
     curves: dict[tuple[str, str], list[PlannedCheckpoint]] = {}
     for each in planned:
         curves.setdefault((each.training, each.run), []).append(each)
-    return [
-        replace(
-            each,
-            run="" if len(curves) == 1 else "/".join(filter(None, [folders[training], run])),
-            curve=", ".join(filter(None, [training, run])),
-        )
-        for (training, run), members in curves.items()
-        for each in members
-    ]
+    named = []
+    for (training, run), members in curves.items():
+        folder = "" if len(curves) == 1 else "/".join(filter(None, [folders[training], run]))
+        curve = ", ".join(filter(None, [training, run]))
+        named += [replace(each, run=folder, curve=curve) for each in members]
+    return named
 
 
 def _folders(trainings: list[str]) -> dict[str, str]:
@@ -229,8 +216,7 @@ def _folders(trainings: list[str]) -> dict[str, str]:
         if len(set(short.values())) == len(trainings):
             break
     # A repository is called by its whole name.
-    whole = {name: name.replace("/", "--") for name in trainings if REPO.fullmatch(name)}
-    return short | whole
+    return short | {name: name.replace("/", "--") for name in trainings if REPO.fullmatch(name)}
 
 
 def _one_for_each_step(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
@@ -240,9 +226,8 @@ def _one_for_each_step(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoi
     for each in planned:
         if (each.run, each.name.step) in taken:
             own = re.sub(r"[^\w.=-]+", "-", each.name.text)
-            run, curve = "/".join(filter(None, [each.run, own])), f"{each.curve}, {each.name.text}"
-            separate.append(replace(each, run=run, curve=curve))
-        else:
-            taken.add((each.run, each.name.step))
-            separate.append(each)
+            run = "/".join(filter(None, [each.run, own]))
+            each = replace(each, run=run, curve=f"{each.curve}, {each.name.text}")
+        taken.add((each.run, each.name.step))
+        separate.append(each)
     return separate

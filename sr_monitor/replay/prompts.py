@@ -23,11 +23,8 @@ from sr_monitor.replay.models import Loading
 from sr_monitor.replay.plan import PlannedCheckpoint
 
 _TOKENIZER_FILES = (
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "vocab.json",
-    "spiece.model",
+    *("tokenizer_config.json", "tokenizer.json", "tokenizer.model"),
+    *("vocab.json", "spiece.model"),
 )
 
 
@@ -93,24 +90,18 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _check_tokenizer(tokenizer: TokenizerOnDemand, prompts: PromptSet) -> None:
     """Refuse token ids that mean another text to this model, where it has a tokenizer."""
-    if prompts.texts is None:
+    folder = Path(tokenizer.source)
+    if prompts.texts is None or (folder.is_dir() and not _has_tokenizer(folder)):
         return
     ids, text = prompts.token_ids[0].tolist(), prompts.texts[0]
-    meant = _meant(tokenizer, ids)
+    try:
+        meant = str(tokenizer.decode(ids))
+    except InputError:
+        return
     # A text that was given, not drawn, may come back in another spelling.
-    if meant not in (None, text) and encode(tokenizer, text) != ids:
+    if meant != text and encode(tokenizer, text) != ids:
         raise InputError(
             f"the prompts were made with another tokenizer: their first text is {text!r}, and to "
             f"{tokenizer.source!r} its tokens say {meant!r}; give a text file, which is tokenised "
             "for each model by its own"
         )
-
-
-def _meant(tokenizer: TokenizerOnDemand, ids: list[int]) -> str | None:
-    folder = Path(tokenizer.source)
-    if folder.is_dir() and not _has_tokenizer(folder):
-        return None
-    try:
-        return str(tokenizer.decode(ids))
-    except InputError:
-        return None

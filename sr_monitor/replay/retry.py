@@ -1,10 +1,9 @@
 """Requests to the hub, repeated while that may help and refused in words where it cannot.
 
-The hub's client retries what it streams and what it asks about single files; listings, and server
-errors in place of a file, it does not. `retry` does, and both share one budget of time: what the
-client has already repeated for that long is not repeated again.
+The hub's client repeats a part of its requests itself; listings and server errors in place of a
+file it does not. What it has already repeated for half a minute is not repeated again.
 
-    info = retry(lambda: api.model_info(repo), "allenai/OLMo-1B-hf@main")
+    info = retry(lambda: api.model_info(repo), "allenai/OLMo-1B-0724-hf@main")
 """
 
 import errno
@@ -36,13 +35,7 @@ class Stopped(Exception):
 def retry(
     request: Callable[[], T], what: str, *, wait: Callable[[float], object] = time.sleep
 ) -> T:
-    """Return the result of a request to the hub, made up to five times.
-
-    Args:
-        request: Asks the hub.
-        what: What is asked for, `owner/name@revision`, for the error.
-        wait: Waits that many seconds before the next try.
-    """
+    """Return the result of a request for `what`, made up to five times with growing pauses."""
     started, tries = time.monotonic(), 0
     while True:
         try:
@@ -50,7 +43,7 @@ def retry(
         except (InputError, Stopped, *_BUGS):
             raise
         except Exception as error:  # the client's HTTP library has no common base across versions
-            if (reason := _refusal(error)) is not None:
+            if reason := next(filter(None, map(_refusal, _chain(error))), None):
                 raise InputError(f"{what} cannot be downloaded: {reason}") from error
             tries += 1
             if tries == _TRIES or time.monotonic() - started > _BUDGET:
@@ -65,35 +58,28 @@ def retry(
 
 def _refusal(error: BaseException) -> str | None:
     """Return why it is no use to try again, and what to do; None where it may help."""
-    reasons = (_reason(link) for link in _chain(error))
-    return next((reason for reason in reasons if reason is not None), None)
-
-
-def _reason(error: BaseException) -> str | None:
     from huggingface_hub import errors
 
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or name a folder"
-    if isinstance(error, errors.HFValidationError):
-        return f"this is no name of a repository ({_first_line(error)}); it looks like owner/name"
-    if isinstance(error, errors.GatedRepoError):
-        return f"the repository is gated; accept its terms on its page, then {_LOG_IN}"
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return f"the hub has no such repository, or does not show it; check the name, or {_LOG_IN}"
-    if isinstance(error, errors.RevisionNotFoundError):
-        return "the repository has no such revision"
-    if isinstance(error, errors.HfHubHTTPError):
-        return _reason_of_status(error.response.status_code, error)
-    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        return f"it cannot be written ({_first_line(error)}); make room there, or write elsewhere"
-    return None
-
-
-def _reason_of_status(status: int, error: BaseException) -> str | None:
-    if status in (401, 403):
-        return f"the hub does not give it out ({_first_line(error)}); {_LOG_IN}"
-    if 400 <= status < 500 and status not in (408, 416, 429):
-        return f"the hub refuses it ({_first_line(error)}); check the name"
+    said = _first_line(error)
+    match error:
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or name a folder"
+        case errors.HFValidationError():
+            return f"this is no name of a repository ({said}); it looks like owner/name"
+        case errors.GatedRepoError():
+            return f"the repository is gated; accept its terms on its page, then {_LOG_IN}"
+        case errors.RepositoryNotFoundError():
+            return f"the hub has no such repository, or hides it; check the name, or {_LOG_IN}"
+        case errors.RevisionNotFoundError():
+            return "the repository has no such revision"
+        case errors.HfHubHTTPError():
+            status = error.response.status_code
+            if status in (401, 403):
+                return f"the hub does not give it out ({said}); {_LOG_IN}"
+            if 400 <= status < 500 and status not in (408, 416, 429):
+                return f"the hub refuses it ({said}); check the name"
+        case OSError() if error.errno in _DISK_ERRORS:
+            return f"it cannot be written ({said}); make room there, or write elsewhere"
     return None
 
 

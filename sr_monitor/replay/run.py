@@ -32,14 +32,11 @@ from sr_monitor.replay.live import Ways, live_ways, slowest_way
 from sr_monitor.replay.models import Loading, ModelKeeper, config_of
 from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, is_sweep, make_plan
 from sr_monitor.replay.prompts import PromptChoice
-from sr_monitor.replay.ray_tasks import import_ray, on_ray
+from sr_monitor.replay.ray import import_ray, on_ray
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 
-_DOWNLOADS = ".downloads"
-
 Engine = Literal["local", "ray"]
-Outcomes = Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,6 +78,9 @@ def replay(
 
         replay(["allenai/OLMo-1B-0724-hf@step*"], "replays/olmo", num=20)
 
+    No record takes a faster way to run points than an earlier step of its curve, here or in the
+    live run beside the checkpoints, so a replay that was stopped and resumed gives the same bits.
+
     Args:
         sources: Folders, files, or `owner/name@GLOB`, revisions on the hub.
         out: Where records and the TensorBoard run go; a run that was stopped goes on there.
@@ -94,20 +94,15 @@ def replay(
             tokenizer is used.
         dtype: The type of the weights; "auto" is as stored, and float32 on a CPU.
         device: Where to measure; "auto" is the accelerator if there is one.
-        device_map: "auto" spreads a model over all accelerators of the machine, for one that does
-            not fit on one.
+        device_map: "auto" spreads a model over all accelerators of the machine.
         trust_remote_code: Run the code that comes with a model.
-        keep_downloads: Keep downloads in the hub's cache; by default each is deleted once it is
-            measured.
-        engine: Where checkpoints are measured: "local" is this process, "ray" makes each a Ray
-            task. The way to run points is the entry `engine` of `config`.
+        keep_downloads: Keep downloads in the hub's cache instead of deleting each once measured.
+        engine: "local" measures in this process, "ray" makes each checkpoint a Ray task. The way
+            to run points is the entry `engine` of `config`.
         ray_address: A Ray cluster; by default that of RAY_ADDRESS, or else one on this machine.
         bar: Starts a progress bar by its name.
         config: What is measured; by default `MonitorConfig()`.
         options: Single entries of `config` by their names, such as `num_pairs=64`.
-
-    No record takes a faster way to run points than an earlier step of its curve, here or in the
-    live run beside the checkpoints, so a replay that was stopped and resumed gives the same bits.
 
     Raises:
         InputError: Nothing can be measured as asked for; the message names the fix.
@@ -126,20 +121,20 @@ def replay(
         device_map=device_map,
         trust_remote_code=trust_remote_code,
     )
-    if engine == "ray":
-        if device_map is not None:
-            raise InputError(
-                "replay: engine='ray' gives each checkpoint one accelerator, and device_map="
-                f"{device_map!r} wants all; pass one of the two"
-            )
-        import_ray()
-    else:
+    if engine == "local":
         loading.check_device()
+    elif device_map is not None:
+        raise InputError(
+            "replay: engine='ray' gives each checkpoint one accelerator, and device_map="
+            f"{device_map!r} wants all; pass one of the two"
+        )
+    else:
+        import_ray()
     planned = make_plan([os.fspath(source) for source in sources], num=num, tokens=tokens)
     job = Job(
         config=config,
         loading=loading,
-        downloads=Path(out).resolve() / _DOWNLOADS,
+        downloads=Path(out).resolve() / ".downloads",
         keep_downloads=keep_downloads,
         sweep=is_sweep(planned),
     )
@@ -147,13 +142,13 @@ def replay(
         given=prompts if isinstance(prompts, PromptSet | None) else os.fspath(prompts),
         loading=loading,
         num_tokens=num_tokens,
-        num_prompts=job.config.num_prompts,
+        num_prompts=config.num_prompts,
         seed=seed,
     )
-    return Replay(planned, Path(out), job, choice, bar).run(engine, ray_address)
+    return _Replay(planned, Path(out), job, choice, bar).run(engine, ray_address)
 
 
-class Replay:
+class _Replay:
     """One run over checkpoints."""
 
     def __init__(
@@ -161,32 +156,34 @@ class Replay:
     ) -> None:
         """Refuse what cannot be measured, or contradicts what is in `out`."""
         check_base(planned, job.loading)
-        self.planned, self.job, self.bar = planned, job, bar
+        self.planned, self.job, self.choice, self.bar = planned, job, choice, bar
         self.report = Report()
-        self._choice = choice
-        self._live: dict[str, Ways] = {}
-        self._prompts = {} if job.sweep else choice.for_trainings(planned)
-        self._duplicates = self._same_measurements(planned)
-        options = job.config.recorded("curve", "record")
-        # One entry for each probe, so that a later replay may add some.
-        probes = {f"probe {name}": each for name, each in options.pop("probes", {}).items()}
-        options |= {"dtype": job.loading.dtype} | probes | self._described_prompts()
+        self.live: dict[str, Ways] = {}
+        self.prompts = {} if job.sweep else choice.for_trainings(planned)
+        self.duplicates = self._same_measurements()
+        options = job.config.recorded("curve", "record") | {"dtype": job.loading.dtype}
+        # One entry for each probe and each training, so that a later replay may add some.
+        probes = options.pop("probes", {}).items()
+        options |= {f"probe {name}": described for name, described in probes}
+        options |= {f"prompts of {name}": each.fingerprint for name, each in self.prompts.items()}
+        if job.sweep:
+            options["prompts"] = choice.described()
         curves = {each.run: each.curve for each in planned}
-        self._folder = Folder(out, options, curves, job.config.measured)
+        self.folder = Folder(out, options, curves, job.config.measured)
 
     def run(self, engine: Engine, ray_address: str | None) -> Report:
         """Measure what is not measured yet."""
-        with self._folder, temporary_folder(self._folder.path / _DOWNLOADS):
-            todo = [each for each in self.planned if self._folder.find(each) is None]
+        with self.folder, temporary_folder(self.job.downloads):
+            todo = [each for each in self.planned if self.folder.find(each) is None]
             left = {each.label for each in todo}
             self.report.kept = [each.label for each in self.planned if each.label not in left]
-            self._folder.begin(todo)
+            self.folder.begin(todo)
             self._measure(todo, engine, ray_address)
-            self._folder.finish()
+            self.folder.finish()
         return self.report
 
     def _measure(self, todo: list[PlannedCheckpoint], engine: Engine, address: str | None) -> None:
-        alone = [each for each in todo if each.label not in self._duplicates]
+        alone = [each for each in todo if each.label not in self.duplicates]
         total = len(self.planned)
         progress = self.bar("checkpoints")
         progress(total - len(todo), total)
@@ -197,13 +194,15 @@ class Replay:
         )
         with closing(measuring):
             for number, planned in enumerate(todo, start=total - len(todo) + 1):
-                if (first := self._duplicates.get(planned.label)) is not None:
+                if (first := self.duplicates.get(planned.label)) is not None:
                     self._keep_duplicate(planned, first)
                 else:
                     self._keep(*next(measuring))
                 progress(number, total)
 
-    def _locally(self, planned: Sequence[PlannedCheckpoint]) -> Outcomes:
+    def _locally(
+        self, planned: Sequence[PlannedCheckpoint]
+    ) -> Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]:
         """Measure one checkpoint while the next is fetched."""
 
         def fetch(each: PlannedCheckpoint, stop: Event) -> LocalCheckpoint:
@@ -218,35 +217,27 @@ class Replay:
     def _prompts_of(self, planned: PlannedCheckpoint) -> PromptSet:
         """Return the prompts of its training, or in a sweep its own, drawn when they are needed."""
         owner = planned.label if self.job.sweep else planned.training
-        if owner not in self._prompts:
-            self._prompts[owner] = self._choice.for_model(planned)
-        return self._prompts[owner]
+        if owner not in self.prompts:
+            self.prompts[owner] = self.choice.for_model(planned)
+        return self.prompts[owner]
 
     def _way_of(self, planned: PlannedCheckpoint) -> Way | None:
         """Return the slowest way that earlier steps took, in its live run and on its curve."""
         if self.job.sweep:
             return None
-        if planned.training not in self._live:
+        if planned.training not in self.live:
             prompts = self._prompts_of(planned)
-            self._live[planned.training] = live_ways(planned, prompts, self.job.config)
-        ways = self._live[planned.training] + self._folder.ways(planned)
+            self.live[planned.training] = live_ways(planned, prompts, self.job.config)
+        ways = self.live[planned.training] + self.folder.ways(planned)
         return slowest_way(ways, planned.name.step)
 
-    def _described_prompts(self) -> dict[str, str]:
-        """Describe the prompts of each training apart: later replays may name more or fewer."""
-        if self.job.sweep:
-            return {"prompts": self._choice.described()}
-        return {f"prompts of {name}": each.fingerprint for name, each in self._prompts.items()}
-
-    def _same_measurements(
-        self, planned: Sequence[PlannedCheckpoint]
-    ) -> dict[str, PlannedCheckpoint]:
+    def _same_measurements(self) -> dict[str, PlannedCheckpoint]:
         """Map the label of each duplicate to the checkpoint with its weights and its prompts."""
-        found, training_of = find_duplicates(planned), {e.label: e.training for e in planned}
-        prompts = {name: each.fingerprint for name, each in self._prompts.items()}
+        training_of = {each.label: each.training for each in self.planned}
+        prompts = {name: each.fingerprint for name, each in self.prompts.items()}
         return {
             label: first
-            for label, first in found.items()
+            for label, first in find_duplicates(self.planned).items()
             if prompts[training_of[label]] == prompts[first.training]
         }
 
@@ -254,33 +245,30 @@ class Replay:
         if isinstance(outcome, Record):
             self._save(planned, outcome)
             self.report.measured.append(planned.label)
-        elif outcome.is_general and self._folder.is_empty:
+        elif outcome.is_general and self.folder.is_empty:
             raise InputError(outcome.reason)
         else:
             self.report.failures[planned.label] = outcome.reason
 
     def _keep_duplicate(self, planned: PlannedCheckpoint, first: PlannedCheckpoint) -> None:
         """Keep the record of the first one with these weights at the step of the duplicate."""
-        record = self._folder.find(first)
+        label, name = planned.label, planned.name
+        record = self.folder.find(first)
         if record is None:
             reason = f"its weights are those of {first.label}: {self.report.failures[first.label]}"
-            self.report.failures[planned.label] = reason
+            self.report.failures[label] = reason
             return
-        own = {
-            "source": planned.label,
-            "commit": planned.source.commit,
-            "same_weights_as": first.label,
-        }
-        name, metadata = planned.name, record.metadata | own
+        own = {"source": label, "commit": planned.source.commit, "same_weights_as": first.label}
+        metadata = record.metadata | own
         self._save(planned, replace(record, step=name.step, tokens=name.tokens, metadata=metadata))
-        self.report.same[planned.label] = first.label
+        self.report.same[label] = first.label
 
     def _save(self, planned: PlannedCheckpoint, record: Record) -> None:
         prompts = self._prompts_of(planned)
         if self.job.sweep:
-            tokenizer = self._choice.tokenizer_of(planned)
+            tokenizer = self.choice.tokenizer_of(planned)
             record = replace(record, metadata=record.metadata | {"tokenizer": tokenizer})
-        self._folder.save(planned, record, prompts)
+        self.folder.save(planned, record, prompts)
 
 
 def check_base(planned: Sequence[PlannedCheckpoint], loading: Loading) -> None:

@@ -12,8 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,15 +44,12 @@ def put_weights(model: nn.Module, weights: Weights, source: str) -> None:
             own[name].copy_(tensor)
 
 
-@dataclass
-class _Fit:
-    """Weights that fit a model, and where the two sides differ."""
+class _Fit(NamedTuple):
+    """Weights that fit a model, by its names, and where the two sides differ."""
 
     weights: Weights
-    """By the model's names, without wrappers."""
-    missing: list[str] = field(default_factory=list)
-    unexpected: dict[str, Tensor] = field(default_factory=dict)
-    """By the names of the file, without the prefix."""
+    missing: Sequence[str] = ()
+    unexpected: Weights = MappingProxyType({})
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:
@@ -77,13 +74,11 @@ def _match(weights: Weights, model: nn.Module, own: Weights, source: str) -> _Fi
 def _find_prefix(names: Sequence[str], own: Weights, source: str) -> str:
     """Return the prefix under which the most names are the model's, and the fewest are not."""
     counts = Counter(name[: -len(end)] for name in names for end in _ends(name) if end in own)
-    most = max(counts.values(), default=0)
-    sizes = {
-        prefix: sum(name.startswith(prefix) for name in names)
+    ranks = {
+        prefix: (-count, sum(name.startswith(prefix) for name in names))
         for prefix, count in counts.items()
-        if count == most
     }
-    best = [prefix for prefix, size in sizes.items() if size == min(sizes.values())]
+    best = [prefix for prefix, rank in ranks.items() if rank == min(ranks.values())]
     best = [prefix for prefix in _USUAL if prefix in best][:1] or best
     if len(best) > 1:
         raise InputError(

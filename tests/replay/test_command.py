@@ -10,13 +10,21 @@ from sr_monitor import Record
 from sr_monitor.cli import main
 from sr_monitor.results.record import list_records
 from tests.hub_server import Fault, HubServer, Revision, hub_server
-from tests.replays import OLMO, STEPS, checkpoints, olmo_files, olmo_repo, put, steps_in, talk_to
+from tests.replays import (
+    OLMO,
+    STEPS,
+    TWIN,
+    checkpoints,
+    olmo_files,
+    olmo_repo,
+    put,
+    steps_in,
+    talk_to,
+)
 from tests.saved import save_tokenizer
 from tests.trained import save_folder, tiny_model
 
 FEW = ("--num-pairs", "3", "--num-steps", "4", "--num-slices", "0", "--device", "cpu")
-TWIN = "step4000-tokens8B"
-
 Capture = pytest.CaptureFixture[str]
 
 

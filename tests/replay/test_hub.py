@@ -177,7 +177,7 @@ REFUSALS: dict[str, tuple[int, dict[str, str], str]] = {
         {"X-Error-Code": "RevisionNotFound"},
         "the repository has no such revision",
     ),
-    "hidden": (401, {"X-Error-Code": "RepoNotFound"}, "the hub has no such repository, or does no"),
+    "hidden": (401, {"X-Error-Code": "RepoNotFound"}, "the hub has no such repository"),
 }
 
 

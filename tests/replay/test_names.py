@@ -28,10 +28,10 @@ NAMES: dict[str, CheckpointName] = {
         CheckpointName("step0-tokens0B", 0, 0),  # OLMo 0724
         CheckpointName("stage1-step150-tokens1B", 150, B, 1),  # OLMo 2
         CheckpointName("stage2-ingredient3-step23852-tokens51B", 23852, 51 * B, 2, 3),
-        CheckpointName("stage1-step1413814", 1413814, None, 1),  # OLMo 3
+        CheckpointName("stage1-step1413814", 1413814, stage=1),  # OLMo 3
         CheckpointName(f"stage2-step47684-{MIX}", 47684, stage=2, rest=MIX),
         CheckpointName("step143000", 143000),  # Pythia
-        CheckpointName("stage1-step-3440000", 3440000, None, 1),  # SmolLM3
+        CheckpointName("stage1-step-3440000", 3440000, stage=1),  # SmolLM3
         CheckpointName("lc-4k-to-32k-step-4000", 4000, rest="lc-4k-to-32k"),
         CheckpointName("step2627139-tokens15T", 2627139, 15_000 * B),  # Apertus
         CheckpointName("step10-tokens1.5B", 10, 1_500_000_000),

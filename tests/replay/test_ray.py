@@ -25,6 +25,7 @@ from tests.replays import (
     FEW,
     OLMO,
     STEPS,
+    TWIN,
     checkpoints,
     olmo_files,
     olmo_repo,
@@ -34,8 +35,6 @@ from tests.replays import (
 )
 
 T = TypeVar("T")
-
-TWIN = "step4000-tokens8B"
 
 
 def run(*sources: str, out: Path, **options: Any) -> Any:

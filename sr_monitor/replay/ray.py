@@ -3,7 +3,7 @@
 A worker fetches, loads and measures a checkpoint, and deletes its download; the outcomes come back
 in the order of the checkpoints. A worker that dies is started again by Ray.
 
-    for planned, outcome in on_ray(checkpoints, find_prompts, job, address=None):
+    for planned, outcome in on_ray(checkpoints, find_prompts, find_way, job, address=None):
         ...
 """
 
@@ -43,16 +43,19 @@ def on_ray(
 ) -> Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]:
     """Yield the record of each checkpoint, or why there is none.
 
-    Args:
-        checkpoints: What to measure.
-        find_prompts: Returns the prompts of one.
-        find_way: Returns how the steps before it, as far as they are known, ran points.
-        job: What is done with each.
-        address: A cluster; None is that of RAY_ADDRESS, or else one on this machine.
+    `find_way` says how the earlier steps of a checkpoint's curve, as far as they are known, ran
+    points; an `address` of None is that of RAY_ADDRESS, or else a Ray on this machine.
     """
     ray = import_ray()
     with _running(ray, address):
         task, at_once = _task(ray)
+
+        def begin(planned: PlannedCheckpoint, way: Way | None) -> Any:
+            try:
+                return task.remote(planned, find_prompts(planned), way, job)
+            except InputError as error:
+                return Failure(reason=str(error))
+
         waiting: deque[tuple[PlannedCheckpoint, Way | None, Any]] = deque()
         todo = deque(checkpoints)
         try:
@@ -61,22 +64,21 @@ def on_ray(
                 while todo and len(waiting) < 2 * at_once:
                     planned = todo.popleft()
                     way = find_way(planned)
-                    waiting.append((planned, way, _begun(task, planned, find_prompts, way, job)))
+                    waiting.append((planned, way, begin(planned, way)))
                 planned, way, begun = waiting[0]
                 outcome = _answer(ray, begun)
                 slowest = find_way(planned)
                 if slowest != way and _is_faster(outcome, slowest):
                     # A step before it has fallen back to a slower way since it was begun.
-                    begun = _begun(task, planned, find_prompts, slowest, job)
-                    waiting[0] = planned, slowest, begun
-                    outcome = _answer(ray, begun)
+                    waiting[0] = planned, slowest, begin(planned, slowest)
+                    outcome = _answer(ray, waiting[0][-1])
                 yield planned, outcome
                 waiting.popleft()
         finally:
             # NOTE: not cancelled: in Ray 2.60 one that ends at that moment can abort this process.
             # They tidy up when they are done; with a Ray of our own, they end with it.
-            if begun := [each for *_, each in waiting if isinstance(each, ray.ObjectRef)]:
-                ray.wait(begun, num_returns=len(begun), timeout=_PARTING_SECONDS)
+            if left := [each for *_, each in waiting if isinstance(each, ray.ObjectRef)]:
+                ray.wait(left, num_returns=len(left), timeout=_PARTING_SECONDS)
 
 
 def import_ray() -> Any:
@@ -100,30 +102,20 @@ def _running(ray: Any, address: str | None) -> Iterator[None]:
         yield
         return
     try:
-        _check_connection(address or os.environ.get("RAY_ADDRESS", ""))
-        ray.init(
-            address=address,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        if place := _ADDRESS.fullmatch(address or os.environ.get("RAY_ADDRESS", "")):
+            # Where nobody listens, Ray itself would try for minutes.
+            socket.create_connection((place["host"], int(place["port"])), timeout=10).close()
+        quiet = {"include_dashboard": False, "log_to_driver": False}
+        ray.init(address=address, logging_level=logging.ERROR, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"replay with engine='ray', ray_address={address!r}: no Ray there ({reason}); give the "
-            "address that `ray start --head` told, or none"
+            f"replay with engine='ray', ray_address={address!r}: no Ray there ({_line(error)}); "
+            "give the address that `ray start --head` told, or none"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _check_connection(address: str) -> None:
-    """Refuse an address where nobody listens: Ray itself would try for minutes."""
-    place = _ADDRESS.fullmatch(address)
-    if place is not None:
-        socket.create_connection((place["host"], int(place["port"])), timeout=10).close()
 
 
 def _task(ray: Any) -> tuple[Any, int]:
@@ -135,35 +127,27 @@ def _task(ray: Any) -> tuple[Any, int]:
     return ray.remote(max_retries=_RETRIES, **options)(_measure), max(1, workers)
 
 
-def _begun(
-    task: Any,
-    planned: PlannedCheckpoint,
-    find_prompts: Callable[[PlannedCheckpoint], PromptSet],
-    way: Way | None,
-    job: Job,
-) -> Any:
-    """Start a task and return its reference; without prompts, return a failure."""
-    try:
-        return task.remote(planned, find_prompts(planned), way, job)
-    except InputError as error:
-        return Failure(reason=str(error))
-
-
 def _answer(ray: Any, begun: Any) -> Record | Failure:
+    """Wait for a task's outcome; pass a failure to begin it on."""
     if isinstance(begun, Failure):
         return begun
     try:
         answer: Record | Failure = ray.get(begun)
     except ray.exceptions.RayError as error:
-        reason = " ".join(str(error).split())[:300]
-        return Failure(reason=f"its Ray task was lost ({type(error).__name__}: {reason})")
+        reason = f"its Ray task was lost ({type(error).__name__}: {_line(error)})"
+        return Failure(reason=reason)
     return answer
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _is_faster(outcome: Record | Failure, way: Way | None) -> bool:
     ways: tuple[str, ...] = get_args(Way)
-    taken = isinstance(outcome, Record) and outcome.paths.engine
-    return bool(taken and way) and ways.index(str(taken)) < ways.index(str(way))
+    if way is None or isinstance(outcome, Failure):
+        return False
+    return ways.index(outcome.paths.engine) < ways.index(way)
 
 
 def _measure(
