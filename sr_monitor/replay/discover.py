@@ -10,9 +10,8 @@ recognised too, and refused with the command that converts them.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -97,13 +96,22 @@ def find_checkpoints(source: str | Path) -> list[LocalCheckpoint]:
 
 
 def distinct(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
-    """Return each checkpoint of a training once, and no two under the same name.
+    """Return each checkpoint of a training once, however often it is linked.
 
-    Several links to a checkpoint are one checkpoint; so are Lightning's `last.ckpt` (`last-v1.ckpt`
-    of a second training there) and the file with its step. Other checkpoints of the same step are
-    told apart by the names of their files.
+    Lightning's `last.ckpt` (`last-v1.ckpt` of a second training) is a copy of the file with its
+    step; of several links to a checkpoint, one that says a step is preferred.
     """
-    return _told_apart(_without_copies(_without_links(found)))
+
+    def is_worse(checkpoint: LocalCheckpoint) -> tuple[bool, bool]:
+        return read_name(checkpoint.path.name) is None, checkpoint.path.is_symlink()
+
+    by_place: dict[Path, LocalCheckpoint] = {}
+    for checkpoint in sorted(found, key=is_worse):
+        by_place.setdefault(checkpoint.path.resolve(), checkpoint)
+    lasts = [each for each in by_place.values() if _LAST.fullmatch(each.path.name)]
+    steps = {each.name.step for each in by_place.values() if each not in lasts}
+    copies = [each for each in lasts if each.name.step in steps and not each.problem]
+    return [each for each in by_place.values() if each not in copies]
 
 
 def describe_missing(source: str | Path) -> str:
@@ -166,45 +174,6 @@ def _checkpoint(path: Path, reader: CheckpointReader | None) -> LocalCheckpoint:
             problem_found = str(error)
     name = name or CheckpointName(own, step=step or 0)
     return LocalCheckpoint(name, path, reader, reader.config(path), problem_found)
-
-
-def _without_links(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
-    """Return each under one of its names: one that says a step if there is one, or its own."""
-
-    def is_worse(checkpoint: LocalCheckpoint) -> tuple[bool, bool]:
-        return read_name(checkpoint.path.name) is None, checkpoint.path.is_symlink()
-
-    by_place: dict[Path, LocalCheckpoint] = {}
-    for checkpoint in sorted(found, key=is_worse):
-        by_place.setdefault(checkpoint.path.resolve(), checkpoint)
-    return list(by_place.values())
-
-
-def _without_copies(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
-    """Leave out a `last.ckpt` that is a copy of another file."""
-    lasts = {each.path for each in found if _LAST.fullmatch(each.path.name)}
-    others = {each.name.step for each in found if each.path not in lasts}
-    return [
-        each
-        for each in found
-        if each.path not in lasts or each.name.step not in others or each.problem
-    ]
-
-
-def _told_apart(found: list[LocalCheckpoint]) -> list[LocalCheckpoint]:
-    """Give a checkpoint with the step of another one, and no step in its name, its own branch."""
-
-    def place(name: CheckpointName) -> tuple[int, str, int]:
-        return name.stage, name.branch, name.step
-
-    taken = Counter(place(checkpoint.name) for checkpoint in found)
-    separate = []
-    for checkpoint in found:
-        name, own = checkpoint.name, checkpoint.path.name
-        if taken[place(name)] > 1 and read_name(own) is None:
-            name = replace(name, rest=own.removesuffix(".ckpt"))
-        separate.append(replace(checkpoint, name=name))
-    return separate
 
 
 def _hint(path: Path) -> str:

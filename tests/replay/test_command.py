@@ -92,32 +92,16 @@ def test_files_of_lightning_need_a_base(tmp_path: Path, capsys: Capture) -> None
     assert "2 checkpoints, 1 to measure" in out
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path, capsys: Capture) -> None:
-    checkpoints(tmp_path / "run", 1, 2)
-    weights = tmp_path / "run/checkpoint-1/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    for done in ("1 measured, 1 failed", "0 measured, 1 had been before, 1 failed"):
-        assert command("run") == 1
-        out, err = capsys.readouterr()
-        assert done in out
-        assert err.count("\n") == 1
-        assert "checkpoint-1/model.safetensors' is damaged" in err
-    weights.unlink()
-    assert command("run", "--dry-run") == 1
-    assert "checkpoint-1 (cannot be measured: " in said(capsys)
-
-
 # The hub
 
 
 def test_a_choice_of_revisions(hub: HubServer, capsys: Capture, tmp_path: Path) -> None:
-    assert command(f"{OLMO}@step[0-3]*", "--num", "3") == 0
-    assert steps_in(Path("out")) == [0, 1000, 3000]
-    assert "wrote out: 3 measured, 0 failed" in said(capsys)
+    assert command(f"{OLMO}@step[0-3]*", "--num", "2") == 0
+    assert "wrote out: 2 measured, 0 failed" in said(capsys)
     assert not list((tmp_path / "home").rglob("*.safetensors"))
     assert command(f"{OLMO}@step[0-3]*", "--tokens", "4B,5.9B", "--keep-downloads") == 0
     assert "1 measured, 1 had been before, 0 failed" in said(capsys)
-    assert steps_in(Path("out")) == [0, 1000, 2000, 3000]
+    assert steps_in(Path("out")) == [0, 2000, 3000]
     assert len(list((tmp_path / "home").rglob("*.safetensors"))) == 1
 
 

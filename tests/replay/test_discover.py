@@ -39,10 +39,9 @@ def copy(trainer_run: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trainer_run, tmp_path / "run"))
 
 
-def steps_in(source: Path | str) -> dict[str, int]:
-    """The steps of the checkpoints by their names and branches, in order."""
-    found = find_checkpoints(source)
-    return {" ".join(filter(None, [c.path.name, c.name.branch])): c.name.step for c in found}
+def steps_in(source: Path | str) -> list[tuple[str, int]]:
+    """The names of the checkpoints and their steps, in order."""
+    return [(found.path.name, found.name.step) for found in find_checkpoints(source)]
 
 
 def kind_of(checkpoint: LocalCheckpoint) -> str:
@@ -56,13 +55,12 @@ def test_a_trainers_folder_is_its_checkpoints(
     trainer_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (trainer_run / "model.safetensors").is_file()
-    assert list(steps_in(trainer_run).items()) == [("checkpoint-2", 2), ("checkpoint-4", 4)]
-    for checkpoint in find_checkpoints(trainer_run):
-        assert (kind_of(checkpoint), checkpoint.config) == ("HuggingFaceFolder", checkpoint.path)
-        assert checkpoint.problem is None
-    assert steps_in(str(trainer_run / "checkpoint-2")) == {"checkpoint-2": 2}
+    assert steps_in(trainer_run) == [("checkpoint-2", 2), ("checkpoint-4", 4)]
+    for found in find_checkpoints(trainer_run):
+        assert (kind_of(found), found.config) == ("HuggingFaceFolder", found.path)
+        assert found.problem is None
     monkeypatch.chdir(trainer_run / "checkpoint-2")
-    assert steps_in(".") == {"": 2}
+    assert steps_in(".") == [("", 2)]
 
 
 def test_the_step_is_taken_from_the_state_where_the_name_has_none(copy: Path) -> None:
@@ -70,27 +68,18 @@ def test_the_step_is_taken_from_the_state_where_the_name_has_none(copy: Path) ->
     only.mkdir()
     (copy / "checkpoint-2").rename(only / "early")
     (copy / "checkpoint-4").rename(only / "best")
-    assert list(steps_in(only).items()) == [("early", 2), ("best", 4)]
-    assert steps_in(only / "best") == {"best": 4}
-    for content in ("{", "[]", '{"global_step": "x"}'):
-        (only / "best" / "trainer_state.json").write_text(content)
-        assert steps_in(only / "best") == {"best": 0}
-
-
-def test_models_without_a_step_are_runs_of_their_own(tmp_path: Path) -> None:
-    save_folder(tiny_model(), tmp_path / "models" / "small")
-    assert steps_in(tmp_path / "models/small") == steps_in(tmp_path / "models") == {"small": 0}
-    save_folder(tiny_model(), tmp_path / "models" / "large-0.5B")
-    branches = {checkpoint.name.branch for checkpoint in find_checkpoints(tmp_path / "models")}
-    assert branches == {"large-0.5B", "small"}
+    assert steps_in(only) == [("early", 2), ("best", 4)]
+    save_folder(tiny_model(), only / "none")
+    assert steps_in(only) == [("none", 0), ("early", 2), ("best", 4)]
+    assert steps_in(only / "best") == [("best", 4)]
 
 
 def test_lightning_files_are_found_and_copies_are_left_out(
     lightning_run: Path, tmp_path: Path
 ) -> None:
     assert (lightning_run / "last.ckpt").is_file()
-    assert steps_in(lightning_run) == {"epoch=0-step=2.ckpt": 2, "epoch=0-step=4.ckpt": 4}
-    assert steps_in(lightning_run / "last.ckpt") == {"last.ckpt": 4}
+    assert steps_in(lightning_run) == [("epoch=0-step=2.ckpt", 2), ("epoch=0-step=4.ckpt", 4)]
+    assert steps_in(lightning_run / "last.ckpt") == [("last.ckpt", 4)]
     found = find_checkpoints(lightning_run)
     assert {(kind_of(c), c.config) for c in found} == {("LightningFile", None)}
     run = Path(shutil.copytree(lightning_run, tmp_path / "run"))
@@ -102,50 +91,43 @@ def test_lightning_files_are_found_and_copies_are_left_out(
     assert {checkpoint.config for checkpoint in found} == {run}
     for name in ("epoch=0-step=4", "epoch=0-step=4-v1", "last"):
         (run / f"{name}.ckpt").unlink()
-    assert steps_in(run)["last-v1.ckpt"] == 4  # no other has its step
+    assert ("last-v1.ckpt", 4) in steps_in(run)  # no other has its step
 
 
 def test_the_step_of_a_lightning_file_is_read_from_it(lightning_run: Path, tmp_path: Path) -> None:
     shutil.copy(lightning_run / "epoch=0-step=2.ckpt", tmp_path / "epoch=0.ckpt")
     shutil.copy(lightning_run / "epoch=0-step=4.ckpt", tmp_path / "last.ckpt")
-    assert list(steps_in(tmp_path).items()) == [("epoch=0.ckpt", 2), ("last.ckpt", 4)]
-    shutil.copy(tmp_path / "epoch=0.ckpt", tmp_path / "other.ckpt")
-    assert steps_in(tmp_path) == {"epoch=0.ckpt": 2, "last.ckpt": 4, "other.ckpt other": 2}
+    assert steps_in(tmp_path) == [("epoch=0.ckpt", 2), ("last.ckpt", 4)]
     (tmp_path / "last.ckpt").write_bytes(b"")
     problems = [checkpoint.problem for checkpoint in find_checkpoints(tmp_path)]
     assert "last.ckpt' is empty; copy or download it again" in str(problems[0])
-    assert problems[1:] == [None, None]
+    assert problems[1:] == [None]
 
 
 def test_a_link_is_no_second_checkpoint(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "links").mkdir()
     for name, place in {"best": 4, "checkpoint-4": 4, "a": 2, "b": 2}.items():
         (tmp_path / "links" / name).symlink_to(copy / f"checkpoint-{place}")
-    assert steps_in(tmp_path / "links") == {"a": 2, "checkpoint-4": 4}
+    assert steps_in(tmp_path / "links") == [("a", 2), ("checkpoint-4", 4)]
 
 
-def test_fsdp_shards_of_a_trainer_are_found(tmp_path: Path) -> None:
+def test_sharded_checkpoints_are_found(tmp_path: Path) -> None:
     model, run = tiny_model(), tmp_path / "run"
     for step in (500, 1000):
         folder = run / f"checkpoint-{step}" / "pytorch_model_fsdp_0"
         save_shards({"model": model.state_dict()}, folder)
-    assert steps_in(run) == {"checkpoint-500": 500, "checkpoint-1000": 1000}
+    assert steps_in(run) == [("checkpoint-500", 500), ("checkpoint-1000", 1000)]
     found = find_checkpoints(run)
     assert {(kind_of(c), c.config) for c in found} == {("HuggingFaceFolder", None)}
     model.config.save_pretrained(run)
     assert {checkpoint.config for checkpoint in find_checkpoints(run)} == {run}
-    assert steps_in(run / "checkpoint-500" / "pytorch_model_fsdp_0") == {"checkpoint-500": 500}
-
-
-def test_sharded_lightning_folders_are_found(tmp_path: Path) -> None:
-    folder = save_shards({"state_dict": {"model.w": torch.ones(2)}}, tmp_path / "step=7.ckpt")
+    assert steps_in(run / "checkpoint-500" / "pytorch_model_fsdp_0") == [("checkpoint-500", 500)]
+    folder = save_shards({"state_dict": {"model.w": torch.ones(2)}}, tmp_path / "last.ckpt")
     torch.save({"global_step": 7}, folder / "meta.pt")
-    assert steps_in(tmp_path) == {"step=7.ckpt": 7}
-    folder = folder.rename(tmp_path / "last.ckpt")
     assert kind_of(find_checkpoints(folder)[0]) == "ShardedFolder"
-    assert steps_in(folder) == {"last.ckpt": 7}
+    assert steps_in(folder) == [("last.ckpt", 7)]
     (folder / "meta.pt").unlink()
-    assert steps_in(folder) == {"last.ckpt": 0}
+    assert steps_in(folder) == [("last.ckpt", 0)]
 
 
 # What cannot be read
@@ -177,7 +159,6 @@ def test_deepspeed_shards_are_refused_with_what_converts_them(tmp_path: Path) ->
     command = f"python -m deepspeed.utils.zero_to_fp32 {folder} {folder}-merged$"
     for source in (folder, folder.parent):
         refused(source, f"holds DeepSpeed shards.* convert them: {command}")
-    refused(folder / "global_step5", "holds DeepSpeed shards")
     (folder / "zero_to_fp32.py").touch()
     refused(folder, f"python {folder}/zero_to_fp32.py {folder} {folder}-merged$")
     save_folder(tiny_model(), folder)  # whole weights beside the shards
@@ -198,7 +179,6 @@ def test_a_part_that_the_index_names_has_to_be_there(tmp_path: Path) -> None:
     run = tmp_path / "run"
     for step in (1, 2, 3):
         save_folder(tiny_model(), run / f"checkpoint-{step}", max_shard_size="30KB")
-    assert [checkpoint.problem for checkpoint in find_checkpoints(run)] == [None, None, None]
     *_, part = sorted((run / "checkpoint-2").glob("model-*.safetensors"))
     part.unlink()
     (run / "checkpoint-3" / "model.safetensors.index.json").write_text("{")

@@ -119,12 +119,11 @@ def test_without_the_client_it_is_said_how_to_install_it(monkeypatch: pytest.Mon
 # What is retried
 
 
-@pytest.mark.parametrize("kind", ["error", "drop"])
-@pytest.mark.parametrize("request_line", ["GET /api/.*/refs", "GET /api/.*/revision"])
-def test_a_listing_is_retried(hub: HubServer, kind: Any, request_line: str) -> None:
-    hub.fail(request_line, Fault(kind, status=503, times=2))
+def test_a_listing_is_retried(hub: HubServer) -> None:
+    hub.fail("GET /api/.*/refs", Fault("drop", times=2))
+    hub.fail("GET /api/.*/revision", Fault("error", status=503, times=2))
     assert listed(ONE_FILE)[0].problem is None
-    assert hub.count(request_line) == 3
+    assert hub.count("GET /api/.*/refs") == hub.count("GET /api/.*/revision") == 3
 
 
 def failing(*errors: Exception) -> Callable[[], str]:

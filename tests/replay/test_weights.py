@@ -224,17 +224,9 @@ def test_models_of_no_library_are_held_to_the_same_rules() -> None:
 @pytest.mark.parametrize(
     ("sizes", "said"),
     [
-        (
-            {"num_hidden_layers": 4},
-            "of this LlamaForCausalLM: it lacks 0 of 30, it has 9 others "
-            "(model.layers.3.input_layernorm.weight, model.layers.3.mlp.down_proj.weight, "
-            "model.layers.3.mlp.gate_proj.weight, ...); name the model",
-        ),
+        ({"num_hidden_layers": 4}, "lacks 0 of 30, it has 9 others (model.layers.3.input_layern"),
         ({"num_hidden_layers": 2}, "it lacks 9 of 30 (model.layers.2.input_layernorm.weight, mo"),
-        (
-            {"vocab_size": 310},
-            "2 have other shapes (model.embed_tokens.weight (310, 32) and not (300, 32), lm_",
-        ),
+        ({"vocab_size": 310}, "2 have other shapes (model.embed_tokens.weight (310, 32) and not ("),
     ],
 )
 def test_weights_of_another_model_are_refused(model: Any, sizes: dict[str, Any], said: str) -> None:
@@ -242,20 +234,15 @@ def test_weights_of_another_model_are_refused(model: Any, sizes: dict[str, Any],
     assert said in refusal(model, lambda: put_weights(model, weights, "here"))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_nan_and_inf_are_named(model: Any, value: float, dtype: torch.dtype) -> None:
+def test_nan_inf_and_whole_numbers_are_named(model: Any, value: float, dtype: torch.dtype) -> None:
     weights = {name: tensor.to(dtype) for name, tensor in weights_of(tiny_model()).items()}
     weights["model.layers.1.mlp.up_proj.weight"][7, 5] = value
     weights["model.norm.weight"][3] = value
-    assert (
-        "'here' holds NaN or Inf in 2 of 30 weights (model.layers.1.mlp.up_proj.weight, "
-        "model.norm.weight); the run had diverged"
-    ) in refusal(model, lambda: put_weights(model, weights, "here"))
-
-
-def test_whole_numbers_are_no_weights(model: Any) -> None:
-    weights = weights_of(tiny_model())
+    said = refusal(model, lambda: put_weights(model, weights, "here"))
+    both = "model.layers.1.mlp.up_proj.weight, model.norm.weight"
+    assert f"'here' holds NaN or Inf in 2 of 30 weights ({both}); the run had diverged" in said
     weights["lm_head.weight"] = torch.ones(300, 32, dtype=torch.int8)
     said = refusal(model, lambda: put_weights(model, weights, "here"))
     assert "holds whole numbers for 1 of 30 weights (lm_head.weight)" in said

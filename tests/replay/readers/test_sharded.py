@@ -273,7 +273,7 @@ def test_nothing_happens_whatever_is_changed_in_a_table_or_a_shard(halves: Halve
         codecs.lookup(codec)
     read_sharded(folder)
     sys.addaudithook(_note)
-    for file, times in ((table, 2000), (shard, 500)):
+    for file, times in ((table, 600), (shard, 150)):
         kept = file.read_bytes()
         for _ in range(times):
             file.write_bytes(mutated(kept, rng))
@@ -286,7 +286,7 @@ def test_nothing_happens_whatever_is_changed_in_a_table_or_a_shard(halves: Halve
                     read += 1
                     assert all(type(tensor) is Tensor for tensor in found.values())
         file.write_bytes(kept)
-    assert (read > 100, refused > 1000) == (True, True)
+    assert (read > 30, refused > 300) == (True, True)
     harmless = {("open", str(table)), ("open", str(shard))}
     assert {seen for seen in SEEN if seen[0] != "builtins.id"} == harmless
     assert_same(read_sharded(folder), {"w": whole})
