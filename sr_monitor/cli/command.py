@@ -1,4 +1,4 @@
-"""The subcommands as one command, and the exit status and line of an error.
+"""All subcommands in one command, and the exit status and one line of an error.
 
 status = run(["measure", "runs/demo/model"])
 """
@@ -12,7 +12,7 @@ import typer
 from sr_monitor.cli.terminal import complain, drop_output, one_line_warnings
 from sr_monitor.errors import InputError, describe, is_out_of_memory
 
-# NOTE: by its version, typer needs click or carries a copy of it; this is the UsageError in use.
+# NOTE: some versions of typer need click, others carry a copy; this is the UsageError in use.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
 _COMMANDS = {
@@ -24,6 +24,9 @@ _COMMANDS = {
 
 def run(words: list[str]) -> int:
     """Run the subcommand that `words` begin with, and return the exit status."""
+    for word in words:
+        if "\0" in word:  # no system call takes it, and each would raise an error of its own
+            raise InputError(f"{word!r}: an argument cannot hold a NUL byte; leave it out")
     command = typer.main.get_command(_app(words[0]))
     with one_line_warnings(), command.make_context("sr-monitor", words) as context:
         command.invoke(context)
@@ -31,11 +34,7 @@ def run(words: list[str]) -> int:
 
 
 def status_of(error: BaseException) -> int:
-    """Say in one line what a user got wrong, or the machine cannot do; raise anything else again.
-
-    Returns:
-        The exit status.
-    """
+    """Complain in one line about what a user or the machine did; raise anything else again."""
     if isinstance(error, typer.Exit):
         return error.exit_code
     if isinstance(error, BrokenPipeError):  # nobody reads the help to its end
@@ -56,7 +55,7 @@ def status_of(error: BaseException) -> int:
 
 
 def _app(wanted: str) -> typer.Typer:
-    """Return the command; only the subcommand that is wanted is imported, and torch with it."""
+    """Return the command; import only the subcommand that is wanted, and torch with it."""
     app = typer.Typer(
         help="Track how stable regions form in a language model's residual stream.",
         add_completion=False,
@@ -72,4 +71,4 @@ def _app(wanted: str) -> typer.Typer:
 
 
 def _elsewhere() -> None:
-    """Stand for a subcommand that is listed in the help, not run."""
+    """Stand in for a subcommand that is listed in the help but not run."""

@@ -1,4 +1,4 @@
-"""`sr-monitor demo`: a small model is trained here and watched; nothing is downloaded.
+"""`sr-monitor demo`: train and watch a small model here, with no download.
 
 sr-monitor demo --out runs/demo
 """
@@ -20,13 +20,20 @@ def demo(
 ) -> None:
     """Train it here in about three minutes, on text that Python brings along."""
     # Imported here, so that the help need not wait for torch.
-    from sr_monitor.cli.demo_training import DemoPlan, run_demo
+    from sr_monitor.cli.demo_training import DemoPlan, Framework, run_demo
+    from sr_monitor.probes.statistics import summarise
 
     check_writable(out)
     with progress() as bar:
-        outcome = run_demo(out, DemoPlan(), "lightning" if lightning else "transformers", bar)
-    header = ("step", "loss", "median", "quartiles")
-    print_table([header, *outcome.rows()], ">>>>", title="maximum slope (1: no regions)")
+        trainer: Framework = "lightning" if lightning else "transformers"
+        records, losses = run_demo(out, DemoPlan(), trainer, bar)
+    rows = [("step", "loss", "median", "quartiles")]
+    for record in records:
+        slope = summarise(record.paths.max_slope, record.paths.kept)
+        loss = f"{losses[record.step]:.2f}" if record.step in losses else ""
+        quartiles = f"{slope.q25:.3f} to {slope.q75:.3f}"
+        rows.append((f"{record.step}", loss, f"{slope.median:.3f}", quartiles))
+    print_table(rows, ">>>>", title="maximum slope (1: no regions)")
     say(
         f"wrote {out}: film-*.png and curves.png (regions form), stable_regions/, model/",
         f"next: {pasteable('sr-monitor', 'measure', out / 'model')}",

@@ -2,13 +2,12 @@
 
 The text comes with any Python (its help topics, and the docstrings of its standard library), the
 tokenizer is trained on it first, and nothing is downloaded. A framework's own trainer trains the
-model, with our callback. The same machine gives the same numbers every time, whatever else it does.
+model, with our callback. One machine gives the same numbers every time.
 
-    outcome = run_demo(Path("runs/demo"), DemoPlan(), "transformers", bar)
-    list(outcome.rows())
+    records, losses = run_demo(Path("runs/demo"), DemoPlan(), "transformers", bar)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -24,7 +23,6 @@ from sr_monitor.probes.drawing import save_figure
 from sr_monitor.probes.measuring import Bar
 from sr_monitor.probes.paths_pictures import draw_curves
 from sr_monitor.probes.slices_pictures import draw_film
-from sr_monitor.probes.statistics import summarise
 from sr_monitor.prompts.corpora import Tokenizer, encode
 from sr_monitor.prompts.python_corpus import docstrings, python_prompts, python_texts
 from sr_monitor.results.record import Record, list_records
@@ -33,7 +31,7 @@ from sr_monitor.watch.schedule import at
 
 Framework = Literal["transformers", "lightning"]
 Rows: TypeAlias = list[dict[str, Int[Tensor, " token"]]]
-"""Windows of the text, as a model takes them: input_ids and labels."""
+"""Windows of the text as a model takes them: input_ids and labels."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,55 +39,40 @@ class DemoPlan:
     """What is trained, and when it is measured."""
 
     steps: tuple[int, ...] = (0, 25, 50, 75, 100, 140, 180, 240)
-    """The steps at which the model is measured; the last ends the training."""
+    """The steps to measure at; the last ends the training."""
     batch_size: int = 32
-    """Windows in a batch."""
     window: int = 64
-    """Tokens in a window."""
+    """Tokens in each text of a batch."""
     learning_rate: float = 3e-3
     """Reached after a tenth of the steps, then held."""
     vocab_size: int = 1024
-    """Entries of the tokenizer that is trained."""
     hidden_size: int = 192
-    """Width of the stream; a head takes 32 of it."""
+    """A multiple of 32, the size of a head."""
     num_layers: int = 6
-    """Decoder blocks."""
     seed: int = 0
-    """Of the weights, the batches and the prompts."""
+    """Seed of the weights, the batches and the prompts."""
     config: MonitorConfig = field(default_factory=lambda: MonitorConfig(num_slices=3))
-    """What is measured each time; as many pairs as `sr-monitor measure` takes, so both agree."""
+    """The other defaults are those of `sr-monitor measure`, so that both print the same numbers."""
 
     @property
     def num_steps(self) -> int:
-        """How long the training is."""
+        """The length of the training."""
         return max(self.steps)
 
     @property
     def warm_up(self) -> int:
-        """Updates until the learning rate is reached: a tenth of all."""
+        """Updates until the learning rate is reached."""
         return max(1, self.num_steps // 10)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What the demo has left."""
+def run_demo(
+    folder: Path, plan: DemoPlan, framework: Framework, bar: Bar
+) -> tuple[list[Record], dict[int, float]]:
+    """Train a model, watch it, and leave it in `folder` with its records and pictures.
 
-    records: Sequence[Record]
-    """The measurements, by step."""
-    losses: Mapping[int, float]
-    """The loss of each step."""
-
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """Return a line of the table for each measurement: step, loss, median, quartiles."""
-        for record in self.records:
-            slope = summarise(record.paths.max_slope, record.paths.kept)
-            loss = f"{self.losses[record.step]:.2f}" if record.step in self.losses else ""
-            quartiles = f"{slope.q25:.3f} to {slope.q75:.3f}"
-            yield f"{record.step}", loss, f"{slope.median:.3f}", quartiles
-
-
-def run_demo(folder: Path, plan: DemoPlan, framework: Framework, bar: Bar) -> Outcome:
-    """Train a model and watch it; leave it in `folder`, with its records and pictures."""
+    Returns:
+        The measurements, and the loss of each step.
+    """
     transformers = require_transformers("the demo")
     adapter = import_module(f"sr_monitor_{framework}")
     trainer = import_module(f"sr_monitor_{framework}.demo")
@@ -104,9 +87,12 @@ def run_demo(folder: Path, plan: DemoPlan, framework: Framework, bar: Bar) -> Ou
     with quiet(transformers), _one_thread(), torch.random.fork_rng(devices=[]):
         tokenizer = _train_tokenizer(texts, plan.vocab_size)
         prompts = python_prompts(tokenizer, num_prompts=plan.config.num_prompts, seed=plan.seed)
-        schedule, options = at(plan.steps), vars(plan.config)
         callback = adapter.StableRegionCallback(
-            prompts, schedule=schedule, log_dir=folder, on_error="raise", **options
+            prompts,
+            schedule=at(plan.steps),
+            log_dir=folder,
+            on_error="raise",
+            **vars(plan.config),
         )
         model, rows = _new_model(plan), _rows(tokenizer, texts, plan)
         torch.manual_seed(plan.seed)
@@ -115,24 +101,19 @@ def run_demo(folder: Path, plan: DemoPlan, framework: Framework, bar: Bar) -> Ou
         tokenizer.save_pretrained(folder / "model")
     records = [Record.load(path) for path in list_records(folder)]
     _draw(folder, records)
-    return Outcome(records=records, losses=losses)
+    return records, losses
 
 
 def _rows(tokenizer: Tokenizer, texts: Sequence[str], plan: DemoPlan) -> Rows:
-    """Return the corpus in windows of equal length."""
     corpus = torch.tensor(encode(tokenizer, "\n".join(texts)))
-    # "token" -> "window token", without what is left over
+    # (token,) becomes (window, token); what does not fill a window is left out.
     windows = corpus[: len(corpus) // plan.window * plan.window].view(-1, plan.window)
     return [{"input_ids": window, "labels": window} for window in windows]
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run on one thread, then on as many as before.
-
-    The matrices are so small that a second thread hardly helps, and where other programs want the
-    cores too it hurts; and with one thread the numbers do not depend on how many there are.
-    """
+    """Run on one thread: the matrices are tiny, and the numbers depend on how many there are."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -149,9 +130,10 @@ def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
     tokenizer: Any = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     fast: Any = PreTrainedTokenizerFast
@@ -159,7 +141,6 @@ def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
 
 
 def _new_model(plan: DemoPlan) -> Any:
-    """Return an untrained OLMo."""
     from transformers import OlmoConfig, OlmoForCausalLM
 
     config = OlmoConfig(

@@ -5,13 +5,13 @@ sr-monitor measure runs/demo/model --num-pairs 64 --out stable-regions/demo
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import Tensor, nn
+from torch import Tensor
 
 from sr_monitor.cli import options
 from sr_monitor.cli.terminal import print_table, progress, say
@@ -20,7 +20,7 @@ from sr_monitor.errors import InputError, is_out_of_memory
 from sr_monitor.files import write_whole
 from sr_monitor.model.loading import TokenizerOnDemand, load_model
 from sr_monitor.options import declared
-from sr_monitor.probes.base import Page, Part, Probe
+from sr_monitor.probes.base import ALWAYS, Page, Part, Probe
 from sr_monitor.probes.drawing import save_figure
 from sr_monitor.probes.keys import PREFIX
 from sr_monitor.probes.paths import Paths
@@ -68,14 +68,24 @@ def measure(
             if is_out_of_memory(error):
                 raise
             raise InputError(f"{model!r} cannot be measured: {error}") from error
-    written = write(folder, record, chosen, config, source=model, **_describe(network))
-    print_table(list(facts(record, chosen, network).items()), "<<", title=model)
-    say(f"wrote {folder}: {', '.join(path.name for path in written)}")
+    weight = next(network.parameters())
+    about = {
+        "source": model,
+        "model": type(network).__name__,
+        "dtype": str(weight.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+    }
+    try:
+        written = list(_write(folder, record, chosen, config, about))
+    except OSError as error:
+        raise InputError(f"cannot write to {str(folder)!r}: {error}; name another") from error
+    print_table(list(_facts(record, chosen, about).items()), "<<", title=model)
+    say(f"wrote {folder}: {', '.join(written)}")
 
 
-def facts(record: Record, prompts: PromptSet, model: nn.Module) -> dict[str, str]:
+def _facts(record: Record, prompts: PromptSet, about: Mapping[str, str]) -> dict[str, str]:
     """Return the lines of the table."""
-    about, paths = _describe(model), record.paths
+    paths = record.paths
     lines = {
         "model": f"{about['model']}, {about['dtype']} on {about['device']}",
         "prompts": f"{len(paths.distance)} pairs of {prompts.num_tokens} tokens, {prompts.source}",
@@ -89,10 +99,21 @@ def facts(record: Record, prompts: PromptSet, model: nn.Module) -> dict[str, str
     }
 
 
-def write(
-    folder: Path, record: Record, prompts: PromptSet, config: MonitorConfig, **about: str
-) -> list[Path]:
-    """Write the pictures, the prompts and the numbers; return their paths."""
+def _write(
+    folder: Path,
+    record: Record,
+    prompts: PromptSet,
+    config: MonitorConfig,
+    about: Mapping[str, str],
+) -> Iterator[str]:
+    """Write the pictures, the prompts and the numbers; yield the names of their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("slice-*.png"):  # there may be more of them than now
+        earlier.unlink()
+    others = [each for each in record.known() if each[0].name not in ALWAYS]
+    yield from _draw(folder, record, prompts, others)
+    prompts.save(folder / "prompts.json")
+    yield "prompts.json"
     values = {
         **about,
         **{name: getattr(config, name) for name in declared(MonitorConfig) if name != "probes"},
@@ -101,31 +122,24 @@ def write(
         "prompts_fingerprint": prompts.fingerprint,
         "seconds": record.metadata["seconds"],
         **_numbers(record.paths),
-        **{probe.name: probe.pack(part) for probe, part in _others(record)},
+        **{probe.name: probe.pack(part) for probe, part in others},
     }
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for earlier in folder.glob("slice-*.png"):  # there may be more of them than now
-            earlier.unlink()
-        written = [folder / name for name in _draw(folder, record, prompts)]
-        prompts.save(folder / "prompts.json")
-        write_whole(folder / "measurement.json", _to_json(values).encode())
-    except OSError as error:
-        raise InputError(f"cannot write to {str(folder)!r}: {error}; name another") from error
-    return [*written, folder / "prompts.json", folder / "measurement.json"]
+    write_whole(folder / "measurement.json", _to_json(values).encode())
+    yield "measurement.json"
 
 
-def _draw(folder: Path, record: Record, prompts: PromptSet) -> Iterator[str]:
-    save_figure(draw_curves(record.paths, title=folder.name), folder / "curves.png")
-    yield "curves.png"
-    save_figure(draw_slopes(record.paths, title=folder.name), folder / "slopes.png")
-    yield "slopes.png"
+def _draw(
+    folder: Path, record: Record, prompts: PromptSet, others: Sequence[tuple[Probe, Part]]
+) -> Iterator[str]:
+    for name, draw in (("curves.png", draw_curves), ("slopes.png", draw_slopes)):
+        save_figure(draw(record.paths, title=folder.name), folder / name)
+        yield name
     for index in range(len(record.slices.foot) if record.slices else 0):
         assert record.slices is not None
         figure = draw_slice(record.slices, index, prompts=prompts.texts_of_triple(index))
         save_figure(figure, folder / f"slice-{index}.png")
         yield f"slice-{index}.png"
-    for probe, part in _others(record):
+    for probe, part in others:
         page = Page(title=folder.name, part=part, parts=record.parts, prompts=prompts)
         for key, image in probe.pictures(page, ()):
             if key.kind == "image":
@@ -134,15 +148,9 @@ def _draw(folder: Path, record: Record, prompts: PromptSet) -> Iterator[str]:
                 yield name
 
 
-def _others(record: Record) -> Iterator[tuple[Probe, Part]]:
-    """Yield the probes that were asked for, with their parts."""
-    return (each for each in record.known() if each[0].name not in ("paths", "slices"))
-
-
 def _numbers(paths: Paths) -> dict[str, Any]:
     """Return what was found on the paths, with the median curve."""
-    curves = fill_gaps(paths.alphas, paths.relative)
-    q25, median, q75 = median_curve(curves, paths.kept)
+    q25, median, q75 = median_curve(fill_gaps(paths.alphas, paths.relative), paths.kept)
     by_pair = "kept", "max_slope", "location", "width", "end_distance", "input_distance"
     alone = "noise_floor", "noise_distance", "num_points", "engine"
     return {
@@ -153,19 +161,12 @@ def _numbers(paths: Paths) -> dict[str, Any]:
     }
 
 
-def _describe(model: nn.Module) -> dict[str, str]:
-    weight = next(model.parameters())
-    return {
-        "model": type(model).__name__,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "device": str(weight.device),
-    }
-
-
 def _to_json(values: Mapping[str, Any]) -> str:
     """Return a JSON object with one line for each entry at the top."""
-    plain = ((key, _plain(value)) for key, value in values.items())
-    lines = [f"  {json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in plain]
+    lines = [
+        f"  {json.dumps(key)}: {json.dumps(_plain(value), allow_nan=False)}"
+        for key, value in values.items()
+    ]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 

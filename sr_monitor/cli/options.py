@@ -23,7 +23,7 @@ _FLAGS = {
 
 
 def folder(text: str | Path) -> Path:
-    """Return the folder of this name; an empty one, as of a variable that is not set, is none."""
+    """Return the folder of this name; refuse an empty one, as of a variable that is not set."""
     if not text:
         raise typer.BadParameter("it is empty; name a folder ('.' is this one)")
     return Path(text)
@@ -60,10 +60,11 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's `config` by one option for each field that its class declares."""
     own = inspect.signature(command).parameters
     kind: type[Options] = own["config"].annotation
+    from sr_monitor.cli.probe_option import parse_probe  # not for the demo: torch comes with it
 
     def run(**given: Any) -> None:
         options = {name: given.pop(name) for name in declared(kind)}
-        options["probes"] = [_probe(name) for name in options["probes"]]
+        options["probes"] = [parse_probe(text) for text in options["probes"]]
         command(config=kind(**options), **given)
 
     parameters: list[Parameter] = []
@@ -83,19 +84,10 @@ def _parameters_of(options: type[Options]) -> Iterator[Parameter]:
             field.default,
             _FLAGS.get(name, f"--{name.replace('_', '-')}"),
             min=field.metadata["least"],
-            metavar="NAME" if name == "probes" else None,
+            metavar="NAME[:OPTION=VALUE,...]" if name == "probes" else None,
             help=field.metadata["doc"],
         )
         yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
-
-
-def _probe(name: str) -> str:
-    from sr_monitor.probes.base import available  # torch comes with it
-
-    if name not in available():
-        known = ", ".join(available()) or "none"
-        raise InputError(f"--probe {name!r}: there is no such probe; available: {known}")
-    return name
 
 
 def check_writable(folder: Path) -> None:

@@ -221,7 +221,7 @@ def resolve(given: Sequence[str | Probe], *, beside: Sequence[str] = ()) -> tupl
         given = [given]
     found: dict[str, Probe] = {}
     for each in given:
-        probe = each if isinstance(each, Probe) else _named(each)
+        probe = each if isinstance(each, Probe) else probe_class(each)()
         if probe.name in found or probe.name in beside:
             raise refused("probes", probe.name, "two probes have this name; leave one of them out")
         found[probe.name] = probe
@@ -259,12 +259,12 @@ def available() -> list[str]:
     return sorted({*built_in(), *others} - {*ALWAYS})
 
 
-def _named(name: Any) -> Probe:
-    """Return the probe of this name, with its default options."""
+def probe_class(name: Any) -> type[Probe]:
+    """Return the class of the built-in probe or the entry point of this name."""
     if isinstance(name, str) and name in built_in():
-        return built_in()[name]
+        return type(built_in()[name])
     kinds = [each.load() for each in entry_points(group=ENTRY_POINTS) if each.name == name]
     if not kinds or not (isinstance(kinds[0], type) and issubclass(kinds[0], Probe)):
         names = ", ".join(available())
         raise refused("probes", name, f"pass a Probe, or the name of one: {names}")
-    return kinds[0]()
+    return kinds[0]

@@ -108,10 +108,10 @@ def test_probes_add_their_lines_pictures_and_parts(
     assert all(row[0] < 1e-6 < row[-1] for row in kl)
     assert (len(rise["rise"]), rise["at"]) == (3, 0.5)
     assert {**numbers, "seconds": 0} == {**plain, "seconds": 0}
-    told = refusal(capsys, saved, "--probe", "divergense")
-    assert "--probe 'divergense': there is no such probe; available: " in told
-    assert "divergence" in told
-    assert "rise" in told
+    numbers = measure(saved, "--probe", "rise:at=1")
+    assert numbers["rise"] == {"rise": [1.0, 1.0, 1.0], "at": 1.0}
+    told = refusal(capsys, saved, "--probe", "risen")
+    assert "did you mean 'rise'? available: divergence, " in told
 
 
 def test_pictures_of_an_earlier_measurement_do_not_stay(saved: Path) -> None:

@@ -1,0 +1,79 @@
+"""`--probe NAME:OPTION=VALUE,...` on the command line."""
+
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from sr_monitor.cli import main
+from sr_monitor.cli.probe_option import parse_probe
+from sr_monitor.errors import InputError
+from sr_monitor.options import option
+from sr_monitor.probes.base import Probe
+from tests.replays import checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Depth(Probe):
+    """A probe with options of every kind."""
+
+    name = "depth"
+    must: int
+    top: int = option(1, "How many.", least=1)
+    scale: float = 1.0
+    signed: bool = False
+    mode: Literal["fast", "slow"] = "fast"
+    most: int | None = 3
+    label: str = ""
+    edges: tuple[float, ...] = ()
+
+
+@pytest.fixture(autouse=True)
+def _another_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint("depth", f"{__name__}:Depth", "sr_monitor.probes")
+    monkeypatch.setattr("sr_monitor.probes.base.entry_points", lambda group: [point])
+
+
+def test_every_field_of_a_probe_is_an_option() -> None:
+    assert parse_probe("depth:must=1") == Depth(must=1)
+    text = "depth:must=2,top=3,scale=1,signed=true,mode=slow,most=none,label=7,edges=0.5,1,2"
+    probe = parse_probe(text)
+    assert isinstance(probe, Depth)
+    assert probe == Depth(
+        must=2, top=3, scale=1, signed=True, mode="slow", most=None, label="7", edges=(0.5, 1, 2)
+    )
+    assert type(probe.scale) is float
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", r"there is no probe ''; available: depth"),
+        ("dept:must=1", r"no probe 'dept'; did you mean 'depth'\? available: "),
+        ("depth:must=1,tob=2", r"no option 'tob'; did you mean 'top'\? available: must, top"),
+        ("depth:must=x", r"must is 'x'; pass must= and a value of int"),
+        ("depth:must=1,most=2.5", r"most is '2\.5'; .* int \| None"),
+        ("depth:signed", r"signed is ''; .* bool"),
+        ("depth:must=1,mode=medium", r"mode is 'medium'; .*'fast', 'slow'"),
+        ("depth:must=1,top=0", r"top=0: pass 1 or more"),
+        ("depth", r"missing 1 required .*'must'"),
+    ],
+)
+def test_what_no_probe_can_be_made_of_is_refused(text: str, told: str) -> None:
+    with pytest.raises(InputError, match=rf"^--probe '{text}': .*{told}"):
+        parse_probe(text)
+
+
+def test_a_replay_is_refused_with_other_options_of_a_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rise = EntryPoint("rise", "tests.made:Rise", "sr_monitor.probes")
+    monkeypatch.setattr("sr_monitor.probes.base.entry_points", lambda group: [rise])
+    few = ["--num-pairs", "2", "--num-steps", "3", "--num-slices", "0", "--device", "cpu"]
+    run, out = str(checkpoints(tmp_path / "run", 1)), str(tmp_path / "out")
+    for at, status in (("0.5", 0), ("1", 2)):
+        words = ["replay", run, "--out", out, *few, "--probe", f"rise:at={at}"]
+        assert main(words) == status
+    assert "{'at': 0.5} there and {'at': 1.0} now" in capsys.readouterr().err
