@@ -1,4 +1,4 @@
-"""Prompts by the one word that says which: a file, a data set, or nothing.
+"""Prompts by one word: a file, a data set, or nothing.
 
 prompts = choose_prompts("corpus.txt", tokenizer, num_tokens=10, num_prompts=257, seed=0)
 """
@@ -14,17 +14,14 @@ from sr_monitor.prompts.python_corpus import python_prompts
 
 
 def choose_prompts(
-    source: PromptSet | str | None,
-    tokenizer: Tokenizer,
-    *,
-    num_tokens: int,
-    num_prompts: int,
-    seed: int,
+    source: PromptSet | str | None, tokenizer: Tokenizer, **options: Any
 ) -> PromptSet:
-    """Make prompts from a file, a local or hub data set, or, with None, Python's help topics."""
+    """Take prompts from a file, a local or hub data set, or, with None, Python's help topics.
+
+    The options are num_tokens, num_prompts and seed; a set of prompts is taken as it is.
+    """
     if isinstance(source, PromptSet):
         return source
-    options: dict[str, Any] = {"num_tokens": num_tokens, "num_prompts": num_prompts, "seed": seed}
     if source is None:
         return python_prompts(tokenizer, **options)
     if Path(source).is_file():

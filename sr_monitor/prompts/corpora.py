@@ -1,15 +1,12 @@
 """Texts and data sets, turned into windows of token ids.
 
-A corpus is its texts joined by line breaks and tokenised without special tokens: no BOS. Prompts
-are drawn from its non-overlapping windows of `num_tokens`, without replacement, in the order of a
-seeded permutation.
+A corpus is its texts joined by line breaks and tokenised without special tokens. Prompts are drawn
+from its non-overlapping windows of `num_tokens`, without replacement, in a seeded order.
 
-A corpus can be larger than anybody wants to tokenise. It is cut into blocks of about 4,000
-characters, at single spaces, where the usual tokenisers cut as well; blocks are tokenised until
-there are 20 windows for each prompt. Of texts at hand these are blocks drawn at random from the
-whole corpus, taken in corpus order; of a data set, which may be a stream, they are the first ones.
-A corpus with fewer windows is used whole, so there a text, a file and a data set give the same
-prompts.
+Of a large corpus only a part is tokenised: blocks of about 4,000 characters, cut at single spaces,
+until there are 20 windows for each prompt. Of texts these are random blocks, taken in corpus order;
+of a data set, which may be a stream, the first ones. A corpus with fewer windows is used whole, so
+that a text, a file and a data set give the same prompts.
 
     request = WindowRequest("example", num_tokens=10, num_prompts=257, seed=0)
     windows = request.from_texts(["a long text", "another"], tokenizer)  # "prompt token"
@@ -38,7 +35,7 @@ _WINDOWS_PER_PROMPT = 20
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What is asked of a tokenizer; those of transformers fit."""
+    """The part of a transformers tokenizer that is used."""
 
     def __call__(self, text: str, /, *, add_special_tokens: bool) -> Any:
         """Return a mapping whose `input_ids` are the token ids of `text`."""
@@ -48,13 +45,13 @@ class Tokenizer(Protocol):
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Return the token ids of `text`, without special tokens."""
+    """Tokenise `text` without special tokens."""
     fix = "pass the tokenizer itself, such as AutoTokenizer.from_pretrained(name)"
     check_kind("tokenizer", tokenizer, Tokenizer, fix)
     options: dict[str, Any] = {"add_special_tokens": False}
     if "verbose" in inspect.signature(tokenizer.__call__).parameters:
         options["verbose"] = False  # a corpus may be longer than the model's context
-    # Half a surrogate pair, common in scraped JSON, is no text that a tokenizer takes.
+    # Tokenizers refuse half a surrogate pair, which is common in scraped JSON.
     text = text.encode("utf-8", "replace").decode("utf-8")
     return list(tokenizer(text, **options)["input_ids"])
 
@@ -70,29 +67,25 @@ def encode_pairs(pairs: Sequence[Any], tokenizer: Tokenizer, call: str) -> list[
         if not a == b == first:
             raise InputError(
                 f"{call}: in pair {index} ({pair['a']!r}, {pair['b']!r}) a has {a} tokens and b "
-                f"has {b}, in pair 0 a has {first}; all texts must have the same number of "
-                "tokens: reword them, or make one set for each length"
+                f"has {b}, in pair 0 a has {first}; all texts need the same number of tokens"
             )
     return rows
 
 
 def decode_all(tokenizer: object, windows: Int64[Tensor, "prompt token"]) -> tuple[str, ...] | None:
-    """Return the text of each prompt, None without a tokenizer that decodes."""
+    """Return the text of each prompt; None without a tokenizer that decodes."""
     decode = getattr(tokenizer, "decode", None)
     return None if decode is None else tuple(str(decode(ids)) for ids in windows.tolist())
 
 
 def special_ids(tokenizer: object) -> set[int]:
-    """Return the ids of BOS, EOS and padding, as far as the tokenizer has them."""
+    """Return the ids of BOS, EOS and padding that the tokenizer has."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {token for name in names if (token := getattr(tokenizer, name, None)) is not None}
 
 
 def blocks(texts: Iterable[Any], call: str) -> Iterator[str]:
-    """Cut the corpus of `texts` into blocks; joined again they are the corpus.
-
-    The cuts depend on the corpus alone, not on how it is divided into texts.
-    """
+    """Cut the corpus into blocks, wherever its texts begin and end."""
     rest, separator = "", ""
     for index, text in enumerate(texts):
         if not isinstance(text, str):
@@ -116,44 +109,36 @@ class WindowRequest:
     """Parameters for sampling prompts of equal length from the windows of a corpus."""
 
     call: str
-    """What the user called; error messages begin with it."""
+    """What error messages begin with."""
     _: KW_ONLY
     num_tokens: int
-    """The length of a prompt."""
     num_prompts: int
-    """How many prompts to draw."""
     seed: int
-    """The seed of every random choice."""
 
     def __post_init__(self) -> None:
         """Refuse prompts without a context, and fewer than make a pair."""
-        if self.num_tokens < 2:
+        if self.num_tokens < 2 or self.num_prompts < 2:
             raise InputError(
-                f"{self.call}: a prompt needs at least 2 tokens, a last one and a context before "
-                f"it, got num_tokens={self.num_tokens}"
-            )
-        if self.num_prompts < 2:
-            raise InputError(
-                f"{self.call}: at least 2 prompts must be drawn, to be compared with one another, "
-                f"got {self.num_prompts}"
+                f"{self.call}: got {self.num_prompts} prompts of {self.num_tokens} tokens; at "
+                "least 2 prompts make a pair, and a prompt needs at least 2 tokens"
             )
 
     def generator(self, purpose: str) -> torch.Generator:
-        """Return a new generator for one purpose; the global one is never used."""
+        """Return a new generator for one purpose, seeded."""
         digest = hashlib.sha256(f"{purpose} {self.seed}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
     def from_texts(
         self, texts: str | Iterable[Any], tokenizer: Tokenizer
     ) -> Int64[Tensor, "prompt token"]:
-        """Draw from blocks that are spread over the whole corpus."""
+        """Draw from blocks spread over the whole corpus."""
         parts = list(blocks([texts] if isinstance(texts, str) else texts, self.call))
         order = torch.randperm(len(parts), generator=self.generator("blocks")).tolist()
         encoded = dict(self._enough((i, encode(tokenizer, parts[i])) for i in order))
         return self.draw(chain.from_iterable(encoded[i] for i in sorted(encoded)))
 
     def from_stream(self, parts: Iterable[list[int]]) -> Int64[Tensor, "prompt token"]:
-        """Draw from the first of `parts`, reading no more of them than it takes."""
+        """Draw from the first parts, reading no more of them than it takes."""
         return self.draw(chain.from_iterable(ids for _, ids in self._enough(enumerate(parts))))
 
     def draw(self, ids: Iterable[int]) -> Int64[Tensor, "prompt token"]:
@@ -162,9 +147,9 @@ class WindowRequest:
         num_windows = len(corpus) // self.num_tokens
         if num_windows < self.num_prompts:
             raise InputError(
-                f"{self.call}: the text has {len(corpus)} tokens, but "
-                f"{self.num_prompts} prompts of {self.num_tokens} tokens need "
-                f"{self.num_prompts * self.num_tokens}; give more text or ask for fewer prompts"
+                f"{self.call}: the text has {len(corpus)} tokens, but {self.num_prompts} prompts "
+                f"of {self.num_tokens} tokens need {self.num_prompts * self.num_tokens}; give more "
+                "text or ask for fewer prompts"
             )
         # (window * token,) becomes (window, token); what does not fill a window is left out.
         windows = corpus[: num_windows * self.num_tokens].view(num_windows, self.num_tokens)
@@ -174,7 +159,7 @@ class WindowRequest:
     def swap_last_tokens(
         self, windows: Int64[Tensor, "window token"]
     ) -> Int64[Tensor, "prompt token"]:
-        """Follow each window by a copy that ends with another last token, one of another window."""
+        """Follow each window by a copy that ends with the last token of another window."""
         generator = self.generator("swaps")
         last, swapped = windows[:, -1], windows.clone()
         for index, token in enumerate(last):
@@ -210,27 +195,25 @@ def open_dataset(name: str, config: str | None, split: str, call: str) -> Iterat
     try:
         yield from load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # whatever a stranger's file causes, in whichever reader
+        what = f"cannot open {name!r} (config={config!r}, split={split!r})"
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{call}: cannot open {name!r} (config={config!r}, split={split!r}): {reason}"
-        ) from error
+        raise InputError(f"{call}: {what}: {reason}") from error
 
 
 def dataset_ids(
     dataset: Iterable[Any], tokenizer: Tokenizer | None, column: str, call: str
 ) -> Iterator[list[int]]:
-    """Return the token ids of a data set piece by piece, reading rows as they are needed.
+    """Yield the token ids of a data set piece by piece, reading rows as they are needed.
 
-    Without a tokenizer or without the text column, the column `input_ids` is used, less padding
-    and the tokenizer's BOS, EOS and padding tokens.
+    They come from the texts in `column`, or else from `input_ids`, without special tokens.
     """
     rows = iter(dataset)
     first = next(rows, None)
     if not isinstance(first, Mapping):
         found = "no rows" if first is None else f"rows of type {type(first).__name__}"
         raise InputError(
-            f"{call}: the data set has {found}; rows must be mappings of columns, and of a data "
-            "set with several splits pass one split"
+            f"{call}: the data set has {found}; rows must be mappings of columns; pass one split "
+            "of a data set that has several"
         )
     rows = chain([first], rows)
     if tokenizer is not None and column in first and column != "input_ids":

@@ -31,7 +31,7 @@ def read_text(path: Path, call: str) -> str:
 
 
 def is_saved(text: str) -> bool:
-    """Whether this is a saved prompt set, under whatever name."""
+    """Return whether this is a saved prompt set."""
     return _SAVED.match(text) is not None
 
 
@@ -76,7 +76,7 @@ def parse_entries(text: str, path: Path, call: str) -> list[dict[str, Any]]:
 
 
 def is_pair(entry: Any) -> bool:
-    """Whether `entry` is a mapping with the texts "a" and "b"."""
+    """Return whether `entry` is a mapping with the texts "a" and "b"."""
     return isinstance(entry, Mapping) and all(isinstance(entry.get(k), str) for k in ("a", "b"))
 
 

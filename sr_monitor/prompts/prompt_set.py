@@ -1,11 +1,11 @@
-"""Which prompts are measured, and how pairs and triples are formed from them.
+"""The prompts of a measurement, and the pairs and triples they form.
 
-A `PromptSet` is fixed: the same prompts at every step, in every run and in every replay. Its
-fingerprint proves it, and its file can be read by people.
+A `PromptSet` stays the same at every step, in every run and in every replay. Its fingerprint proves
+it, and people can read its file.
 
-There are two ways to form pairs. In a "chain" the prompts are unrelated and pair i is
-(prompt i, prompt i + 1), triple i is (i, i + 1, i + 2). In an "explicit" set pair i is
-(prompt 2i, prompt 2i + 1), and triple i is pair i with the first prompt of the next pair.
+In a "chain" the prompts are unrelated: pair i is (prompt i, prompt i + 1), triple i is
+(i, i + 1, i + 2). In an "explicit" set pair i is (prompt 2i, prompt 2i + 1), and triple i is pair i
+with the first prompt of the next pair.
 
     prompts = PromptSet.from_texts(texts, tokenizer, num_tokens=10, num_prompts=257, seed=0)
     prompts_a, prompts_b = prompts.pairs()  # 256 pairs, each "pair token"
@@ -29,19 +29,12 @@ from sr_monitor.prompts.token_ids import token_matrix
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PromptSet:
-    """Prompts of equal length, in a fixed order.
-
-    Example::
-
-        prompts = PromptSet.from_texts(texts, tokenizer)
-        prompts.save("prompts.json")
-        prompts_a, prompts_b = PromptSet.load("prompts.json").pairs(64)
-    """
+    """Prompts of equal length, in a fixed order; see `sr_monitor.prompts.prompt_set`."""
 
     token_ids: Int64[Tensor, "prompt token"] = field(repr=False)
     """The prompts, on the CPU."""
     texts: tuple[str, ...] | None = field(default=None, repr=False)
-    """The text of each prompt, for people; None where there was no tokenizer."""
+    """The text of each prompt; None without a tokenizer."""
     source: str = "token ids"
     """Where the prompts come from."""
     seed: int | None = None
@@ -52,7 +45,7 @@ class PromptSet:
     """How pairs are formed: "chain" or "explicit"."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be measured."""
+        """Refuse prompts that cannot be measured."""
         num_prompts, num_tokens = self.token_ids.shape
         if num_prompts < 2 or num_tokens < 2:
             raise InputError(
@@ -65,10 +58,8 @@ class PromptSet:
             raise InputError(f'PromptSet: pairing is "chain" or "explicit", not {self.pairing!r}')
         if self.pairing == "explicit" and num_prompts % 2:
             raise InputError(f"PromptSet: {num_prompts} prompts cannot form explicit pairs")
-        for name, values, expected in (
-            ("texts", self.texts, num_prompts),
-            ("labels", self.labels, self.num_pairs),
-        ):
+        for name, expected in (("texts", num_prompts), ("labels", self.num_pairs)):
+            values = getattr(self, name)
             if values is not None and len(values) != expected:
                 raise InputError(f"PromptSet: got {len(values)} {name}, expected {expected}")
 
@@ -80,7 +71,7 @@ class PromptSet:
     @property
     def num_pairs(self) -> int:
         """How many pairs there are."""
-        num_prompts = self.token_ids.shape[0]
+        num_prompts = len(self.token_ids)
         return num_prompts - 1 if self.pairing == "chain" else num_prompts // 2
 
     @property
@@ -123,7 +114,7 @@ class PromptSet:
 
     @property
     def _step(self) -> int:
-        """How many prompts lie between the first prompts of neighbouring pairs."""
+        """The distance between the first prompts of neighbouring pairs."""
         return 1 if self.pairing == "chain" else 2
 
     def _members(self, size: int, num: int | None, available: int, what: str) -> list[Tensor]:
@@ -155,7 +146,7 @@ class PromptSet:
 
     @classmethod
     def load(cls, path: str | Path) -> "PromptSet":
-        """Read a saved set; one that was changed or comes from a later version is refused."""
+        """Read a saved set; refuse one that was changed or comes from a later version."""
         call = f"PromptSet.load({str(path)!r})"
         return cls.from_json(files.read_text(Path(path), call), call=call)
 
@@ -164,10 +155,9 @@ class PromptSet:
         """Read what `to_json` wrote; error messages begin with `call`."""
         content = files.parse_saved(text, call)
         try:
-            ids = [prompt["tokens"] for prompt in content["prompts"]]
             texts = tuple(prompt["text"] for prompt in content["prompts"])
             prompts = cls(
-                token_ids=token_matrix(ids, call),
+                token_ids=token_matrix([prompt["tokens"] for prompt in content["prompts"]], call),
                 texts=None if None in texts else texts,
                 source=content["source"],
                 seed=content["seed"],
@@ -202,7 +192,7 @@ class PromptSet:
         seed: int = 0,
         source: str = "texts",
     ) -> "PromptSet":
-        """Draw windows of `num_tokens` tokens from the corpus that `texts` form; no BOS enters.
+        """Draw windows of `num_tokens` tokens from the corpus that `texts` form, without a BOS.
 
         See `sr_monitor.prompts.corpora` for how they are drawn, also from a very large corpus.
         """
@@ -221,7 +211,7 @@ class PromptSet:
         seed: int = 0,
         source: str = "texts",
     ) -> "PromptSet":
-        """Draw explicit pairs with the same earlier tokens and different last tokens.
+        """Draw explicit pairs that differ in their last tokens only.
 
         The first of a pair is a window as in `from_texts`; the second ends with the last token of
         another window of the sample.
@@ -244,12 +234,11 @@ class PromptSet:
         num_prompts: int = 257,
         seed: int = 0,
     ) -> "PromptSet":
-        """Draw windows from a data set: anything that iterates over rows, or its hub name.
+        """Draw windows from the first rows of a data set, reading no more of them than it takes.
 
-        The rows are those of a `datasets.Dataset`, an `IterableDataset` or a list of dicts. Texts
-        are read from `column`; without a tokenizer or without that column, ids are read from
-        `input_ids`. Only the first rows are read, as many as it takes, so a stream and a data set
-        at hand give the same prompts. `split` and `config` choose a part of a named data set.
+        The data set is anything that iterates over rows (mappings), or the name of one on the hub
+        or of a folder, of which `config` and `split` choose a part. Texts are read from `column`;
+        without it or a tokenizer, token ids from `input_ids`.
         """
         source = f"data set ({type(dataset).__name__})"
         if isinstance(dataset, str):
@@ -274,7 +263,7 @@ class PromptSet:
         """Read a saved set, a text, JSON lines of texts, or JSON lines of pairs.
 
         A saved set needs no tokenizer. JSON lines are all {"text": ...}, a corpus, or all
-        {"a": ..., "b": ..., "label": ...}, explicit pairs. A file is read whole.
+        {"a": ..., "b": ..., "label": ...}, explicit pairs.
         """
         path, call = Path(path), f"PromptSet.from_file({str(path)!r})"
         content = files.read_text(path, call)
@@ -296,11 +285,7 @@ class PromptSet:
 
     @classmethod
     def from_pairs(
-        cls,
-        pairs: Iterable[Mapping[str, Any]],
-        tokenizer: Tokenizer,
-        *,
-        source: str = "pairs",
+        cls, pairs: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, *, source: str = "pairs"
     ) -> "PromptSet":
         """Take explicit pairs of texts, {"a": ..., "b": ..., "label": ...}; the label is optional.
 

@@ -1,4 +1,4 @@
-"""Text that comes with any Python, for when there is no other at hand: nothing is downloaded.
+"""Text that comes with any Python, for when no other is given: nothing is downloaded.
 
 prompts = python_prompts(tokenizer, num_prompts=257)
 """
@@ -8,6 +8,7 @@ import sysconfig
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sr_monitor.prompts.corpora import Tokenizer
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -33,15 +34,7 @@ def docstrings() -> tuple[str, ...]:
     return tuple(text for text in found if text)
 
 
-def python_prompts(
-    tokenizer: Tokenizer, *, num_tokens: int = 10, num_prompts: int = 257, seed: int = 0
-) -> PromptSet:
-    """Draw prompts from the help topics."""
-    return PromptSet.from_texts(
-        python_texts(),
-        tokenizer,
-        num_tokens=num_tokens,
-        num_prompts=num_prompts,
-        seed=seed,
-        source="the help topics of Python",
-    )
+def python_prompts(tokenizer: Tokenizer, **options: Any) -> PromptSet:
+    """Draw prompts from the help topics, with the options of `PromptSet.from_texts`."""
+    source = "the help topics of Python"
+    return PromptSet.from_texts(python_texts(), tokenizer, source=source, **options)

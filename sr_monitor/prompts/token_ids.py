@@ -24,21 +24,21 @@ _PROBED = 1000  # ids of a row that are converted to see whether they are any
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """Token ids as they were found, not yet converted, and the mask that hides some of them."""
+    """Token ids as they were found, and the mask that hides some of them, if there is one."""
 
     ids: Any
     """A 1-D list, array or tensor."""
     mask: Any
-    """Its like, of the same length; None hides nothing."""
+    """The same, of the same length, or None."""
 
     def tokens(self, start: int, stop: int) -> Int64[Tensor, " token"]:
         """Return the visible ids between two positions, on the CPU."""
-        ids = to_tensor(self.ids[start:stop])
+        ids = _to_tensor(self.ids[start:stop])
         if not _is_integer(ids):
             return torch.empty(0, dtype=torch.int64)
         ids = ids.long()
         if self.mask is not None:
-            ids = ids[to_tensor(self.mask[start:stop]).bool()]
+            ids = ids[_to_tensor(self.mask[start:stop]).bool()]
         return ids[ids >= 0]
 
     def count(self) -> Int64[Tensor, ""]:
@@ -51,13 +51,13 @@ class TokenRow:
 
 
 def token_ids_of(item: Any) -> list[list[int]] | None:
-    """Return the token ids of each row of `find_rows`, None where there are none."""
+    """Return the token ids of each row, None where there are none."""
     rows = find_rows(item)
     return None if rows is None else [row.tokens(0, len(row.ids)).tolist() for row in rows]
 
 
 def count_tokens(item: Any) -> Int64[Tensor, ""] | None:
-    """Count the ids that `token_ids_of` would return, without waiting for their device."""
+    """Count the ids of `token_ids_of`, without waiting for their device."""
     rows = find_rows(item)
     return None if rows is None else sum((row.count() for row in rows), torch.tensor(0))
 
@@ -109,7 +109,7 @@ def _holds_ids(values: Any) -> bool:
     if isinstance(values, Tensor):
         return _is_integer(values)
     try:
-        return _is_integer(to_tensor(values[:_PROBED]))
+        return _is_integer(_to_tensor(values[:_PROBED]))
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return False
 
@@ -121,15 +121,15 @@ def _is_integer(values: Tensor) -> bool:
     return not (len(values) and (kind.is_floating_point or kind.is_complex or kind == torch.bool))
 
 
-def to_tensor(values: Any) -> Tensor:
-    """Return `values`, a tensor, an array or nested lists, as a tensor on the CPU."""
+def _to_tensor(values: Any) -> Tensor:
+    """Return a tensor, an array or nested lists as a tensor on the CPU."""
     return values.cpu() if isinstance(values, Tensor) else torch.tensor(values)
 
 
 def token_matrix(ids: Tensor | Iterable[Any], call: str) -> Int64[Tensor, "prompt token"]:
-    """Copy `ids` to one tensor; refuse all but whole numbers in rows of one length."""
+    """Copy `ids` to one tensor; refuse anything but whole numbers in rows of one length."""
     try:
-        rows = [to_tensor(row) for row in ids]
+        rows = [_to_tensor(row) for row in ids]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{call}: these are no token ids: {error}") from error
     for index, row in enumerate(rows):

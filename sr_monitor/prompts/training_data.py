@@ -1,15 +1,14 @@
-"""Prompts from the training data itself, for a run that was given none.
+"""Prompts from the training data, for a run that was given none.
 
 A data set is read before the training only if reading a row by its index runs no code of its
 owner's and leaves nothing behind: a list, a tuple, a tensor, an array, a `TensorDataset`, a Hugging
 Face `Dataset` without a transform, a `Subset` or a `ConcatDataset` of these. Any other may draw
-random numbers, count its reads or read on in a file, and so may a collate function: there, prompts
-are drawn from the first batch, as the training loop gets it. No loader is iterated.
+random numbers or count its reads, and so may a collate function: there, prompts are drawn from the
+first batch, as the training loop gets it. No loader is iterated.
 
-Rows are read in a seeded order. Of a long row a piece at a random place is taken, about four
-prompts long, so that the prompts are spread over the data; short rows are taken whole. Pieces are
-joined until there are four windows for each prompt, and the prompts are drawn from these by
-`WindowRequest.draw`. No window reaches across a cut.
+Rows are read in a seeded order, short ones whole, of long ones a piece at a random place, about
+four prompts long. Pieces are joined until there are four windows for each prompt; no window reaches
+across a cut.
 
     request = WindowRequest("a run", num_tokens=10, num_prompts=257, seed=0)
     prompts = prompts_from_dataset(loader.dataset, request, tokenizer)
@@ -46,8 +45,7 @@ def prompts_from_dataset(
 ) -> PromptSet | None:
     """Draw prompts from a data set, reading only as many rows as it takes.
 
-    The tokenizer, or a processor's, says what the special tokens are and gives the prompts their
-    texts.
+    The tokenizer, or a processor's, names the special tokens and gives the prompts their texts.
 
     Returns:
         The prompts, fewer than requested where the data has no more; None where there are fewer
@@ -109,49 +107,37 @@ class _Sampler:
     def gather(self) -> list[int]:
         """Join pieces of rows; where that is too little, longer pieces."""
         num_prompts, num_tokens = self.request.num_prompts, self.request.num_tokens
-        each = -(-num_prompts // max(len(self.rows), 1))
-        ids, was_cut = self._join(_WINDOWS_PER_PROMPT * num_tokens * each, _LOOKED_AT)
+        num_windows = _WINDOWS_PER_PROMPT * num_prompts
+        prompts_per_row = -(-num_prompts // max(len(self.rows), 1))
+        share = _WINDOWS_PER_PROMPT * num_tokens * prompts_per_row
+        ids, was_cut = self._join(num_windows * num_tokens, share, _LOOKED_AT)
         if was_cut and len(ids) < num_prompts * num_tokens:
-            ids, _ = self._join(self._wanted, sys.maxsize)
+            ids, _ = self._join(num_windows * num_tokens, num_windows * num_tokens, sys.maxsize)
         return ids
 
-    @property
-    def _wanted(self) -> int:
-        return _WINDOWS_PER_PROMPT * self.request.num_prompts * self.request.num_tokens
-
-    def _join(self, share: int, look: int) -> tuple[list[int], bool]:
+    def _join(self, wanted: int, share: int, look: int) -> tuple[list[int], bool]:
         """Join pieces of up to `share` tokens; return them, and whether any row was cut."""
         generator, was_cut = self.request.generator("places"), False
         ids: list[int] = []
-        for row in self._read():
-            piece, cut = self._piece(row, share, look, generator)
-            if cut:  # it begins and ends where a window does
-                self._trim(ids)
-                self._trim(piece)
+        for row in self._read(wanted):
+            start = _place(len(row.ids), look, generator)
+            tokens = row.tokens(start, start + min(look, len(row.ids)))
+            tokens = tokens[~torch.isin(tokens, self.special)]
+            first = _place(len(tokens), share, generator)
+            piece = tokens[first : first + share].tolist()
+            if len(row.ids) > look or len(tokens) > share:
+                was_cut = True
+                for whole in (ids, piece):  # a window begins and ends at the cut
+                    del whole[len(whole) - len(whole) % self.request.num_tokens :]
             ids += piece
-            was_cut |= cut
-            if len(ids) >= self._wanted:
+            if len(ids) >= wanted:
                 break
         return ids, was_cut
 
-    def _trim(self, ids: list[int]) -> None:
-        del ids[len(ids) - len(ids) % self.request.num_tokens :]
-
-    def _piece(
-        self, row: TokenRow, share: int, look: int, generator: torch.Generator
-    ) -> tuple[list[int], bool]:
-        """Return a row, or `share` tokens at a random place in it, and whether it was cut."""
-        start = _place(len(row.ids), look, generator)
-        tokens = row.tokens(start, start + min(look, len(row.ids)))
-        tokens = tokens[~torch.isin(tokens, self.special)]
-        first = _place(len(tokens), share, generator)
-        return tokens[first : first + share].tolist(), len(row.ids) > look or len(tokens) > share
-
-    def _read(self) -> Iterator[TokenRow]:
+    def _read(self, most: int) -> Iterator[TokenRow]:
         """Read rows in a seeded order; stop where several in a row hold no token ids."""
-        order = _permutation(len(self.rows), self.request.generator("rows"))
         # Rows of less than one token on average are not worth reading on.
-        order = islice(order, self._wanted)
+        order = islice(_permutation(len(self.rows), self.request.generator("rows")), most)
         while chunk := list(islice(order, _ROWS_AT_ONCE)):
             found = [find_rows(self._row(index)) for index in chunk]
             if all(rows is None for rows in found):
