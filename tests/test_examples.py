@@ -33,26 +33,34 @@ def steps_under(folder: Path) -> list[int]:
     return [Record.load(path).step for path in list_records(records)]
 
 
-@pytest.mark.parametrize("name", ["hf_trainer", "lightning_module", "plain_loop"])
+SLOW = pytest.mark.slow  # the type checker reads these, and the adapters have suites of their own
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "plain_loop",
+        pytest.param("hf_trainer", marks=SLOW),
+        pytest.param("lightning_module", marks=SLOW),
+    ],
+)
 def test_an_example_leaves_a_watched_run(name: str, tmp_path: Path) -> None:
     run(str(EXAMPLES / f"{name}.py"), str(tmp_path))
     assert steps_under(tmp_path) == [0, 10, 20]
 
 
-def run_on_two(script: Path, folder: Path) -> str:
+@pytest.mark.slow
+def test_two_processes_share_a_sharded_model(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    return run(*torchrun, str(script), str(folder))
-
-
-def test_two_processes_share_a_sharded_model(tmp_path: Path) -> None:
-    out = run_on_two(EXAMPLES / "fsdp.py", tmp_path)
+    out = run(*torchrun, str(EXAMPLES / "fsdp.py"), str(tmp_path))
     assert out.count("step 20: maximum slope") == 1
     assert steps_under(tmp_path) == [0, 10, 20]
 
 
+@pytest.mark.slow
 def test_the_history_of_olmo_is_replayed(tmp_path: Path) -> None:
     """From a hub on this machine, with tiny models under the real names."""
     with hub_server(olmo_repo()) as hub:

@@ -4,6 +4,7 @@ import itertools
 import random
 from collections import UserDict
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
@@ -69,15 +70,10 @@ def _is_run(window: list[int], corpus: list[int]) -> bool:
     return any(corpus[i : i + width] == window for i in range(len(corpus) - width + 1))
 
 
-# How prompts are drawn
-
-
 @pytest.mark.parametrize(
     "lengths",
     [
         [7] * 200,  # shorter than a prompt
-        [16] * 300,
-        [100] * 60,  # packed
         [1000] * 60,  # only a piece of each is taken
         [3, 500, 20, 11, 90, 1] * 30,
     ],
@@ -166,12 +162,6 @@ class _Words:
         return " ".join(f"w{token}" for token in ids)
 
 
-class _Processor:
-    """As a processor of several kinds of data is built; its own `decode` is not asked."""
-
-    tokenizer = _Words()
-
-
 def test_masked_and_special_tokens_are_left_out_and_texts_decoded() -> None:
     plain = _rows([24] * 40)
     masked = [
@@ -183,7 +173,7 @@ def test_masked_and_special_tokens_are_left_out_and_texts_decoded() -> None:
     assert _drawn(masked, 20).fingerprint == expected.fingerprint
     assert 2002 in _drawn(dressed, 20).token_ids
     assert (expected.texts, _drawn(plain, 20, object()).texts) == (None, None)
-    for tokenizer in (_Words(), _Processor()):
+    for tokenizer in (_Words(), SimpleNamespace(tokenizer=_Words())):  # a processor holds one
         prompts = _drawn(dressed, 20, tokenizer)
         assert prompts.fingerprint == expected.fingerprint
         assert prompts.texts == tuple(map(_Words().decode, prompts.token_ids.tolist()))
@@ -194,12 +184,10 @@ def _kinds(rows: list[list[int]]) -> dict[str, Any]:
     tensors = TensorDataset(torch.tensor([[0] * len(rows[0]), *rows]))
     as_list: Any = rows
     return {
-        "list": rows,
         "tuple": tuple(rows),
         "dicts": [{"input_ids": row} for row in rows],
         "table": table,
         "table of tensors": table.with_format("torch"),
-        "table of arrays": table.with_format("numpy"),
         "part of a table": Subset(table, range(40)),
         "tensors": TensorDataset(torch.tensor(rows), torch.zeros(len(rows))),
         "part": Subset(tensors, range(1, 41)),
@@ -226,7 +214,7 @@ def test_every_kind_of_data_gives_the_same_prompts_forever(length: int, fingerpr
     assert all(_drawn(rows, 20, seed=seed).fingerprint != fingerprint for seed in (4, -1, 2**40))
 
 
-@pytest.mark.parametrize("lengths", [[35], [30, 5], [2] * 17, [1, 1, 1, 29, 3]])
+@pytest.mark.parametrize("lengths", [[35], [1, 1, 1, 29, 3]])
 def test_little_text_is_used_up_and_the_source_says_so(lengths: list[int]) -> None:
     rows = _rows(lengths)
     for prompts in (_drawn(rows), prompts_from_batch(rows, _request())):
@@ -236,11 +224,8 @@ def test_little_text_is_used_up_and_the_source_says_so(lengths: list[int]) -> No
         assert prompts.source.endswith("the training data (3 prompts, it has no more)")
 
 
-def test_of_uneven_rows_the_long_ones_make_up_for_the_short_ones() -> None:
-    assert len(_drawn(_rows([5] * 400 + [4000])).token_ids) == 257
-
-
 def test_less_than_three_prompts_are_none() -> None:
+    assert len(_drawn(_rows([5] * 400 + [4000])).token_ids) == 257  # long rows make up for short
     floats = [[1] * 1500 + [2.5]]  # seen late
     for rows in (_rows([29]), [], floats):
         assert prompts_from_dataset(rows, _request()) is None
@@ -267,9 +252,6 @@ def test_a_row_that_raises_is_named_in_one_line() -> None:
     with pytest.raises(InputError, match=message) as caught:
         prompts_from_dataset(dataset, _request())
     assert isinstance(caught.value.__cause__, IndexError)
-
-
-# What is read beforehand, and that nothing is disturbed
 
 
 def _own(base: type) -> Any:
