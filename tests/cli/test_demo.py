@@ -19,6 +19,7 @@ from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.results.record import list_records
 from sr_monitor.watch.config import MonitorConfig
 
+Demo = tuple[Framework, Path, str]
 TINY = DemoPlan(
     steps=(0, 2, 6),
     batch_size=4,
@@ -31,27 +32,19 @@ TINY = DemoPlan(
 
 
 @pytest.fixture(scope="module", params=["transformers", "lightning"])
-def framework(request: pytest.FixtureRequest) -> Framework:
-    name: Framework = request.param
-    return name
-
-
-@pytest.fixture(scope="module")
-def demo(framework: Framework, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """The folder that the command left, with a tiny plan, and what it said."""
-    folder, before = tmp_path_factory.mktemp(framework), torch.get_rng_state()
-    option = ["--lightning"] if framework == "lightning" else []
+    folder, before = tmp_path_factory.mktemp(request.param), torch.get_rng_state()
+    option = ["--lightning"] if request.param == "lightning" else []
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
         patch.setattr("sr_monitor.cli.demo_training.DemoPlan", lambda: TINY)
         assert main(["demo", "--out", str(folder), *option]) == 0
     assert torch.equal(torch.get_rng_state(), before)
-    return folder, out.getvalue()
+    return request.param, folder, out.getvalue()
 
 
-def test_a_trained_model_its_measurements_and_pictures_are_left(
-    demo: tuple[Path, str], tmp_path: Path
-) -> None:
-    folder, out = demo
+def test_a_model_its_measurements_and_pictures_are_left(demo: Demo, tmp_path: Path) -> None:
+    _, folder, out = demo
     records = [Record.load(path) for path in list_records(folder)]
     assert [record.step for record in records] == [0, 2, 6]
     assert records[-1].tokens == 6 * TINY.batch_size * TINY.window
@@ -70,10 +63,8 @@ def test_a_trained_model_its_measurements_and_pictures_are_left(
     assert numbers["pairs"]["max_slope"] == records[-1].paths.max_slope.tolist()
 
 
-def test_the_table_is_that_of_the_same_training_again(
-    demo: tuple[Path, str], framework: Framework, tmp_path: Path
-) -> None:
-    folder, out = demo
+def test_the_same_training_gives_the_same_numbers(demo: Demo, tmp_path: Path) -> None:
+    framework, folder, out = demo
     records, losses = run_demo(tmp_path, TINY, framework, no_bar)
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
     assert losses[1] > losses[6]
@@ -94,6 +85,7 @@ def test_a_missing_library_is_named_with_its_extra(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("framework", ["transformers", "lightning"])
 def test_regions_form(tmp_path: Path, framework: Framework) -> None:
     records, _ = run_demo(tmp_path, DemoPlan(), framework, no_bar)
     slopes = [record.scalars[PathsProbe.MAX_SLOPE_MEDIAN.name] for record in records]
