@@ -18,8 +18,6 @@ import transformers as hf
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_outputs import BaseModelOutputWithPast
 
 VOCAB = 61
 WIDTH = 32
@@ -39,12 +37,11 @@ class Specimen:
 
     model: nn.Module
     blocks: str
-    """Dotted path of the container of blocks."""
+    """The path of the container of blocks."""
     unembedding: str = "lm_head"
-    """Dotted path of the linear layer that reads the output."""
+    """The path of the linear layer that reads the output."""
     vocab: int = VOCAB
     call: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of a plain forward pass."""
     takes_sequence: bool = False
     """Whether the model takes token ids (token,), not (prompt, token)."""
 
@@ -78,7 +75,6 @@ class Species:
     """How to build a model, where its parts are, and what must work on it."""
 
     make: Callable[[], nn.Module]
-    """Builds the model, with the global RNG already seeded."""
     blocks: str = "model.layers"
     unembedding: str = "lm_head"
     rows: bool = True
@@ -86,25 +82,8 @@ class Species:
     shared: bool = True
     """Whether attention is full and free of ALiBi, so that engine "shared" must work."""
     gain: float | None = 1.75
-    """How strongly to `stir` the parameters; None for networks built by hand."""
+    """How strongly to stir the parameters; None for networks built by hand."""
     takes_sequence: bool = False
-
-
-def stir(model: nn.Module, generator: torch.Generator, gain: float) -> None:
-    """Redraw all parameters so that no norm, bias or projection is left at its neutral value.
-
-    Matrices get a standard deviation of `gain` over the root of their fan-in, which makes attention
-    peaked and gates saturated; vectors keep their value and get noise of 0.2 on top.
-    """
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(_DECAYS):
-                continue
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() < 2:
-                parameter.add_(0.2 * noise)
-            else:
-                parameter.copy_(noise * gain / math.sqrt(parameter.shape[-1]))
 
 
 def build(name: str, *, seed: int = 0, attention: str | None = None) -> Specimen:
@@ -117,7 +96,7 @@ def build(name: str, *, seed: int = 0, attention: str | None = None) -> Specimen
         torch.manual_seed(seed)
         model: Any = species.make().eval()
     if species.gain is not None:
-        stir(model, torch.Generator().manual_seed(seed), species.gain)
+        _stir(model, torch.Generator().manual_seed(seed), species.gain)
     if attention is not None:
         model.set_attn_implementation(attention)
     return Specimen(
@@ -127,6 +106,20 @@ def build(name: str, *, seed: int = 0, attention: str | None = None) -> Specimen
         call={"use_cache": False} if isinstance(model, hf.PreTrainedModel) else {},
         takes_sequence=species.takes_sequence,
     )
+
+
+def _stir(model: nn.Module, generator: torch.Generator, gain: float) -> None:
+    """Redraw all parameters so that no norm, bias or projection is left at its neutral value.
+
+    Matrices get a standard deviation of `gain` over the root of their fan-in, which makes attention
+    peaked and gates saturated; vectors keep their value and get noise of 0.2 on top.
+    """
+    for name, parameter in model.named_parameters():
+        if not name.endswith(_DECAYS):
+            noise = torch.randn(parameter.shape, generator=generator)
+            is_vector = parameter.dim() < 2
+            scaled = 0.2 * noise if is_vector else noise * gain / math.sqrt(parameter.shape[-1])
+            parameter.data = parameter.data + scaled if is_vector else scaled
 
 
 # Models of other people -------------------------------------------------------------------------
@@ -340,36 +333,13 @@ class MixingGPT(NanoGPT):
         return _with_loss(self.lm_head(part["ln_f"](x)), targets)
 
 
-class _SkippingLlama(hf.LlamaModel):  # type: ignore[no-untyped-call]
-    """A Hugging Face decoder with such a skip, from behind its first block to before its last."""
-
-    def forward(
-        self, input_ids: Tensor, past_key_values: Any = None, **others: Any
-    ) -> BaseModelOutputWithPast:
-        kept: list[Tensor] = []
-        x = self.embed_tokens(input_ids)
-        position_ids = others.pop("position_ids", None)
-        if position_ids is None:
-            earlier = past_key_values.get_seq_length() if past_key_values else 0
-            position_ids = torch.arange(x.shape[1])[None] + earlier
-        mask = create_causal_mask(
-            config=self.config, inputs_embeds=x, position_ids=position_ids,
-            attention_mask=others.pop("attention_mask", None), past_key_values=past_key_values,
-        )  # fmt: skip
-        shared = {
-            "attention_mask": mask,
-            "position_embeddings": self.rotary_emb(x, position_ids=position_ids),
-            "past_key_values": past_key_values,
-        }
-        for layer in self.layers:
-            x = layer(x + kept[0] if len(kept) == 2 else x, **shared)
-            kept.append(x)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(x))
-
-
 def _skipping_llama() -> nn.Module:
+    """A Hugging Face decoder with such a skip, from behind its first block to before its last."""
     model: Any = _llama("LlamaForCausalLM")()
-    model.model = _SkippingLlama(model.config)
+    kept: dict[str, Tensor] = {}
+    _, second, last = model.model.layers
+    second.register_forward_pre_hook(lambda _, args: kept.update(x=args[0]))
+    last.register_forward_pre_hook(lambda _, args: (args[0] + kept["x"], *args[1:]))
     return model  # type: ignore[no-any-return]
 
 

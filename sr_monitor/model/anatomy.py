@@ -1,4 +1,4 @@
-"""The parts of a causal language model that a measurement touches.
+"""Find the parts of a causal language model that a measurement touches.
 
 A Hugging Face model answers for itself (`get_decoder`, `config`). Any other module is looked at:
 `blocks` finds its decoder blocks; its final vector is found when it runs (see `examination`).
@@ -10,6 +10,7 @@ A Hugging Face model answers for itself (`get_decoder`, `config`). Any other mod
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class Anatomy:
 
     root: nn.Module
     """What is called: the model, out of wrappers that only add communication or compilation."""
-    core: nn.Module
+    core: Any
     """The model that the wrappers (FSDP, PEFT) hold; asked about itself, never called."""
     blocks: Sequence[nn.Module]
     """The decoder blocks, first to last."""
@@ -36,8 +37,11 @@ class Anatomy:
     """How many token ids the embedding knows; None when it has no `nn.Embedding`."""
     max_tokens: int | None
     """The longest prompt the model has positions for; None when it does not say."""
-    arguments: frozenset[str]
-    """The names that the core's `forward` takes."""
+
+    @cached_property
+    def arguments(self) -> frozenset[str]:
+        """The names that the core's `forward` takes."""
+        return frozenset(inspect.signature(type(self.core).forward).parameters)
 
     @property
     def is_hugging_face(self) -> bool:
@@ -47,20 +51,17 @@ class Anatomy:
     @property
     def config(self) -> Any:
         """The text configuration of a Hugging Face model."""
-        core: Any = self.core
-        return core.config.get_text_config(decoder=True)
+        return self.core.config.get_text_config(decoder=True)
 
     @property
     def unembedding(self) -> nn.Module | None:
         """The map to the vocabulary, where the model names it."""
-        core: Any = self.core
-        return core.get_output_embeddings() if self.is_hugging_face else None
+        return self.core.get_output_embeddings() if self.is_hugging_face else None
 
     @property
     def device(self) -> torch.device:
         """Where token ids have to be."""
-        core: Any = self.core
-        embedding = core.get_input_embeddings() if self.is_hugging_face else None
+        embedding = self.core.get_input_embeddings() if self.is_hugging_face else None
         weight: Tensor | None = getattr(embedding, "weight", None)
         weight = next(self.root.parameters()) if weight is None else weight
         return execution_device(self.root) if weight.is_meta else weight.device
@@ -71,16 +72,23 @@ def dissect(model: nn.Module, layer_path: LayerPath = None) -> Anatomy:
     root = unwrap(model)
     core = core_of(root)
     if _is_hugging_face(core):
-        return _dissect_hugging_face(root, core, layer_path)
-    return Anatomy(
-        root=root,
-        core=core,
-        blocks=find_blocks(core, layer_path),
-        final=None,
-        vocabulary=_first_embedding_size(core),
-        max_tokens=None,
-        arguments=_arguments(core),
-    )
+        anatomy = _dissect_hugging_face(root, core, layer_path)
+    else:
+        embeddings = (module for module in core.modules() if isinstance(module, nn.Embedding))
+        anatomy = Anatomy(
+            root=root,
+            core=core,
+            blocks=find_blocks(core, layer_path),
+            final=None,
+            vocabulary=next((each.num_embeddings for each in embeddings), None),
+            max_tokens=None,
+        )
+    if len(set(anatomy.blocks)) < len(anatomy.blocks):
+        raise InputError(
+            f"{type(core).__name__} uses the same module as more than one block: a layer cannot be "
+            "told by it; this architecture cannot be measured"
+        )
+    return anatomy
 
 
 def check_layer(anatomy: Anatomy, layer: int) -> None:
@@ -97,21 +105,12 @@ def _is_hugging_face(core: nn.Module) -> bool:
     return hasattr(core, "get_decoder") and hasattr(config, "get_text_config")
 
 
-def _first_embedding_size(core: nn.Module) -> int | None:
-    embeddings = (module for module in core.modules() if isinstance(module, nn.Embedding))
-    return next((embedding.num_embeddings for embedding in embeddings), None)
-
-
-def _arguments(core: nn.Module) -> frozenset[str]:
-    return frozenset(inspect.signature(type(core).forward).parameters)
-
-
 def _dissect_hugging_face(root: nn.Module, core: Any, layer_path: LayerPath) -> Anatomy:
     name = type(core).__name__
     if getattr(core.config, "is_encoder_decoder", False):
         raise InputError(
-            f"{name} is an encoder-decoder: its decoder reads a second sequence, which a stable "
-            "region has no place for; measure a decoder-only (causal) model"
+            f"{name} is an encoder-decoder: its decoder reads a second sequence; measure a "
+            "decoder-only (causal) model"
         )
     config = core.config.get_text_config(decoder=True)
     decoder = core.get_decoder()
@@ -128,5 +127,4 @@ def _dissect_hugging_face(root: nn.Module, core: Any, layer_path: LayerPath) -> 
         final=None if decoder is core else decoder,
         vocabulary=getattr(embedding, "num_embeddings", None),
         max_tokens=getattr(config, "max_position_embeddings", None),
-        arguments=_arguments(core),
     )

@@ -1,9 +1,9 @@
-"""Which modules of a model are its decoder blocks.
+"""Find the decoder blocks of a model.
 
-Blocks are given as modules, named by the path of their container, or they are the only container
-that can be meant: an `nn.ModuleList`, an `nn.ModuleDict` whose keys count up ("0", "1", ...), or an
-`nn.Sequential` of blocks of one class. Containers inside another one (experts, heads) are no
-candidates, nor are those whose items have no `forward`, which hold the parts of a layer.
+Blocks are given as modules, named by the path of their container, or the items of the only
+container that can be meant: an `nn.ModuleList`, an `nn.ModuleDict` whose keys count up ("0", "1",
+...), or an `nn.Sequential` of blocks of one class. Containers inside another one (experts, heads)
+do not count, nor do those whose items have no `forward`, which hold the parts of a layer.
 
     blocks = find_blocks(model)
     blocks = find_blocks(model, [*model.encoder, *model.middle])
@@ -25,27 +25,24 @@ _Container: TypeAlias = nn.ModuleList | nn.Sequential | nn.ModuleDict
 def find_blocks(core: nn.Module, layer_path: LayerPath = None) -> list[nn.Module]:
     """Return the blocks that `layer_path` gives or names, or those of the only container."""
     if layer_path is None:
-        return _only_container(core)
+        found = list(_candidates(core).values())
+        return _only(found, f"{type(core).__name__} is no Hugging Face model and", "blocks", core)
     return _named(core, layer_path) if isinstance(layer_path, str) else _given(core, layer_path)
 
 
 def find_decoder_blocks(decoder: nn.Module, length: int, *, owner: str) -> list[nn.Module]:
     """Return the blocks of a decoder that says how many it has; `owner` is its model's name."""
     found = [blocks for blocks in _candidates(decoder).values() if len(blocks) == length]
-    if len(found) != 1:
-        raise InputError(
-            f"{owner} has {len(found)} lists of num_hidden_layers={length} blocks in its decoder, "
-            f"not one; {_how_to_name(decoder)}"
-        )
-    return found[0]
+    what = f"num_hidden_layers={length} blocks in its decoder"
+    return _only(found, owner, what, decoder)
 
 
-def _only_container(core: nn.Module) -> list[nn.Module]:
-    found = list(_candidates(core).values())
+def _only(
+    found: list[list[nn.Module]], owner: str, what: str, searched: nn.Module
+) -> list[nn.Module]:
     if len(found) != 1:
         raise InputError(
-            f"{type(core).__name__} is no Hugging Face model and has {len(found)} lists of blocks, "
-            f"not one; {_how_to_name(core)}"
+            f"{owner} has {len(found)} lists of {what}, not one; {_how_to_name(searched)}"
         )
     return found[0]
 
@@ -96,7 +93,7 @@ def _outermost_lists(module: nn.Module) -> Iterator[tuple[str, _Container]]:
 
 
 def _is_list(container: _Container) -> bool:
-    """Whether the items are of one kind; other dictionaries and rows only group what is in them."""
+    """Whether the items are alike; other dictionaries and rows only group what is in them."""
     if isinstance(container, nn.ModuleList):
         return True
     items = _items(container)

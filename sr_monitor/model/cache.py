@@ -9,7 +9,7 @@ import copy
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sr_monitor.model.anatomy import Anatomy
@@ -30,6 +30,8 @@ def new_cache(anatomy: Anatomy) -> Any:
 
 def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:
     """Return a cache of some of the rows of `cache`, which stays as it is."""
+    if cache is None:
+        return None
     # Cache layers rebind their tensors when they grow, so a shallow copy of each is enough.
     chosen = copy.copy(cache)
     chosen.layers = [copy.copy(layer) for layer in cache.layers]
@@ -57,15 +59,8 @@ def shared_row(
 ) -> dict[str, Tensor]:
     """Return positions and a mask under which points share a row: each sees no other point."""
     position = torch.full((num_rows, num_points), num_earlier, device=device)
-    mask = _points_apart(num_points, num_earlier, device).to(dtype)
+    # A float mask, because eager attention adds it and would add a bool one as 0 and 1.
+    others = torch.full((num_points, num_points), float("-inf"), device=device).fill_diagonal_(0.0)
+    mask = torch.cat([others.new_zeros(num_points, num_earlier), others], dim=1).to(dtype)
     # (point, key) -> (row, 1, point, key)
     return {"position_ids": position, "attention_mask": mask.expand(num_rows, 1, -1, -1)}
-
-
-def _points_apart(
-    num_points: int, num_earlier: int, device: torch.device
-) -> Float[Tensor, "point key"]:
-    # A float mask, because eager attention adds it and would add a bool one as 0 and 1.
-    others = torch.full((num_points, num_points), float("-inf"), device=device)
-    others.fill_diagonal_(0.0)
-    return torch.cat([others.new_zeros(num_points, num_earlier), others], dim=1)

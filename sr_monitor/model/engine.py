@@ -34,15 +34,14 @@ POINTS_PER_ROW = 64
 class Chunk:
     """The outputs of some points of one pass, on the device; their numbers, on the CPU.
 
-    A *context* is a prompt whose last activation is replaced: on paths the number of the pair, in
-    slices 3 times the number of the triple plus that of the corner. A *place* is the number of the
-    point within its context: the step of a path, or row times resolution plus column of a slice.
+    A *context* is a prompt whose last activation is replaced: a pair of paths, or 3 times a triple
+    plus a corner in slices. A *place* is a point's number within its context: the step of a path,
+    or row times resolution plus column of a slice.
     """
 
     contexts: Int[Tensor, " point"]
     """The context of each point, counted within this rank's share."""
     places: Int[Tensor, " point"]
-    """Its place there."""
     outputs: Float[Tensor, "point d_output"]
     """F at the point."""
     clean: Float[Tensor, "point d_output"]
@@ -64,11 +63,10 @@ class Context:
     """Keys and values of the earlier tokens; None in the plain way."""
 
     def some(self, chosen: Int[Tensor, " some"]) -> "Context":
-        """Return some of the contexts; itself where all are chosen."""
+        """Return some of the contexts."""
         if len(chosen) == len(self.prompts):
             return self
-        cache = None if self.cache is None else rows_of(self.cache, chosen)
-        return Context(self.prompts[chosen], cache)
+        return Context(self.prompts[chosen], rows_of(self.cache, chosen))
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,10 @@ class Engine:
         rows = _in_rows(points, width)
         per_context = len(rows) // num_contexts
         given = clean is not None
-        for start in range(0, len(rows), step := self._rows_at_once(context, width)):
+        num_tokens = context.prompts.shape[1]
+        # A row's copied keys and values take about as much memory as an eighth of their tokens.
+        step = self.budget.items(num_tokens if self.way == "plain" else width + num_tokens // 8)
+        for start in range(0, len(rows), step):
             numbers = torch.arange(start, min(start + step, len(rows)))
             owner = numbers // per_context
             outputs = self._outputs(context, owner, rows[start : start + step])
@@ -112,7 +113,11 @@ class Engine:
                 clean[owner[first]] = outputs[first, 0]
             # Row i of a context holds its places i * width to (i + 1) * width - 1: "row width".
             places = (numbers % per_context)[:, None] * width + torch.arange(width)
-            see(_chunk(owner, places, num_points, outputs, clean))
+            real = places < num_points  # the others only fill a row up
+            contexts = owner[:, None].expand_as(places)[real]
+            # "row width d_output" to "point d_output"; a view where every point is real.
+            shown = outputs.flatten(0, 1) if bool(real.all()) else outputs[real]
+            see(Chunk(contexts, places[real], shown, clean[contexts]))
         assert clean is not None
         return clean
 
@@ -139,14 +144,6 @@ class Engine:
         num_rows = -(-num_points // most)
         return min(-(-num_points // num_rows), self.budget.tokens)
 
-    def _rows_at_once(self, context: Context, width: int) -> int:
-        """Return how many rows one forward takes."""
-        num_tokens = context.prompts.shape[1]
-        if self.way == "plain":
-            return self.budget.items(num_tokens)
-        # A row's copied keys and values take about as much memory as an eighth of their tokens.
-        return self.budget.items(width + num_tokens // 8)
-
     def _outputs(
         self,
         context: Context,
@@ -155,7 +152,7 @@ class Engine:
     ) -> Float[Tensor, "row point d_output"]:
         """Run some rows; `owner` is the context of each."""
         first, last = int(owner[0]), int(owner[-1])
-        # A run of whole contexts is a view; only rows that share a context need copies.
+        # Consecutive contexts are a view; only rows that share a context need copies.
         rows = slice(first, last + 1) if last - first + 1 == len(owner) else owner
         prompts = context.prompts[rows]
         if self.way == "plain":
@@ -173,18 +170,3 @@ def _in_rows(
     if missing:
         points = torch.cat([points, points[:, -1:].expand(-1, missing, -1)], dim=1)
     return points.reshape(-1, width, d_model)
-
-
-def _chunk(
-    owner: Int[Tensor, " row"],
-    places: Int[Tensor, "row width"],
-    num_points: int,
-    outputs: Float[Tensor, "row width d_output"],
-    clean: Float[Tensor, "context d_output"],
-) -> Chunk:
-    """Return the points of some rows, without those that only fill a row up."""
-    real = places < num_points
-    contexts = owner[:, None].expand_as(places)[real]
-    # "row width d_output" to "point d_output"; a view where every point is real.
-    shown = outputs.flatten(0, 1) if bool(real.all()) else outputs[real]
-    return Chunk(contexts=contexts, places=places[real], outputs=shown, clean=clean[contexts])

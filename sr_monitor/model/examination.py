@@ -1,9 +1,9 @@
-"""One look at a model before anything is measured: what its blocks and its last modules put out.
+"""Look at a model once before anything is measured: what its blocks and last modules put out.
 
-A prompt and the same one with another last token are run, with every output noted. Most models
-take both as one batch, and their blocks put out (prompt, token, width). Some pack all prompts into
-one stream of (token, width): they are run together only if each prompt alone gives the same. Models
-that take one prompt at a time are run so.
+Two prompts that differ in their last token are run, and every output is noted. Most models take
+both as one batch, and their blocks put out (prompt, token, width). Some pack all prompts into one
+stream of (token, width): they are run together only if each prompt alone gives the same. Models
+that take one prompt at a time are given one at a time.
 
     findings = examine(Forward(anatomy, with_logits=False), sample)
     findings.width, findings.final
@@ -37,29 +37,28 @@ class Findings:
     precision: torch.dtype
     """The coarsest type the stream goes through: its own, the weights', or autocast's."""
     final: nn.Module | None
-    """What puts out the final vector; None where only the unembedding's input shows it."""
+    """The module that puts out the final vector; None where only the unembedding reads it."""
     final_output: Any
-    """What `final` has put out for the sample."""
+    """What `final` put out for the sample."""
 
 
 @dataclass
 class _Look:
-    """What the modules put out in one forward."""
+    """What the modules put out in one forward: blocks, and what ended after the last block."""
 
     blocks: dict[int, Any] = field(default_factory=dict)
     later: list[tuple[nn.Module, Any]] = field(default_factory=list)
-    """The modules that ended after the last block, with their outputs."""
     autocast: torch.dtype | None = None
 
 
 class _Unfit(InputError):
-    """What comes out is no stream of the prompts; arranged otherwise, they may give one."""
+    """No stream comes out of the prompts as they are arranged; another arrangement may give one."""
 
 
 def examine(forward: Forward, sample: Int[Tensor, "1 token"]) -> Findings:
     """Run `sample` and find the stream, in the first arrangement of prompts that gives one.
 
-    Where ranks run in step, no other one is tried after an error: it may be one rank's alone.
+    Where ranks run in step, a first error is final: it may be one rank's alone.
 
     Raises:
         InputError: There is no stream whose last token can be replaced; the message says why.
@@ -68,12 +67,16 @@ def examine(forward: Forward, sample: Int[Tensor, "1 token"]) -> Findings:
     other[:, -1] = torch.where(other[:, -1] > 0, other[:, -1] - 1, other[:, -1] + 1)
     pair = torch.cat([sample, other])
     errors: list[Exception] = []
+    in_step = forward.before_call is not None
     try:
         for arrangement in get_args(Arrangement):
             try:
                 return _find(replace(forward, arrangement=arrangement), pair)
+            except _Unfit as error:
+                errors.append(error)
             except Exception as error:
-                if not _may_try_again(forward, error, first=not errors):
+                is_final = isinstance(error, InputError | PeerError) or is_out_of_memory(error)
+                if is_final or (in_step and not errors):
                     raise
                 errors.append(error)
         raise errors[0]
@@ -82,20 +85,13 @@ def examine(forward: Forward, sample: Int[Tensor, "1 token"]) -> Findings:
 
 
 def tolerance(dtype: torch.dtype) -> float:
-    """How far two ways to the same vector may differ, relative to its scale, in `dtype`."""
+    """Return how far two ways to one vector may differ, relative to its scale, in `dtype`."""
     return max(1e-4, 16 * torch.finfo(dtype).eps)
-
-
-def _may_try_again(forward: Forward, error: Exception, *, first: bool) -> bool:
-    """Whether prompts that are arranged otherwise might not end in this error."""
-    if isinstance(error, _Unfit):
-        return True
-    is_final = isinstance(error, InputError | PeerError) or is_out_of_memory(error)
-    return not is_final and not (first and forward.before_call is not None)
 
 
 def _find(forward: Forward, pair: Int[Tensor, "2 token"]) -> Findings:
     anatomy = forward.anatomy
+    name = type(anatomy.core).__name__
     looks, stream = _run(forward, pair)
     last = looks[-1]
     output = last.blocks[len(anatomy.blocks) - 1]
@@ -103,15 +99,23 @@ def _find(forward: Forward, pair: Int[Tensor, "2 token"]) -> Findings:
     precision = _coarsest(anatomy.blocks, hidden.dtype, last.autocast)
     if hidden.ndim == 2 and forward.arrangement == "batch":
         _, alone = _run(replace(forward, arrangement="row"), pair)
-        _check_apart(anatomy, stream, alone, precision)
-    _check_causal(anatomy, stream, precision)
+        if (gap := _gap(stream, alone)) > tolerance(precision):
+            raise _Unfit(
+                f"{name} packs prompts into one stream in which they see one another: alone, they "
+                f"give another one, by {gap:.2g} of its length"
+            )
+    if (gap := _gap(*stream[:, :-1])) > tolerance(precision):
+        raise InputError(
+            f"{name} is not causal: with another last token, its earlier tokens' stream moved by "
+            f"{gap:.2g} of its length; measure a decoder-only (causal) model"
+        )
     final, unembedding = anatomy.final, anatomy.unembedding
     if final is None:
         final, unembedding = _find_final(anatomy, last.later, hidden.shape[-1])
     outputs: dict[nn.Module | None, Any] = dict(last.later)
-    tuple_length = 0 if isinstance(output, Tensor) else len(output)
+    length = 0 if isinstance(output, Tensor) else len(output)
     return Findings(
-        forward=replace(forward, tuple_length=tuple_length, unembedding=unembedding),
+        forward=replace(forward, tuple_length=length, unembedding=unembedding),
         is_packed=hidden.ndim == 2,
         width=hidden.shape[-1],
         dtype=hidden.dtype,
@@ -165,25 +169,23 @@ def _check_blocks(anatomy: Anatomy, look: _Look, prompts: Int[Tensor, "prompt to
     if len(look.blocks) < len(anatomy.blocks):
         raise InputError(
             f"only {len(look.blocks)} of {len(anatomy.blocks)} blocks of {name} were seen to run "
-            "on plain text: it leaves some out (cross-attention without an image, say), or runs "
-            "compiled or exported code that ignores hooks; pass a text model, as the module it was "
-            "made from"
+            "on plain text: it skips some, or runs compiled or exported code that ignores hooks; "
+            "pass a text model, as the module it was made from"
         )
     for index, output in look.blocks.items():
         hidden = first_tensor(output)
         if not _is_stream(hidden, prompts):
             shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
             raise _Unfit(
-                f"block {index + 1} of {name} puts out {shape}, not (prompt, token, width): its "
-                "residual stream is not one vector a token, so there is no one activation to "
-                "replace; this architecture cannot be measured"
+                f"block {index + 1} of {name} puts out {shape}, not (prompt, token, width): there "
+                "is no one activation a token to replace; this architecture cannot be measured"
             )
         beside = [] if isinstance(output, Tensor) else list(output)[1:]
         if any(isinstance(part, Tensor) and part.shape == hidden.shape for part in beside):
             raise InputError(
                 f"block {index + 1} of {name} puts out two tensors of the stream's shape "
-                f"{tuple(hidden.shape)}: its residual stream comes in parts, so there is no one "
-                "activation to replace; this architecture cannot be measured"
+                f"{tuple(hidden.shape)}: its residual stream comes in parts; this architecture "
+                "cannot be measured"
             )
 
 
@@ -196,34 +198,8 @@ def _is_stream(hidden: Any, prompts: Int[Tensor, "prompt token"]) -> bool:
     return is_batch or (hidden.ndim == 2 and len(hidden) == prompts.numel())
 
 
-def _check_apart(
-    anatomy: Anatomy,
-    together: Float[Tensor, "2 position width"],
-    alone: Float[Tensor, "2 position width"],
-    precision: torch.dtype,
-) -> None:
-    gap = _gap(together, alone)
-    if gap > tolerance(precision):
-        raise _Unfit(
-            f"{type(anatomy.core).__name__} packs prompts into one stream in which they see one "
-            f"another: alone, they give another one, by {gap:.2g} of its length"
-        )
-
-
-def _check_causal(
-    anatomy: Anatomy, stream: Float[Tensor, "2 position width"], precision: torch.dtype
-) -> None:
-    gap = _gap(*stream[:, :-1])
-    if gap > tolerance(precision):
-        raise InputError(
-            f"{type(anatomy.core).__name__} is not causal: with another last token, its earlier "
-            f"tokens' stream moved by {gap:.2g} of its length; measure a decoder-only (causal) "
-            "model"
-        )
-
-
 def _gap(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> float:
-    """How far two tensors are apart, as a share of the length of one."""
+    """Return how far two tensors are apart, as a share of the length of one."""
     return float((one.float() - other.float()).norm() / one.float().norm())
 
 
@@ -240,7 +216,7 @@ def _coarsest(
 def _find_final(
     anatomy: Anatomy, later: Sequence[tuple[nn.Module, Any]], width: int
 ) -> tuple[nn.Module | None, nn.Module | None]:
-    """Return the last module that puts out a vector of the stream's width, and what unembeds it."""
+    """Return the last module that puts out the stream's width, and the map that reads it."""
     maps = [module for module, _ in later if _maps_to_vocabulary(module, anatomy)]
     if maps and not anatomy.is_hugging_face:
         return None, maps[-1]

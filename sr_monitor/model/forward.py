@@ -1,7 +1,6 @@
-"""How a model is called: with no more work than is needed, and in step with other ranks.
+"""Call a model with no more work than is needed, and in step with other ranks.
 
-forward = Forward(anatomy, with_logits=True)
-result = forward(prompts)
+result = Forward(anatomy, with_logits=True)(prompts)
 """
 
 from collections.abc import Callable
@@ -55,7 +54,7 @@ class Forward:
         """Return the arguments by which a Hugging Face model does no more than is needed."""
         switches: dict[str, Any] = {
             "use_cache": use_cache,
-            # The balance of experts is reckoned from them with a mask that has no shared rows.
+            # Experts' balance is computed from them with a mask that has no shared rows.
             "output_router_logits": False,
         }
         if not self.with_logits:

@@ -2,7 +2,7 @@
 
 Each is a context manager that leaves the module as it was, also after an exception.
 
-    with editing(block, replace_last, before=True), capturing(norm, first_tensor) as seen:
+    with editing(block, replace_last, before=True), capturing(norm) as seen:
         model(prompts)
     seen[-1]
 """
@@ -19,12 +19,18 @@ from sr_monitor.errors import InputError
 
 @contextmanager
 def editing(
-    module: nn.Module, edit: Callable[[Tensor], Tensor | None], *, before: bool
+    module: nn.Module,
+    edit: Callable[[Tensor], Tensor | None],
+    *,
+    before: bool,
+    pick: Callable[[Any], Any] | None = None,
 ) -> Iterator[None]:
-    """Pass the first input of `module`, or its output, through `edit`; None leaves it.
+    """Pass the first input of `module`, or what `pick` takes of its output, through `edit`.
+
+    `pick` takes the first tensor by default; if `edit` returns None, nothing is replaced.
 
     Raises:
-        InputError: The hook was never called, so nothing was edited.
+        InputError: The hook was never called.
     """
     fired = False
 
@@ -40,7 +46,7 @@ def editing(
     def on_output(_: nn.Module, __: Any, output: Any) -> Any:
         nonlocal fired
         fired = True
-        new = edit(first_tensor(output))
+        new = edit((pick or first_tensor)(output))
         return None if new is None else with_first_tensor(output, new)
 
     if before:
@@ -53,31 +59,20 @@ def editing(
         handle.remove()
     if not fired:
         raise InputError(
-            f"a hook on a {type(module).__name__} did not fire, so nothing was replaced: the model "
-            "runs compiled or exported code that ignores hooks; pass the module it was made from"
+            f"a hook on a {type(module).__name__} did not fire: the model runs compiled or "
+            "exported code, or calls a module's forward; pass the module that was compiled, and "
+            "call modules themselves"
         )
 
 
 @contextmanager
 def capturing(
-    module: nn.Module, pick: Callable[[Any], Tensor], *, before: bool = False
+    module: nn.Module, pick: Callable[[Any], Any] | None = None, *, before: bool = False
 ) -> Iterator[list[Tensor]]:
-    """Collect what `pick` takes from each output of `module`, or from its inputs."""
+    """Collect the first input of each call of `module`, or what `pick` takes of each output."""
     seen: list[Tensor] = []
-
-    def note(_: nn.Module, args: Any, output: Any) -> None:
-        seen.append(pick(args if before else output))
-
-    handle = module.register_forward_hook(note)
-    try:
+    with editing(module, seen.append, before=before, pick=pick):
         yield seen
-    finally:
-        handle.remove()
-    if not seen:
-        raise InputError(
-            f"a hook on a {type(module).__name__} did not fire, so its output was not seen: the "
-            "model calls it past its hooks; call the module itself, not its forward"
-        )
 
 
 @contextmanager
@@ -103,21 +98,22 @@ def _hand_on(tuple_length: int) -> Callable[..., Any]:
 
 @contextmanager
 def failing_last(modules: Sequence[nn.Module], tuple_length: int = 0) -> Iterator[None]:
-    """Put off the error of a module until the forward is over; those after it stand aside.
+    """Hold back a module's error until the forward is over; the modules after it stand aside.
 
-    Ranks that share weights exchange them in every module: if one of them left out the rest of a
-    forward, the others would wait in the middle of theirs.
+    Ranks that share weights exchange them in every module: if one rank broke off a forward, the
+    others would wait in the middle of theirs.
     """
     hand_on = _hand_on(tuple_length)
     errors: list[Exception] = []
 
     def tried(forward: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> Any:
-            try:
-                return hand_on(*args, **kwargs) if errors else forward(*args, **kwargs)
-            except Exception as error:
-                errors.append(error)
-                return hand_on(*args, **kwargs)
+            if not errors:
+                try:
+                    return forward(*args, **kwargs)
+                except Exception as error:
+                    errors.append(error)
+            return hand_on(*args, **kwargs)
 
         return run
 

@@ -1,8 +1,8 @@
-"""Models, tokenizers, devices and dtypes by name, as the command line takes them.
+"""Load models and tokenizers by name, and find devices and dtypes, for the command line.
 
-Safe on files from strangers: safetensors first, torch files with `weights_only=True`, and the code
-that comes with a model is run only when asked for. A checkpoint that lacks weights is refused:
-transformers would fill them with random numbers, and those would be measured.
+Safe on files from strangers: safetensors first, torch files with `weights_only=True`, and a model's
+own code is run only when asked for. A checkpoint that lacks weights is refused: transformers would
+fill them with random numbers, and those would be measured.
 
     model = load_model("runs/demo/model", dtype="auto", device="auto")
     tokenizer = load_tokenizer("runs/demo/model")
@@ -28,20 +28,15 @@ from sr_monitor.errors import InputError
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_SECONDS = 10.0
-_PLACES = {"model": "folder", "dataset": "file"}
+# What transformers' errors mean, by a part of their text or their class.
 _REASONS = {
-    "trust_remote_code": "it comes with code of its own, which is run only with "
-    "--trust-remote-code",
-    "instantiate the backend tokenizer": "none of a tokenizer's files (tokenizer.json and others) "
-    "is there",
-    "does not recognize this architecture": "{}; try a newer one, pip install --upgrade "
-    "transformers",
+    "trust_remote_code": "it has code of its own, which is run only with --trust-remote-code",
+    "instantiate the backend tokenizer": "there are no tokenizer files (tokenizer.json and others)",
+    "does not recognize this architecture": "{}; try pip install --upgrade transformers",
     "ignore_mismatched_sizes": "its weights do not have the shapes that its config.json says",
-    "UnpicklingError": "its torch file holds more than weights, and is not run; save it as "
-    "safetensors",
+    "UnpicklingError": "its torch file holds more than weights; save it as safetensors",
     "SafetensorError": "its safetensors file is damaged ({}); copy or download it again",
 }
-"""What transformers' errors mean, by a part of their text or their class."""
 
 
 def load_model(
@@ -49,11 +44,7 @@ def load_model(
 ) -> nn.Module:
     """Load the causal language model in a folder or on the hub, ready to be measured.
 
-    Args:
-        source: a folder that `save_pretrained` wrote, or the hub's name of a model.
-        dtype: "auto" is as stored, and float32 on a CPU; or "float32", "bfloat16", "float16".
-        device: "auto" is the accelerator if there is one, or any name that torch knows.
-        trust_remote_code: run the code that comes with the model.
+    `dtype` and `device` are as in `torch_dtype` and `find_device`.
     """
     place = find_device(device)
     load_config(source, trust_remote_code=trust_remote_code)  # refused before weights are read
@@ -74,9 +65,18 @@ def load_model(
 def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     """Load the config of a causal language model, and no weights."""
     require_transformers("loading a model")
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     _check_source(source)
     config = _load("AutoConfig", source, trust_remote_code=trust_remote_code)
-    _check_config(config, source)
+    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.is_encoder_decoder or not (known or own_code):
+        kind = (config.architectures or [config.model_type])[0]
+        raise InputError(
+            f"{source!r} holds a {kind}, which is no decoder-only language model; name a causal "
+            "one, such as a GPT, Llama or OLMo"
+        )
     return config
 
 
@@ -86,7 +86,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
         return _load("AutoTokenizer", source, trust_remote_code=trust_remote_code)
     except InputError as error:
         raise InputError(
-            f"{error}. Its tokenizer is needed to cut prompts from text: put it there "
+            f"{error}. Cutting prompts from text needs it: put it there "
             "(tokenizer.save_pretrained), or name a saved prompts.json, which holds token ids"
         ) from error
 
@@ -98,7 +98,6 @@ class TokenizerOnDemand:
     source: str
     """The folder or hub name of its model."""
     trust_remote_code: bool = False
-    """Run the code that comes with it."""
 
     @cached_property
     def _loaded(self) -> Any:
@@ -152,7 +151,8 @@ def check_hub(name: str, kind: Literal["model", "dataset"]) -> None:
         reason = f"the hub cannot be reached ({_first_line(error)}); check both"
     else:
         return
-    raise InputError(f"there is no {_PLACES[kind]} {name!r} here, and {reason}")
+    place = "folder" if kind == "model" else "file"
+    raise InputError(f"there is no {place} {name!r} here, and {reason}")
 
 
 def require_transformers(call: str) -> ModuleType:
@@ -195,8 +195,11 @@ def _check_source(source: str) -> None:
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
+            inside = sorted(repr(str(config.parent)) for config in path.glob("*/config.json"))
+            hint = f"one that is in it, such as {', '.join(inside[:3])}" if inside else ""
             raise InputError(
-                f"the folder {source!r} holds no model (no config.json); {_hint(path)}"
+                f"the folder {source!r} holds no model (no config.json); name "
+                f"{hint or 'a folder that save_pretrained wrote'}"
             )
     elif path.exists():
         raise InputError(f"{source!r} is a file; name the folder it lies in, with its config.json")
@@ -206,16 +209,8 @@ def _check_source(source: str) -> None:
         check_hub(source, "model")
 
 
-def _hint(path: Path) -> str:
-    """Return which folders inside hold a model."""
-    inside = sorted(repr(str(config.parent)) for config in path.glob("*/config.json"))
-    if not inside:
-        return "name a folder that save_pretrained wrote"
-    return f"name one that is in it, such as {', '.join(inside[:3])}"
-
-
 def _load(auto_class: str, source: str, **options: Any) -> Any:
-    """Call `from_pretrained`; whatever it refuses is about what it was given."""
+    """Call `from_pretrained`; whatever it raises is the source's fault."""
     transformers = require_transformers("loading a model")
     try:
         with quiet(transformers):
@@ -229,22 +224,8 @@ def _load(auto_class: str, source: str, **options: Any) -> Any:
         raise InputError(f"{source!r} cannot be loaded: {said}") from error
 
 
-def _check_config(config: Any, source: str) -> None:
-    """Refuse what has no decoder before its weights are read."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if config.is_encoder_decoder or not (known or own_code):
-        kind = (config.architectures or [config.model_type])[0]
-        raise InputError(
-            f"{source!r} holds a {kind}, which is no decoder-only language model; name a causal "
-            "one, such as a GPT, Llama or OLMo"
-        )
-
-
 def _check_complete(model: Any, missing: Any, source: str) -> None:
-    """Refuse a checkpoint that lacks weights of the model, the unembedding aside."""
+    """Refuse a checkpoint that lacks weights of the model, except those of the unembedding."""
     unembedding = model.get_output_embeddings()
     aside = set() if unembedding is None else {id(weight) for weight in unembedding.parameters()}
     weights = dict(model.named_parameters(remove_duplicate=False))

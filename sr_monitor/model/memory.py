@@ -9,13 +9,12 @@ it, and the chunk is run again in smaller ones, down to one token. Results do no
 """
 
 import gc
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from sr_monitor.errors import is_out_of_memory, whole
+from sr_monitor.errors import is_out_of_memory
 
 # Measured: larger forwards are no faster; on a CPU they are slower, as they leave its caches.
 _FAST_TOKENS = {"cpu": 1024}
@@ -32,16 +31,16 @@ class TokenBudget:
     """Whether running out of memory is final: ranks that run in step cannot try again alone."""
 
     @classmethod
-    def for_device(cls, device: torch.device, *, bytes_per_token: int) -> "TokenBudget":
-        """Return what is fast on `device` and fits into a quarter of its free memory."""
-        tokens = _FAST_TOKENS.get(device.type, _FAST_TOKENS_ELSEWHERE)
-        fitting = _SHARE_OF_FREE_MEMORY * _free_bytes(device) / bytes_per_token
-        return cls(max(1, int(min(tokens, fitting))))
-
-    @classmethod
-    def of(cls, max_tokens: int) -> "TokenBudget":
-        """Return the budget that a user asked for."""
-        return cls(whole("max_tokens", max_tokens, least=1))
+    def for_device(
+        cls, device: torch.device, *, bytes_per_token: int, most: int | None = None
+    ) -> "TokenBudget":
+        """Return what is fast on `device` and fits into its free memory; `most` overrules both."""
+        tokens = most or _FAST_TOKENS.get(device.type, _FAST_TOKENS_ELSEWHERE)
+        if most is None and device.type == "cuda":  # a CPU has enough for its small budget
+            free, _ = torch.cuda.mem_get_info(device)
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            tokens = min(tokens, int(_SHARE_OF_FREE_MEMORY * free / bytes_per_token))
+        return cls(max(1, tokens))
 
     def items(self, tokens_each: int) -> int:
         """Return how many items of `tokens_each` tokens fit into one forward; at least one."""
@@ -52,14 +51,6 @@ class TokenBudget:
         self.tokens = max(1, self.tokens // 2)
 
 
-def _free_bytes(device: torch.device) -> float:
-    """Return the memory to be had on a device; a CPU has enough for its small budget."""
-    if device.type != "cuda":
-        return math.inf
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
 def in_chunks(
     count: int, *, tokens_each: int, budget: TokenBudget, work: Callable[[slice], None]
 ) -> None:
@@ -67,23 +58,15 @@ def in_chunks(
     start = 0
     while start < count:
         chunk = slice(start, min(start + budget.items(tokens_each), count))
-        if _fits(work, chunk, give_up=budget.fixed or budget.tokens == 1):
+        try:
+            work(chunk)
             start = chunk.stop
-        else:
-            budget.halve()
-
-
-def _fits(work: Callable[[slice], None], chunk: slice, *, give_up: bool) -> bool:
-    """Run `work` on one slice; return False if memory ran out and there is more to try."""
-    try:
-        work(chunk)
-    except RuntimeError as error:
-        if give_up or not is_out_of_memory(error):
-            raise
-    else:
-        return True
-    # Only here, outside of `except`, is the traceback gone, and with it all that work held.
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return False
+            continue
+        except RuntimeError as error:
+            if budget.fixed or budget.tokens == 1 or not is_out_of_memory(error):
+                raise
+        # Only here, outside of `except`, is the traceback gone, and with it all that work held.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        budget.halve()

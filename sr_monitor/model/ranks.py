@@ -12,7 +12,7 @@ equal size, filled up with the last item, so that all ranks run equally many for
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -43,7 +43,7 @@ class RankGroup:
 
     @property
     def is_leader(self) -> bool:
-        """Whether this rank decides and writes."""
+        """Whether this is the rank that decides and writes."""
         return self.rank == 0
 
     def share(self, count: int) -> Int[Tensor, " mine"]:
@@ -80,10 +80,9 @@ class RankGroup:
         if self.size == 1:
             return value
         self.sync_errors()
-        told: list[Any] = [value]
+        told = [value]
         dist.broadcast_object_list(told, src=0)
-        leaders: _T = told[0]
-        return leaders
+        return told[0]
 
     def minimum(self, number: int) -> int:
         """Return the smallest number of all ranks."""
@@ -99,8 +98,8 @@ class RankGroup:
     def failing_together(self) -> Iterator[None]:
         """Make what fails inside on one rank fail on all; errors are synced at the end.
 
-        Nested uses report a failure once, from the outermost. Until that has ended, nothing is
-        exchanged any more: the ranks are no longer at the same place.
+        Nested uses report a failure once. Until the outermost has ended, nothing more is exchanged:
+        the ranks are no longer at the same place.
         """
         self._depth += 1
         try:
@@ -118,14 +117,14 @@ class RankGroup:
     def all_failed(self, error: Exception) -> None:
         """Return if every rank failed here, so that they can try something else; else raise."""
         if self.size > 1 and not self._exchange_errors(error, may_retry=True):
-            self._keep(_peer_error(str(error), isinstance(error, InputError)))
+            self._keep(str(error), refused=isinstance(error, InputError))
             raise error
 
     def _exchange_errors(self, error: Exception | None, *, may_retry: bool = False) -> bool:
         """Return whether every rank has failed; raise `PeerError` if only others did.
 
-        An `InputError` of one rank is raised on all, whatever else failed there: all have to give
-        up, unless they all failed and may try something else.
+        An `InputError` of one rank is raised on all, whatever else failed there, unless all failed
+        and may try something else.
         """
         if self._failure is not None:
             raise copy(self._failure)  # a copy, because an error keeps the frames it goes through
@@ -137,13 +136,13 @@ class RankGroup:
         refused, who, reason = max((t[0], rank, t[1]) for rank, t in enumerate(told) if t)
         all_failed = None not in told
         if mine is None or (refused and not mine[0] and not (may_retry and all_failed)):
-            failure = _peer_error(f"rank {who} of {self.size}: {reason}", refused)
-            self._keep(failure)
-            raise copy(failure)
+            raise copy(self._keep(f"rank {who} of {self.size}: {reason}", refused=refused))
         return all_failed
 
-    def _keep(self, failure: PeerError) -> None:
+    def _keep(self, reason: str, *, refused: bool) -> PeerError:
+        failure = PeerInputError(reason) if refused else PeerError(reason)
         self._failure = failure if self._depth else None
+        return failure
 
     def _maximum(self, number: int) -> int:
         if self.size == 1:
@@ -153,10 +152,6 @@ class RankGroup:
 
 
 ALONE = RankGroup()
-
-
-def _peer_error(reason: str, refused: bool) -> PeerError:
-    return PeerInputError(reason) if refused else PeerError(reason)
 
 
 def _device() -> torch.device:

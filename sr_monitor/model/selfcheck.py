@@ -9,7 +9,6 @@ run never changes to a faster way than the one it began with.
 """
 
 import sys
-from types import FrameType
 from typing import Literal, get_args
 
 import torch
@@ -17,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sr_monitor.errors import InputError, PeerError, is_out_of_memory, warn
+from sr_monitor.model.cache import can_share_rows
 from sr_monitor.model.engine import POINTS_PER_ROW, Engine, Way
 from sr_monitor.model.examination import tolerance
 from sr_monitor.model.memory import TokenBudget, in_chunks
@@ -41,15 +41,9 @@ def choose_engine(
 ) -> Engine:
     """Return the fastest way that agrees with the plain one; refuse a wanted one that does not.
 
-    Args:
-        stream: The model, cut at the layer.
-        prompts_a: Prompts to compare on; the first two pairs are taken.
-        prompts_b: Where their paths lead.
-        wanted: "auto", or the only way to consider.
-        budget: How much runs at once.
-        way: The way an earlier measurement of the same run took: no faster one is considered.
-        ranks: The ranks that measure together; all take the leader's way.
-        in_step: Whether they have to run equally many forwards, and so compare together.
+    The first two pairs are compared. No way faster than `way`, which an earlier measurement of the
+    run took, is considered; all ranks take the leader's. Ranks that are `in_step` run equally many
+    forwards, and so compare together.
 
     Raises:
         InputError: The wanted way does not work, or disagrees.
@@ -111,14 +105,14 @@ class _Check:
 
     def _candidates(self, wanted: EngineName, ways: tuple[Way, ...]) -> list[Way]:
         """Return the fast ways to try; refuse a wanted one that the model cannot take."""
-        num_tokens = self.prompts.shape[1]
+        anatomy, num_tokens = self.stream.anatomy, self.prompts.shape[1]
         cache = self.stream.prefill(self.prompts)
         possible: tuple[Way, ...] = ("shared", "rows")
         reason = ""
         if cache is None:
             possible = ()
             reason = "it keeps no keys and values of earlier tokens; pass engine='plain' or 'auto'"
-        elif not self.stream.can_share_rows(cache, num_tokens - 1):
+        elif not can_share_rows(anatomy, cache, num_tokens - 1):
             possible = ("rows",)
             reason = (
                 "its attention takes no mask of ours there (a sliding window shorter than the "
@@ -127,9 +121,9 @@ class _Check:
         if wanted == "auto":
             return [way for way in possible if way in ways]
         if wanted not in possible:
-            name = type(self.stream.anatomy.core).__name__
             raise InputError(
-                f"engine={wanted!r} cannot run {name} on prompts of {num_tokens} tokens: {reason}"
+                f"engine={wanted!r} cannot run {type(anatomy.core).__name__} on prompts of "
+                f"{num_tokens} tokens: {reason}"
             )
         return [way for way in possible if way == wanted]
 
@@ -151,28 +145,25 @@ class _Check:
                 self.ranks.all_failed(error)
                 reason = str(error).strip().split("\n")[0]
                 return f"the {engine.way!r} way of measuring fails on this model, {reason!r}"
-            complaint = self._disagreement(engine, expected, measured)
+            complaint = self._disagreement(engine.way, expected, measured)
             if self.ranks.broadcast_number(int(complaint is not None)):
                 return complaint or f"the {engine.way!r} way disagrees on the leading rank"
         return None
 
     def _disagreement(
-        self,
-        engine: Engine,
-        expected: Float[Tensor, "pair point"],
-        measured: Float[Tensor, "pair point"],
+        self, way: Way, expected: Float[Tensor, "pair point"], measured: Float[Tensor, "pair point"]
     ) -> str | None:
         """Say which distance is wrong, if one differs by more than rounding."""
         gap = (expected - measured).abs()
         # Where no pair moves far, rounding goes with the length of the output itself.
         largest = max(float(expected.max()), 0.05 * self.scale)
-        allowed = tolerance(engine.stream.precision)
+        allowed = tolerance(self.stream.precision)
         if float(gap.max()) <= allowed * largest:
             return None
         worst, relative = int(gap.argmax()), float(gap.max() / largest)
         return (
-            f"the {engine.way!r} way of measuring disagrees with the plain way on this model: a "
-            f"distance of {float(measured.flatten()[worst]):.6g} against "
+            f"the {way!r} way of measuring disagrees with the plain way on this model: a distance "
+            f"of {float(measured.flatten()[worst]):.6g} against "
             f"{float(expected.flatten()[worst]):.6g}, {relative:.2g} of the largest where "
             f"{allowed:.2g} is allowed"
         )
@@ -182,10 +173,7 @@ def _level_of_caller() -> int:
     """Return the `stacklevel` of the line that called the outermost of our frames."""
     frame, level, caller = sys._getframe(1), 1, 1
     while frame.f_back:
-        frame, level, is_ours = frame.f_back, level + 1, _is_ours(frame)
+        is_ours = str(frame.f_globals.get("__name__")).startswith("sr_monitor")
+        frame, level = frame.f_back, level + 1
         caller = level if is_ours else caller
     return caller
-
-
-def _is_ours(frame: FrameType) -> bool:
-    return str(frame.f_globals.get("__name__")).startswith("sr_monitor")

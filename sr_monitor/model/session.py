@@ -35,6 +35,7 @@ from sr_monitor.options import Effect, Options, option
 # A few tokens show how a model is built.
 _SAMPLE_TOKENS = 8
 
+# Known by its first block, which all wrappers of a model share.
 _turns: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
 
 
@@ -80,7 +81,7 @@ class SessionOptions(Options):
         check_kind("layer_path", self.layer_path, str | Sequence | None, fix)
 
     def recorded(self, *effects: Effect) -> dict[str, Any]:
-        """Return the options with these effects; of blocks that were given, how many they are."""
+        """Return the options with these effects; blocks given as modules are counted."""
         options = super().recorded(*effects)
         if not isinstance(options.get("layer_path"), str | None):
             options["layer_path"] = f"{len(options['layer_path'])} modules"
@@ -108,8 +109,7 @@ class Session:
         count = len(prompts[0])
         mine = self.ranks.share(count)
         part = prompts if self.ranks.size == 1 else tuple(item[mine] for item in prompts)
-        placed = tuple(item.to(anatomy.device, torch.long) for item in part)
-        return Share(self, placed, count)
+        return Share(self, tuple(item.to(anatomy.device, torch.long) for item in part), count)
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,8 @@ def open_session(
     in_step = ranks.size > 1 and is_sharded(model)
     a, b = (item[:2].to(anatomy.device, torch.long) for item in examples[:2])
     with (
-        _turn(anatomy),
+        # Without a lock, hooks of two threads would see each other's forwards.
+        _turns.setdefault(anatomy.blocks[0], RLock()),
         ranks.failing_together(),
         undisturbed(model),
         in_precision(options.precision, anatomy),
@@ -178,7 +179,11 @@ def open_session(
             before_call=ranks.sync_errors if in_step else None,
         )
         check_precision(options.precision, stream)
-        budget = _budget(stream, options.max_tokens, ranks, in_step)
+        budget = TokenBudget.for_device(
+            anatomy.device, bytes_per_token=stream.bytes_per_token, most=options.max_tokens
+        )
+        # One budget for all ranks, so that they cut their shares into equally many chunks.
+        budget = TokenBudget(ranks.minimum(budget.tokens), fixed=in_step)
         engine = choose_engine(
             stream,
             a,
@@ -190,23 +195,6 @@ def open_session(
             in_step=in_step,
         )
         yield Session(engine, ranks, in_step)
-
-
-def _turn(anatomy: Anatomy) -> AbstractContextManager[Any]:
-    """Return the lock of a model: without it, hooks of two threads see each other's forwards."""
-    # Known by its first block, which all wrappers of a model share.
-    return _turns.setdefault(anatomy.blocks[0], RLock())
-
-
-def _budget(stream: Stream, max_tokens: int | None, ranks: RankGroup, in_step: bool) -> TokenBudget:
-    """Return one budget for all ranks, so that they cut their shares into equally many chunks."""
-    device = stream.anatomy.device
-    budget = (
-        TokenBudget.for_device(device, bytes_per_token=stream.bytes_per_token)
-        if max_tokens is None
-        else TokenBudget.of(max_tokens)
-    )
-    return TokenBudget(ranks.minimum(budget.tokens), fixed=in_step)
 
 
 def check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
@@ -230,11 +218,6 @@ def check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
             f"prompts of {num_tokens} token: a path runs in the context of earlier tokens; pass "
             "prompts of at least 2 tokens"
         )
-    _check_range(prompts, anatomy, num_tokens)
-
-
-def _check_range(prompts: Sequence[Tensor], anatomy: Anatomy, num_tokens: int) -> None:
-    """Refuse more tokens than the model has positions for, and ids it does not know."""
     name = type(anatomy.core).__name__
     if anatomy.max_tokens is not None and num_tokens > anatomy.max_tokens:
         raise InputError(

@@ -1,10 +1,10 @@
 """The residual stream of a model, cut at one layer: read it, and continue from given activations.
 
-`layer` counts blocks: 0 is the embedding output, k the stream after the k-th block. Only the last
-position is ever cut; F(x) is the last position's output when its activation at `layer` is x.
-Two ways give the same F: `continue_plain` runs whole prompts with one activation replaced, the
-definition; `continue_cached` runs only the last position on the earlier tokens' keys and values,
-which under causal attention no x can change.
+`layer` counts blocks: 0 is the embedding output, k what the k-th block puts out. Only the last
+position is cut; F(x) is the last position's output when its activation at `layer` is x. Two ways
+give the same F: `continue_plain` runs whole prompts with one activation replaced, the definition;
+`continue_cached` runs only the last position on the earlier tokens' keys and values, which under
+causal attention no x can change.
 
     stream = Stream(dissect(model), layer=1, output="final_norm", sample=prompts[:1])
     outputs = stream.continue_plain(prompts, stream.read(prompts))
@@ -13,6 +13,7 @@ which under causal attention no x can change.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import wraps
 from typing import Any, Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.anatomy import Anatomy, check_layer
-from sr_monitor.model.cache import can_share_rows, new_cache, shared_row
+from sr_monitor.model.cache import new_cache, shared_row
 from sr_monitor.model.examination import examine
 from sr_monitor.model.forward import Forward
 from sr_monitor.model.hooks import (
@@ -34,6 +35,19 @@ from sr_monitor.model.hooks import (
 )
 
 Output = Literal["final_norm", "resid_final", "logits"]
+
+
+def _in_calls(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Run all rows in one call, or one by one where the model takes one prompt at a time."""
+
+    @wraps(run)
+    def in_calls(stream: "Stream", *inputs: Tensor) -> Tensor:
+        if stream._forward.arrangement == "batch":
+            return run(stream, *inputs)
+        rows = zip(*(each.chunk(len(each)) for each in inputs), strict=True)
+        return torch.cat([run(stream, *row) for row in rows])
+
+    return in_calls
 
 
 class Stream:
@@ -56,7 +70,6 @@ class Stream:
 
         `before_call` is called before each forward of the model.
         """
-        _check_distinct(anatomy)
         check_layer(anatomy, layer)
         self.anatomy = anatomy
         self.layer = layer
@@ -64,30 +77,36 @@ class Stream:
         forward = Forward(anatomy, output == "logits", before_call, unembedding=anatomy.unembedding)
         self._findings = examine(forward, sample)
         self._forward = self._findings.forward
+        self.precision = self._findings.precision
         if output == "logits":
             self._check_head("output='logits'")
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the stream itself."""
-        return self._findings.dtype
-
-    @property
-    def precision(self) -> torch.dtype:
-        """The coarsest type the stream goes through: its own, the weights', or autocast's."""
-        return self._findings.precision
-
-    # ---- what is asked of it -------------------------------------------------------------------
-
+    @_in_calls
     def read(self, prompts: Int[Tensor, "prompt token"]) -> Float[Tensor, "prompt d_model"]:
         """Return the clean activations at `layer`, last position; later blocks stand aside."""
-        return self._in_calls(self._read, prompts)
+        seen: list[Tensor] = []
 
+        def note(hidden: Tensor) -> None:
+            seen.append(last_tokens(hidden, len(prompts)).clone())
+
+        with self._edited(note), self._aside(slice(self.layer, None)):
+            self._forward(prompts)
+        return seen[0]
+
+    @_in_calls
     def continue_plain(
         self, prompts: Int[Tensor, "row token"], activations: Float[Tensor, "row d_model"]
     ) -> Float[Tensor, "row d_output"]:
         """Return F by definition: run whole prompts, their last activation at `layer` replaced."""
-        return self._in_calls(self._continue_plain, prompts, activations)
+
+        def put_last(hidden: Tensor) -> Tensor:
+            hidden = hidden.clone()
+            last_tokens(hidden, len(prompts)).copy_(activations)
+            return hidden
+
+        with self._edited(put_last), self._captured() as captured:
+            self._forward(prompts)
+        return last_tokens(captured[-1], len(prompts))
 
     def prefill(self, prompts: Int[Tensor, "context token"]) -> Any:
         """Return the keys and values of each prompt's earlier tokens; None if there is no cache.
@@ -109,8 +128,8 @@ class Stream:
     ) -> Float[Tensor, "row point d_output"]:
         """Return F of many points a row, each as the last position of the row's prompt.
 
-        Several points share a row as tokens at one position, under a mask that shows each of them
-        the earlier tokens and itself.
+        Points of one row are tokens at one position, under a mask that shows each of them the
+        earlier tokens and itself.
         """
         num_rows, num_points, _ = activations.shape
         num_earlier = prompts.shape[1] - 1
@@ -129,15 +148,11 @@ class Stream:
             self._forward(last, cache=cache, **shared)
         return captured[-1]
 
-    def can_share_rows(self, cache: Any, num_earlier: int) -> bool:
-        """Whether several points may stand in one row on this cache."""
-        return can_share_rows(self.anatomy, cache, num_earlier)
-
     def unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row vocab"]:
         """Return the next-token logits that the model makes of final vectors, as its forward does.
 
-        The model is called with the vectors in the place of its own, so that logits are scaled,
-        capped and gathered as in training.
+        The model is called with the vectors in place of its own, so that logits are scaled, capped
+        and gathered as in training.
 
         Raises:
             InputError: The outputs are not what the unembedding reads, or there is none.
@@ -150,53 +165,9 @@ class Stream:
                 "output='final_norm', or 'logits'"
             )
         self._check_head("next-token logits")
-        return self._in_calls(self._unembed, outputs)
+        return self._unembed(outputs)
 
-    @property
-    def bytes_per_token(self) -> int:
-        """About what a token takes while it runs: one block's work, and keys and values of all.
-
-        Keys and values count twice, once kept and once in the rows that grow from them; the
-        inside of a block is reckoned four times as wide as the stream.
-        """
-        floats = self._findings.width * (32 + 4 * len(self.anatomy.blocks))
-        if self.output == "logits":
-            floats += 3 * (self.anatomy.vocabulary or 0)
-        return floats * self.dtype.itemsize
-
-    # ---- how points are run --------------------------------------------------------------------
-
-    def _in_calls(
-        self, run: Callable[..., Float[Tensor, "row d"]], *inputs: Shaped[Tensor, "row ..."]
-    ) -> Float[Tensor, "row d"]:
-        """Run all rows in one call, or one by one where the model takes one prompt at a time."""
-        if self._forward.arrangement == "batch":
-            return run(*inputs)
-        rows = zip(*(each.chunk(len(each)) for each in inputs), strict=True)
-        return torch.cat([run(*row) for row in rows])
-
-    def _read(self, prompts: Int[Tensor, "prompt token"]) -> Float[Tensor, "prompt d_model"]:
-        seen: list[Tensor] = []
-
-        def note(hidden: Tensor) -> None:
-            seen.append(last_tokens(hidden, len(prompts)).clone())
-
-        with self._edited(note), self._aside(slice(self.layer, None)):
-            self._forward(prompts)
-        return seen[0]
-
-    def _continue_plain(
-        self, prompts: Int[Tensor, "row token"], activations: Float[Tensor, "row d_model"]
-    ) -> Float[Tensor, "row d_output"]:
-        def put_last(hidden: Tensor) -> Tensor:
-            hidden = hidden.clone()
-            last_tokens(hidden, len(prompts)).copy_(activations)
-            return hidden
-
-        with self._edited(put_last), self._captured() as captured:
-            self._forward(prompts)
-        return last_tokens(captured[-1], len(prompts))
-
+    @_in_calls
     def _unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row vocab"]:
         forward = replace(self._forward, with_logits=True)
         tokens = torch.zeros(len(outputs), 1, dtype=torch.long, device=self.anatomy.device)
@@ -207,6 +178,18 @@ class Stream:
         ):
             forward(tokens)
         return last_tokens(captured[-1], len(outputs))
+
+    @property
+    def bytes_per_token(self) -> int:
+        """About what a token takes while it runs: one block's work, and keys and values of all.
+
+        Keys and values count twice, once kept and once in the rows that grow from them; the inside
+        of a block is taken to be four times as wide as the stream.
+        """
+        floats = self._findings.width * (32 + 4 * len(self.anatomy.blocks))
+        if self.output == "logits":
+            floats += 3 * (self.anatomy.vocabulary or 0)
+        return floats * self._findings.dtype.itemsize
 
     def _final_replaced(
         self, outputs: Float[Tensor, "row d_output"]
@@ -234,10 +217,10 @@ class Stream:
         if self.output == "logits":
             return capturing(self.anatomy.root, _logits)
         if self.output == "resid_final":
-            return capturing(self.anatomy.blocks[-1], first_tensor)
+            return capturing(self.anatomy.blocks[-1])
         if self._findings.final is None:
-            return capturing(self._unembedding(), first_tensor, before=True)
-        return capturing(self._findings.final, first_tensor)
+            return capturing(self._unembedding(), before=True)
+        return capturing(self._findings.final)
 
     def _unembedding(self) -> nn.Module:
         """Return the module whose input is the only place where the final vector shows."""
@@ -245,7 +228,6 @@ class Stream:
         return self._forward.unembedding
 
     def _aside(self, blocks: slice) -> AbstractContextManager[None]:
-        """Let some blocks hand the stream through unchanged."""
         return standing_aside(self.anatomy.blocks[blocks], self._forward.tuple_length)
 
     def _check_head(self, wanted: str) -> None:
@@ -268,14 +250,6 @@ def last_tokens(hidden: Shaped[Tensor, "..."], num_prompts: int) -> Shaped[Tenso
             "or (prompt·token, width): no last token can be told; pass another output="
         )
     return hidden[:, -1]
-
-
-def _check_distinct(anatomy: Anatomy) -> None:
-    if len(set(anatomy.blocks)) < len(anatomy.blocks):
-        raise InputError(
-            f"{type(anatomy.core).__name__} uses the same module as more than one block: a layer "
-            "cannot be told by it; this architecture cannot be measured"
-        )
 
 
 def _logits(result: Any) -> Any:

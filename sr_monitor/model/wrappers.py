@@ -1,4 +1,4 @@
-"""What frameworks put around a model, or inside it, and how to see past it.
+"""Look past what frameworks put around a model, or inside it.
 
 DDP, `torch.compile`, FSDP, PEFT, accelerate and DeepSpeed are recognised by class names and
 attributes, so that nothing is imported that the caller did not import.
@@ -31,9 +31,6 @@ def class_names(thing: object) -> set[str]:
     return {kind.__name__ for kind in type(thing).__mro__}
 
 
-# ---- around a model ------------------------------------------------------------------------------
-
-
 def unwrap(model: nn.Module) -> nn.Module:
     """Take off wrappers that add only communication or compilation (DDP, `torch.compile`)."""
     while type(model).__name__ in _ONLY_AROUND:
@@ -58,15 +55,15 @@ def core_of(root: nn.Module) -> nn.Module:
 
 
 def must_be_called(module: nn.Module) -> bool:
-    """Whether the modules inside can run only when this one is called: it gathers their weights."""
+    """Whether the modules inside run only through this one: it gathers their weights."""
     return bool(class_names(module) & {_FSDP1, _FSDP2, "DeepSpeedEngine"})
 
 
 class CalledThrough(nn.Module):
     """A model inside a larger module, run by calling the `root` that shards the larger one.
 
-    For the time of a call, the forward of `outer` is the model's; the hooks by which the sharding
-    gathers weights run as in training.
+    During a call, the forward of `outer` is the model's; hooks that gather weights run as in
+    training.
     """
 
     def __init__(self, root: nn.Module, outer: nn.Module, model: nn.Module) -> None:
@@ -76,7 +73,7 @@ class CalledThrough(nn.Module):
         self._inner = (outer, model)  # in a tuple: not registered a second time
 
     def get_base_model(self) -> nn.Module:
-        """Return the model itself, under the name that PEFT's wrappers have for it."""
+        """Return the model itself; PEFT's wrappers have the same method."""
         return core_of(self._inner[1])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -86,14 +83,11 @@ class CalledThrough(nn.Module):
             return self.root(*args, **kwargs)
 
 
-# ---- weights that are elsewhere ------------------------------------------------------------------
-
-
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each process holds a part of the weights, so that all have to run it together.
+    """Whether each rank holds a part of the weights, so that all have to run it together.
 
     Raises:
-        InputError: The weights are split inside a layer: there, processes need equal prompts.
+        InputError: The weights are split inside a layer, which takes equal prompts on all ranks.
     """
     shards = any(class_names(module) & {_FSDP1, _FSDP2} for module in model.modules())
     for name, weight in model.named_parameters():
@@ -101,8 +95,8 @@ def is_sharded(model: nn.Module) -> bool:
         if sum(placement.is_shard() for placement in placements) > int(shards):
             raise InputError(
                 f"{type(model).__name__} is tensor parallel ({name} is placed {placements}): its "
-                "processes need equal prompts, which the sharing of pairs does not give them; "
-                "measure saved checkpoints instead"
+                "ranks need equal prompts, but they share the pairs; measure saved checkpoints "
+                "instead"
             )
     return shards or is_partitioned(model)
 
@@ -118,7 +112,8 @@ def resharded_afterwards(model: nn.Module) -> Iterator[None]:
 
     After a forward without a backward, the outermost one would keep its whole weights.
     """
-    sharded: list[Any] = [module for module in model.modules() if _holds_shards(module)]
+    fsdp2: list[Any] = [each for each in model.modules() if _FSDP2 in class_names(each)]
+    sharded = [module for module in fsdp2 if all(map(_is_shard, _own_weights(module)))]
     try:
         yield
     finally:
@@ -126,17 +121,16 @@ def resharded_afterwards(model: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
-def _holds_shards(module: nn.Module) -> bool:
-    """Whether this is an FSDP2 module whose own weights are sharded now, not gathered."""
-    if _FSDP2 not in class_names(module):
-        return False
-    own = [module]
-    weights: list[nn.Parameter | None] = []
-    while own:
-        part = own.pop()
-        weights += part._parameters.values()
-        own += [child for child in part.children() if _FSDP2 not in class_names(child)]
-    return all(hasattr(weight, "placements") for weight in weights if weight is not None)
+def _own_weights(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the weights of an FSDP2 module without those of FSDP2 modules inside it."""
+    yield from module.parameters(recurse=False)
+    for child in module.children():
+        if _FSDP2 not in class_names(child):
+            yield from _own_weights(child)
+
+
+def _is_shard(weight: nn.Parameter) -> bool:
+    return hasattr(weight, "placements")
 
 
 def execution_device(root: nn.Module) -> torch.device:
@@ -144,9 +138,6 @@ def execution_device(root: nn.Module) -> torch.device:
     hooks = (getattr(module, "_hf_hook", None) for module in root.modules())
     devices = (getattr(hook, "execution_device", None) for hook in hooks)
     return torch.device(next((device for device in devices if device is not None), "meta"))
-
-
-# ---- inside a model's forward --------------------------------------------------------------------
 
 
 @contextmanager

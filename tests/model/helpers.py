@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,23 +26,39 @@ NUM_STEPS = 5
 TOLERANCE = 1e-5
 
 
-def pairs(specimen: zoo.Specimen, count: int = 3) -> tuple[Prompts, Prompts]:
-    prompts = specimen.prompts(count + 1, LENGTH)
+def pairs(specimen: zoo.Specimen, count: int = 3, length: int = LENGTH) -> tuple[Prompts, Prompts]:
+    prompts = specimen.prompts(count + 1, length)
     return prompts[:-1], prompts[1:]
 
 
 def measure(
-    specimen: zoo.Specimen, *, count: int = 3, num_steps: int = NUM_STEPS, **options: Any
+    specimen: zoo.Specimen,
+    *,
+    count: int = 3,
+    length: int = LENGTH,
+    num_steps: int = NUM_STEPS,
+    **options: Any,
 ) -> Paths:
-    return measure_paths(specimen.model, *pairs(specimen, count), num_steps=num_steps, **options)
+    a, b = pairs(specimen, count, length)
+    return measure_paths(specimen.model, a, b, num_steps=num_steps, **options)
 
 
-def truth(specimen: zoo.Specimen, num_steps: int = NUM_STEPS) -> Float[Tensor, "pair step"]:
-    return oracle_paths(specimen, *pairs(specimen), layer=1, num_steps=num_steps)
+def truth(
+    specimen: zoo.Specimen, num_steps: int = NUM_STEPS, *, length: int = LENGTH, **cut: Any
+) -> Float[Tensor, "pair step"]:
+    a, b = pairs(specimen, length=length)
+    return oracle_paths(specimen, a, b, num_steps=num_steps, **{"layer": 1, **cut})
+
+
+def error_of(distance: Tensor, true: Tensor) -> float:
+    """The largest difference, as a share of the pair's d(1)."""
+    assert distance.dtype == torch.float32
+    assert distance.shape == true.shape
+    return ((distance - true).abs() / true[:, -1:]).max().item()
 
 
 def assert_exact(distance: Tensor, true: Tensor) -> None:
-    assert ((distance - true).abs() / true[:, -1:]).max() <= TOLERANCE
+    assert error_of(distance, true) <= TOLERANCE
 
 
 @contextmanager

@@ -118,11 +118,7 @@ def test_any_dictionary_of_modules_can_be_named() -> None:
 @pytest.mark.parametrize(
     ("make", "layer_path", "said"),
     [
-        (
-            BLOCKS["list"],
-            "blocks",
-            r"'blocks' names nothing in Model.*'beside' \(2\).* list of mod",
-        ),
+        (BLOCKS["list"], "blocks", r"'blocks' names nothing in Model.*'beside' \(2\)"),
         (BLOCKS["list"], "layer", "'layer' names a Linear"),
         (without_forward, "beside", "names a ModuleList of modules without a forward"),
         (nn.ModuleDict, "beside", "names a ModuleDict in"),
@@ -139,7 +135,10 @@ def test_what_names_no_blocks_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_given_blocks_without_a_forward_are_refused() -> None:
+def test_given_blocks_without_a_forward_or_twice_the_same_are_refused() -> None:
     model = Model(without_forward())
     with pytest.raises(InputError, match=r"layer_path\[0\] is a ModuleList"):
         dissect(model, list(model.beside.children()))
+    model = Model(nn.ModuleList([Part(), Part()]))
+    with pytest.raises(InputError, match="same module as more than one block"):
+        dissect(model, [model.beside[0]] * 2)

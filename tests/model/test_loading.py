@@ -5,7 +5,7 @@ import logging
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from logging.handlers import BufferingHandler
 from pathlib import Path
@@ -61,16 +61,16 @@ def edit_config(folder: Path, **entries: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config | entries))
 
 
-@pytest.mark.parametrize("in_torch_file", [False, True])
-def test_a_saved_model_comes_back(copy: Path, in_torch_file: bool) -> None:
+def test_a_saved_model_comes_back(copy: Path) -> None:
     expected = weights_of(copy)
-    if in_torch_file:
-        (copy / "model.safetensors").unlink()
-        torch.save(expected, copy / "pytorch_model.bin")
-    model = load_model(str(copy), device="cpu")
-    found = model.state_dict()
-    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-    assert not model.training
+    for in_torch_file in (False, True):
+        if in_torch_file:
+            (copy / "model.safetensors").unlink()
+            torch.save(expected, copy / "pytorch_model.bin")
+        model = load_model(str(copy), device="cpu")
+        found = model.state_dict()
+        assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+        assert not model.training
 
 
 def test_half_precision_is_measured_in_float32_on_a_cpu(copy: Path) -> None:
@@ -79,10 +79,6 @@ def test_half_precision_is_measured_in_float32_on_a_cpu(copy: Path) -> None:
     assert next(load_model(str(copy), device="cpu").parameters()).dtype == torch.float32
     asked_for = load_model(str(copy), device="cpu", dtype="bfloat16")
     assert next(asked_for.parameters()).dtype == torch.bfloat16
-    assert (torch_dtype("auto", CPU), torch_dtype("bfloat16", CPU)) == (
-        torch.float32,
-        torch.bfloat16,
-    )
     assert torch_dtype("auto", torch.device("cuda")) == "auto"
 
 
@@ -136,7 +132,7 @@ def test_code_of_a_model_is_run_only_when_asked_for(
 def test_code_in_a_torch_file_is_not_run(copy: Path, trap: object) -> None:
     (copy / "model.safetensors").unlink()
     torch.save({"trap": trap}, copy / "pytorch_model.bin")
-    with pytest.raises(InputError, match="holds more than weights, and is not run; save it as"):
+    with pytest.raises(InputError, match="holds more than weights"):
         load_model(str(copy), device="cpu")
 
 
@@ -164,7 +160,7 @@ def halve(folder: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "not a valid JSON file"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json.*save_pretrained wrote"),
         (lambda folder: edit_config(folder, hidden_size=64), "weights do not have the shapes"),
-        (lambda folder: edit_config(folder, model_type="new"), "newer one, pip install --upgrade"),
+        (lambda folder: edit_config(folder, model_type="new"), "pip install --upgrade"),
         (lambda folder: edit_config(folder, model_type=["llama"]), "cannot be loaded: "),
         (lambda folder: edit_config(folder, num_hidden_layers="two"), "cannot be loaded: "),
         (lambda folder: edit_config(folder, model_type="t5"), "is no decoder-only"),
@@ -188,10 +184,10 @@ def test_models_inside_a_folder_are_pointed_to(saved: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("./nowhere", "there is no folder './nowhere'; name a folder that holds a model"),
+        ("./nowhere", "there is no folder './nowhere'; name a folder"),
         ("a/b/c", "there is no folder 'a/b/c'"),
         ("somebody/something", "no folder 'somebody/something' here, and the hub cannot be"),
-        (__file__, "is a file; name the folder it lies in"),
+        (__file__, "is a file; name the folder"),
     ],
 )
 def test_names_of_nothing_are_refused(source: str, said: str) -> None:
@@ -215,12 +211,10 @@ class _Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         there = self.path.endswith("/somebody/something")
-        content = b'{"id": "somebody/something", "siblings": []}' if there else b""
         self.send_response(200 if there else 404)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        self.wfile.write(b'{"id": "somebody/something", "siblings": []}' if there else b"")
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
@@ -235,7 +229,7 @@ def test_the_hub_is_asked_before_anything_is_downloaded(monkeypatch: pytest.Monk
         address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
         check_hub("somebody/something", "model")
-        with pytest.raises(InputError, match=r"the hub does not give it out .*404.*; check the na"):
+        with pytest.raises(InputError, match=r"the hub does not give it out .*404"):
             check_hub("somebody/else", "model")
         server.shutdown()
 
@@ -250,36 +244,26 @@ def test_the_tokenizer_is_loaded_when_first_used(saved: Path) -> None:
         nowhere("some text", add_special_tokens=False)
 
 
-@pytest.fixture
-def said() -> Iterator[list[logging.LogRecord]]:
-    """What is logged under settings under which loading would say a lot."""
-    log: Any = transformers.utils.logging
-    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
-    handler = BufferingHandler(capacity=1000)
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-    log.enable_progress_bar()
-    yield handler.buffer
-    for logger, level in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.removeHandler(handler)
-
-
 def test_loading_is_silent_and_leaves_settings_alone(
-    saved: Path, said: list[logging.LogRecord], capfd: pytest.CaptureFixture[str]
+    saved: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Under settings under which it would say a lot."""
+    log: Any = transformers.utils.logging
+    handler = BufferingHandler(capacity=1000)
+    loggers = [logging.getLogger(name) for name in ("transformers", "huggingface_hub")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.INFO)
+        monkeypatch.setattr(logger, "handlers", [handler])
+        logger.manager._clear_cache()  # type: ignore[attr-defined]  # of what each level shows
+    log.enable_progress_bar()
     load_model(str(saved), device="cpu")
     with pytest.raises(InputError):
         load_model("somebody/something", device="cpu")
-    assert capfd.readouterr() == ("", "")
-    assert said == []
-    log = transformers.utils.logging
-    assert (log.get_verbosity(), log.is_progress_bar_enabled()) == (logging.INFO, True)
-    assert logging.getLogger("huggingface_hub").level == logging.INFO
+    assert (capfd.readouterr(), handler.buffer) == (("", ""), [])
+    assert [logger.level for logger in loggers] == [logging.INFO] * 2
+    assert log.is_progress_bar_enabled()
     transformers.AutoConfig.from_pretrained(saved)
-    assert said != []
+    assert handler.buffer != []
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
