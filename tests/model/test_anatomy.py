@@ -141,4 +141,4 @@ def test_given_blocks_without_a_forward_or_twice_the_same_are_refused() -> None:
         dissect(model, list(model.beside.children()))
     model = Model(nn.ModuleList([Part(), Part()]))
     with pytest.raises(InputError, match="same module as more than one block"):
-        dissect(model, [model.beside[0]] * 2)
+        dissect(model, [*model.beside.children()] * 2)

@@ -377,18 +377,21 @@ def test_logits_of_a_model_without_a_head_are_refused(name: str) -> None:
 def test_bad_arguments_are_refused_with_the_fix() -> None:
     specimen = zoo.build("llama")
     corners = _corners(specimen)
-    of_both = [
+    of_both: list[tuple[dict[str, Any], str]] = [
         ({"layer": 4}, r"layer=4.*\b3\b"),
         ({"layer": -1}, r"layer=-1.*\b0\b"),
         ({"output": "probabilities"}, r"probabilities.*final_norm.*resid_final.*logits"),
         ({"engine": "fast"}, r"fast.*auto.*shared.*rows.*plain"),
         ({"max_tokens": 0}, r"max_tokens=0.*\b1\b"),
     ]
-    of_paths = [
+    of_paths: list[tuple[dict[str, Any], str]] = [
         ({"num_steps": 1}, r"num_steps=1.*\b2\b"),
         ({"sampling": "random"}, r"random.*grid.*adaptive"),
     ]
-    of_slices = [({"resolution": 1}, r"resolution=1.*\b2\b"), ({"span": (1.0, -1.0)}, r"span")]
+    of_slices: list[tuple[dict[str, Any], str]] = [
+        ({"resolution": 1}, r"resolution=1.*\b2\b"),
+        ({"span": (1.0, -1.0)}, r"span"),
+    ]
     for options, said in [*of_both, *of_paths]:
         _assert_refused(specimen.model, said, *corners[:2], **options)
     for options, said in [*of_both, *of_slices]:

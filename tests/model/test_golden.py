@@ -17,8 +17,6 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sr_monitor import Paths, measure_paths, measure_slices
-from tests import zoo
-from tests.oracle import oracle_paths
 
 pytestmark = pytest.mark.slow
 
@@ -68,20 +66,6 @@ def test_slices_equal_the_authors_distances(model: LlamaForCausalLM) -> None:
     maps = (each.flatten(2).flatten(0, 1) for each in (slices.distance, GOLDEN["slice_distance"]))
     assert _error(*maps) <= TOLERANCE
     torch.testing.assert_close(slices.foot, GOLDEN["slice_foot"], rtol=1e-5, atol=1e-6)
-
-
-def test_a_pair_equals_the_oracle_at_other_layers(model: LlamaForCausalLM) -> None:
-    specimen = zoo.Specimen(
-        model=model,
-        vocab=49152,
-        blocks="model.layers",
-        unembedding="lm_head",
-        call={"use_cache": False},
-    )
-    for layer in (0, 7, 30):
-        truth = oracle_paths(specimen, IDS[:1], IDS[1:2], layer=layer, num_steps=5)
-        measured = measure_paths(model, IDS[:1], IDS[1:2], layer=layer, num_steps=5)
-        assert _error(measured.distance, truth) <= 2 * TOLERANCE, layer
 
 
 def test_adaptive_sampling_finds_the_grid_s_slopes(model: LlamaForCausalLM) -> None:

@@ -80,34 +80,6 @@ def _memory_for(
 # The budget ------------------------------------------------------------------------------------
 
 
-def test_a_budget_counts_items_and_never_fewer_than_one() -> None:
-    budget = TokenBudget(20)
-    assert [budget.items(tokens) for tokens in (1, 7, 10, 20, 21, 1000)] == [20, 2, 2, 1, 1, 1]
-    for expected in (10, 5, 2, 1, 1):
-        budget.halve()
-        assert budget.tokens == expected
-
-
-@pytest.mark.parametrize("count", [1, 2, 9, 10, 11])
-@pytest.mark.parametrize("fits", [1, 3, 5])
-def test_chunks_cover_everything_once_and_in_order(count: int, fits: int) -> None:
-    """A chunk for which memory runs out is done again, in smaller ones."""
-    done: list[int] = []
-    sizes: list[int] = []
-
-    def work(chunk: slice) -> None:
-        sizes.append(chunk.stop - chunk.start)
-        if sizes[-1] > fits:
-            raise torch.OutOfMemoryError
-        done.extend(range(chunk.start, chunk.stop))
-
-    budget = TokenBudget(36)
-    in_chunks(count, tokens_each=7, budget=budget, work=work)
-    assert done == list(range(count))
-    assert max(sizes) == min(count, 5)
-    assert budget.tokens == {True: 36, False: {3: 18}.get(fits, 9)}[max(sizes) <= fits]
-
-
 def test_what_the_failed_piece_held_is_freed_before_it_is_done_again() -> None:
     held: list[weakref.ref[Tensor]] = []
 
@@ -125,30 +97,6 @@ def test_what_the_failed_piece_held_is_freed_before_it_is_done_again() -> None:
     finally:
         gc.enable()
     assert len(held) == 3
-
-
-@pytest.mark.parametrize(
-    ("error", "tried"),
-    [
-        (torch.OutOfMemoryError("still too much, with one token left"), [8, 4, 2, 1]),
-        (RuntimeError("shapes do not match"), [8]),
-        (ValueError("no"), [8]),
-        (KeyboardInterrupt(), [8]),
-    ],
-)
-def test_an_error_that_smaller_pieces_cannot_help_comes_through(
-    error: BaseException, tried: list[int]
-) -> None:
-    stops: list[int] = []
-
-    def work(chunk: slice) -> None:
-        stops.append(chunk.stop)
-        raise error
-
-    with pytest.raises(type(error)) as caught:
-        in_chunks(8, tokens_each=1, budget=TokenBudget(8), work=work)
-    assert caught.value is error
-    assert stops == tried
 
 
 @pytest.mark.parametrize(

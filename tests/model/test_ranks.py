@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.errors import InputError
@@ -173,16 +173,14 @@ def observed(monitor: Monitor, model: nn.Module, steps: range) -> tuple[list[int
 
 def gap(record: Record, expected: Record) -> float:
     """The largest difference in any number, as a share of the largest."""
-    gaps = []
-    for of in (
-        lambda each: each.paths.distance,
-        lambda each: each.paths.input_distance,
-        lambda each: each.slices.distance if each.slices else torch.ones(1),
-    ):
-        found, wanted = of(record), of(expected)
-        assert found.shape == wanted.shape
-        gaps.append(float((found - wanted).abs().max() / wanted.abs().max()))
-    return max(gaps)
+
+    def numbers(of: Record) -> list[Tensor]:
+        slices = [of.slices.distance] if of.slices else []
+        return [of.paths.distance, of.paths.input_distance, *slices]
+
+    pairs = list(zip(numbers(record), numbers(expected), strict=True))
+    assert all(found.shape == wanted.shape for found, wanted in pairs)
+    return max(float((found - wanted).abs().max() / wanted.abs().max()) for found, wanted in pairs)
 
 
 # Exchange ----------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def _state(model: nn.Module) -> dict[str, Any]:
         facts = weight.requires_grad, weight._version
         state[name] = _bits(weight), _bits(weight.grad), *facts
     for name, buffer in model.named_buffers():
-        state[name] = _bits(buffer), buffer._version
+        state[name] = _bits(buffer)
     if isinstance(model, hf.PreTrainedModel):
         state["config"] = model.config.to_dict(), model.config._attn_implementation
         state["generation config"] = model.generation_config and model.generation_config.to_dict()
@@ -100,8 +100,11 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
 
 
 def _worn(name: str) -> zoo.Specimen:
-    """A model in the middle of a life: modes mixed, hooks, patches, gradients, frozen weights."""
-    specimen = zoo.build(name)
+    """A model in the middle of a life: modes mixed, hooks, patches, gradients, frozen weights.
+
+    GPT-2 counts what it is given, too.
+    """
+    specimen = _counting() if name == "gpt2" else zoo.build(name)
     model: Any = specimen.model
     model.train()
     specimen.layers[1].eval()
@@ -170,15 +173,14 @@ def test_nothing_is_changed_also_when_it_fails_anywhere(name: str, measurement: 
 
 @pytest.mark.parametrize("measurement", ["shared", "adaptive", "slices"])
 def test_the_callers_modes_are_kept_and_do_not_matter(measurement: str) -> None:
-    specimen = zoo.build("llama")
+    specimen = _worn("gpt2")
     prompts = specimen.prompts(4, LENGTH)
     expected = MEASUREMENTS[measurement](specimen.model, prompts).distance
     for mode in (torch.no_grad(), torch.enable_grad(), torch.inference_mode()):
         with mode:
-            before = _process_state()
+            before = _state(specimen.model)
             result = MEASUREMENTS[measurement](specimen.model, prompts)
-            assert _changed(before, _process_state()) == []
-        assert torch.equal(result.distance.isnan(), expected.isnan())
+            assert _changed(before, _state(specimen.model)) == []
         torch.testing.assert_close(result.distance, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
         assert not result.distance.requires_grad
 
@@ -242,27 +244,6 @@ def _counting() -> zoo.Specimen:
     specimen = zoo.build("gpt2")
     specimen.stack[1].mlp = _Counting(specimen.stack[1].mlp)
     return specimen
-
-
-@pytest.mark.parametrize(
-    ("mode", "error"),
-    [(torch.enable_grad, None), (torch.no_grad, _Interruption), (torch.inference_mode, None)],
-)
-def test_buffers_that_a_forward_writes_to_are_given_back(
-    mode: Callable[[], Any], error: type[BaseException] | None
-) -> None:
-    specimen = _counting()
-    prompts = specimen.prompts(4, LENGTH)
-    specimen.model(prompts)
-    tokens = specimen.model.get_buffer("transformer.h.1.mlp.tokens")
-    before = _bits(tokens)
-    assert tokens.any()
-    if error is not None:
-        specimen.layers[2].register_forward_hook(_raise)
-    with mode(), nullcontext() if error is None else pytest.raises(error):
-        _paths(specimen.model, prompts)
-    assert tokens._version > 2
-    assert _bits(tokens) == before
 
 
 class _Buffers(nn.Module):
