@@ -88,11 +88,10 @@ class Engine:
         see: Callable[[Chunk], None],
         clean: Float[Tensor, "context d_output"] | None = None,
     ) -> Float[Tensor, "context d_output"]:
-        """Run every point, and hand the outputs to `see` as they come.
+        """Run every point, hand the outputs to `see` as they come, and return F of each context.
 
-        Returns:
-            F of each context as it is: `clean` if that was given, or else the output at the
-            context's first point, which is run before its others.
+        That is `clean` if it was given, or else the output at the context's first point, which is
+        run before its others.
         """
         num_contexts, num_points, _ = points.shape
         width = self._width(context, num_points)

@@ -59,9 +59,6 @@ def examine(forward: Forward, sample: Int[Tensor, "1 token"]) -> Findings:
     """Run `sample` and find the stream, in the first arrangement of prompts that gives one.
 
     Where ranks run in step, a first error is final: it may be one rank's alone.
-
-    Raises:
-        InputError: There is no stream whose last token can be replaced; the message says why.
     """
     other = sample.clone()
     other[:, -1] = torch.where(other[:, -1] > 0, other[:, -1] - 1, other[:, -1] + 1)
@@ -174,18 +171,13 @@ def _check_blocks(anatomy: Anatomy, look: _Look, prompts: Int[Tensor, "prompt to
         )
     for index, output in look.blocks.items():
         hidden = first_tensor(output)
-        if not _is_stream(hidden, prompts):
-            shape = tuple(hidden.shape) if isinstance(hidden, Tensor) else type(hidden).__name__
+        beside = [] if isinstance(output, Tensor) else [p for p in output if isinstance(p, Tensor)]
+        if not _is_stream(hidden, prompts) or [p.shape for p in beside].count(hidden.shape) > 1:
+            shapes = ", ".join(str(tuple(part.shape)) for part in beside or [output])
             raise _Unfit(
-                f"block {index + 1} of {name} puts out {shape}, not (prompt, token, width): there "
-                "is no one activation a token to replace; this architecture cannot be measured"
-            )
-        beside = [] if isinstance(output, Tensor) else list(output)[1:]
-        if any(isinstance(part, Tensor) and part.shape == hidden.shape for part in beside):
-            raise InputError(
-                f"block {index + 1} of {name} puts out two tensors of the stream's shape "
-                f"{tuple(hidden.shape)}: its residual stream comes in parts; this architecture "
-                "cannot be measured"
+                f"block {index + 1} of {name} puts out {shapes}, not one tensor of (prompt, token, "
+                "width): there is no one activation to replace; this architecture cannot be "
+                "measured"
             )
 
 

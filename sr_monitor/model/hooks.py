@@ -19,24 +19,17 @@ from sr_monitor.errors import InputError
 
 @contextmanager
 def editing(
-    module: nn.Module,
-    edit: Callable[[Tensor], Tensor | None],
-    *,
-    before: bool,
-    pick: Callable[[Any], Any] | None = None,
+    module: nn.Module, edit: Callable[[Tensor], Any], *, before: bool, pick: Any = None
 ) -> Iterator[None]:
-    """Pass the first input of `module`, or what `pick` takes of its output, through `edit`.
+    """Pass the first input of `module`, or the tensor in its output, through `edit`.
 
-    `pick` takes the first tensor by default; if `edit` returns None, nothing is replaced.
-
-    Raises:
-        InputError: The hook was never called.
+    `pick` finds the tensor in the output, the first one by default. Where `edit` returns None,
+    nothing is replaced; that it was never called is an error.
     """
-    fired = False
+    calls = []
 
     def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        nonlocal fired
-        fired = True
+        calls.append(True)
         name = None if args else _first_tensor_name(kwargs)
         new = edit(args[0] if name is None else kwargs[name])
         if new is None:
@@ -44,8 +37,7 @@ def editing(
         return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
 
     def on_output(_: nn.Module, __: Any, output: Any) -> Any:
-        nonlocal fired
-        fired = True
+        calls.append(True)
         new = edit((pick or first_tensor)(output))
         return None if new is None else with_first_tensor(output, new)
 
@@ -57,7 +49,7 @@ def editing(
         yield
     finally:
         handle.remove()
-    if not fired:
+    if not calls:
         raise InputError(
             f"a hook on a {type(module).__name__} did not fire: the model runs compiled or "
             "exported code, or calls a module's forward; pass the module that was compiled, and "
@@ -67,9 +59,9 @@ def editing(
 
 @contextmanager
 def capturing(
-    module: nn.Module, pick: Callable[[Any], Any] | None = None, *, before: bool = False
+    module: nn.Module, pick: Any = None, *, before: bool = False
 ) -> Iterator[list[Tensor]]:
-    """Collect the first input of each call of `module`, or what `pick` takes of each output."""
+    """Collect the first input of each call of `module`, or what `pick` finds in its output."""
     seen: list[Tensor] = []
     with editing(module, seen.append, before=before, pick=pick):
         yield seen

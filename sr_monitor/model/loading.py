@@ -86,7 +86,7 @@ def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
         return _load("AutoTokenizer", source, trust_remote_code=trust_remote_code)
     except InputError as error:
         raise InputError(
-            f"{error}. Cutting prompts from text needs it: put it there "
+            f"{error}. Its tokenizer is needed to cut prompts from text: put it there "
             "(tokenizer.save_pretrained), or name a saved prompts.json, which holds token ids"
         ) from error
 

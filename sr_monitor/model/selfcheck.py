@@ -37,23 +37,19 @@ def choose_engine(
     budget: TokenBudget,
     way: Way | None = None,
     ranks: RankGroup = ALONE,
-    in_step: bool = False,
 ) -> Engine:
     """Return the fastest way that agrees with the plain one; refuse a wanted one that does not.
 
     The first two pairs are compared. No way faster than `way`, which an earlier measurement of the
-    run took, is considered; all ranks take the leader's. Ranks that are `in_step` run equally many
+    run took, is considered; all ranks take the leader's. With a fixed budget ranks run equally many
     forwards, and so compare together.
-
-    Raises:
-        InputError: The wanted way does not work, or disagrees.
     """
     chosen: list[Way] = []
 
     def compare(_: slice) -> None:
         few = min(2, budget.items(prompts_a.shape[1]))
-        comparing = ranks if in_step else ALONE
-        check = _Check(stream, prompts_a[:few], prompts_b[:few], budget, comparing)
+        together = ranks if budget.fixed else ALONE
+        check = _Check(stream, prompts_a[:few], prompts_b[:few], budget, together)
         chosen.append(check.choose(wanted, _WAYS[_WAYS.index(way or "shared") :]))
 
     if wanted == "plain":

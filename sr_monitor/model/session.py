@@ -151,13 +151,9 @@ def open_session(
 ) -> Iterator[Session]:
     """Guard `model`, cut it, and choose the way to run points, until the session ends.
 
-    Args:
-        model: A causal language model.
-        examples: Some of the prompts that will be measured, as they will be given to `share`; the
-            first two of each are compared in all ways.
-        options: How the model is cut and run.
-        ranks: The ranks that share the prompts; each of them makes this call.
-        way: The way an earlier measurement of the same run took; no faster one is considered.
+    `examples` are some of the prompts that will be measured; the first two of each are compared in
+    all ways. Each of the `ranks` makes this call. No way faster than `way`, which an earlier
+    measurement of the same run took, is considered.
     """
     check_kind("model", model, nn.Module, "pass the model itself, not its name")
     anatomy = dissect(model, options.layer_path)
@@ -185,14 +181,7 @@ def open_session(
         # One budget for all ranks, so that they cut their shares into equally many chunks.
         budget = TokenBudget(ranks.minimum(budget.tokens), fixed=in_step)
         engine = choose_engine(
-            stream,
-            a,
-            b,
-            wanted=options.engine,
-            way=way,
-            budget=budget,
-            ranks=ranks,
-            in_step=in_step,
+            stream, a, b, wanted=options.engine, budget=budget, way=way, ranks=ranks
         )
         yield Session(engine, ranks, in_step)
 

@@ -53,8 +53,7 @@ def _in_calls(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class Stream:
     """A model's residual stream, cut after block `layer` at the last position.
 
-    Every method expects the model in eval mode without gradients (see `undisturbed`), and leaves
-    no hook behind.
+    Every method expects the model to be guarded (see `undisturbed`), and leaves no hook behind.
     """
 
     def __init__(
@@ -153,9 +152,6 @@ class Stream:
 
         The model is called with the vectors in place of its own, so that logits are scaled, capped
         and gathered as in training.
-
-        Raises:
-            InputError: The outputs are not what the unembedding reads, or there is none.
         """
         if self.output == "logits":
             return outputs

@@ -84,11 +84,7 @@ class CalledThrough(nn.Module):
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank holds a part of the weights, so that all have to run it together.
-
-    Raises:
-        InputError: The weights are split inside a layer, which takes equal prompts on all ranks.
-    """
+    """Whether each rank holds a part of the weights, so that all have to run it together."""
     shards = any(class_names(module) & {_FSDP1, _FSDP2} for module in model.modules())
     for name, weight in model.named_parameters():
         placements = getattr(weight, "placements", ())
