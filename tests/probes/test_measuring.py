@@ -146,8 +146,7 @@ def test_riders_see_each_point_once_and_cost_no_forward(
     assert torch.equal(full["watching"]["times"], full["watching_too"]["times"])
 
 
-@pytest.mark.parametrize("sampling", ["grid", "adaptive"])
-@pytest.mark.parametrize("memory", [0, 1, 3])
+@pytest.mark.parametrize(("memory", "sampling"), [(0, "grid"), (1, "adaptive"), (3, "grid")])
 def test_what_is_run_again_after_memory_ran_out_is_shown_again(
     memory: int, sampling: Sampling
 ) -> None:

@@ -58,8 +58,9 @@ def bent(power: float) -> Paths:
 NOTHING = paths_of(torch.full((40, 51), math.nan))
 
 
-def median_of(paths: Paths) -> Any:
-    return np.percentile(paths.relative[paths.kept].numpy(), 50, axis=0)
+def percentiles_of(paths: Paths, *percents: float) -> Any:
+    """By percent, then by step."""
+    return np.percentile(paths.relative[paths.kept].numpy(), percents, axis=0)
 
 
 def line(axes: Axes, label: str) -> Line2D:
@@ -67,42 +68,28 @@ def line(axes: Axes, label: str) -> Line2D:
     return found
 
 
-def heights(drawn: Line2D) -> Any:
-    return np.asarray(drawn.get_ydata())
+def assert_points(drawn: Line2D, heights: Any) -> None:
+    points = np.asarray(drawn.get_xydata())
+    expected = np.stack([np.linspace(0, 1, len(heights)), heights], axis=1)
+    np.testing.assert_allclose(points, expected, rtol=1e-5, atol=1e-6)
 
 
-def behind(axes: Axes) -> list[Line2D]:
-    """The earlier median curves, which are thinner."""
-    return [line for line in axes.lines if line.get_linewidth() == 1.1]
-
-
-# Curves ------------------------------------------------------------------------------------------
-
-
-def test_the_median_of_the_kept_pairs_is_drawn_on_its_quartile_band() -> None:
+def test_the_median_of_the_kept_pairs_is_drawn_on_its_quartile_band_before_single_curves() -> None:
     paths = logistic_curves()
     (axes,) = draw_curves(paths).axes
-    median = np.asarray(line(axes, "median").get_xydata())
-    np.testing.assert_allclose(median[:, 0], paths.alphas.numpy())
-    np.testing.assert_allclose(median[:, 1], median_of(paths), rtol=1e-5)
+    q25, median, q75 = percentiles_of(paths, 25, 50, 75)
+    assert_points(line(axes, "median"), median)
     (band,) = [found for found in axes.collections if isinstance(found, PolyCollection)]
     corners = np.asarray(band.get_paths()[0].vertices)
     middle = corners[np.isclose(corners[:, 0], 0.5)][:, 1]
-    expected = np.percentile(paths.relative[paths.kept, 25].numpy(), [25, 75])
-    assert [middle.min(), middle.max()] == pytest.approx(expected.tolist(), rel=1e-5)
+    assert [middle.min(), middle.max()] == pytest.approx([q25[25], q75[25]], rel=1e-5)
     straight = line(axes, "straight line: no regions")
-    assert np.asarray(straight.get_xydata()).tolist() == [[0, 0], [1, 1]]
+    assert_points(straight, [0, 1])
     assert [each for each in axes.lines if each.get_linestyle() == ":"] == [straight]
-
-
-def test_a_few_single_curves_are_drawn_all_of_kept_pairs() -> None:
-    paths = logistic_curves(num_pairs=26)
-    (axes,) = draw_curves(paths).axes
     single = [np.asarray(found.get_ydata()) for found in axes.lines if found.get_linewidth() < 1]
     kept = [curve.tolist() for curve in paths.relative[paths.kept]]
     assert len(single) == 12
     assert all(curve.tolist() in kept for curve in single)
-    assert len(draw_curves(paths, earlier=[]).axes[0].lines) == 2  # none among earlier medians
 
 
 def test_the_note_tells_slope_quartiles_and_what_was_left_out() -> None:
@@ -116,7 +103,7 @@ def test_the_note_tells_slope_quartiles_and_what_was_left_out() -> None:
 
 def test_gaps_are_bridged_and_a_wild_curve_does_not_flatten_the_others() -> None:
     (axes,) = draw_curves(paths_of(torch.tensor([[0.0, math.nan, 0.5, math.nan, 1.0]]))).axes
-    np.testing.assert_allclose(heights(line(axes, "median")), np.linspace(0, 1, 5))
+    assert_points(line(axes, "median"), np.linspace(0, 1, 5))
     paths = logistic_curves()
     paths.distance[0, 20] = 1000
     assert 1 < draw_curves(paths).axes[0].get_ylim()[1] < 2
@@ -132,65 +119,41 @@ def test_without_a_kept_pair_there_is_a_picture_that_says_so(draw: Callable[...,
     assert high >= 1
 
 
-# Curves of earlier steps -------------------------------------------------------------------------
-
-
-def test_earlier_medians_lie_behind() -> None:
-    earlier = [("step 0", bent(1)), ("step 1", logistic_curves()), ("step 2", NOTHING)]
-    (axes,) = draw_curves(bent(3), title="step 4", earlier=earlier).axes
-    current = line(axes, "median")
-    np.testing.assert_allclose(heights(current), np.linspace(0, 1, 11) ** 3, atol=1e-6)
-    for (_, paths), drawn in zip(earlier[:2], behind(axes), strict=False):
-        np.testing.assert_allclose(heights(drawn), median_of(paths), rtol=1e-5, atol=1e-6)
-    assert len(behind(axes)) == 3
-    assert all(drawn.get_zorder() < current.get_zorder() for drawn in behind(axes))
-    assert "0 pairs, 40 left out" in words(draw_curves(NOTHING, earlier=earlier))
-
-
-@pytest.mark.parametrize("count", [1, 15])
-def test_the_earlier_the_paler_and_the_last_is_the_darkest(count: int) -> None:
-    earlier = [(f"step {index}", bent(index + 1)) for index in range(count)]
-    (axes,) = draw_curves(bent(20), title="now", earlier=earlier).axes
-    weights = np.array([0.2126, 0.7152, 0.0722])
-    drawn = [*behind(axes), line(axes, "median")]
-    light = [float(weights @ np.array(to_rgb(each.get_color()))) for each in drawn]
-    assert light == sorted(set(light), reverse=True)
-    assert len(light) == count + 1
-    assert light[-1] < 0.1
-
-
-def test_the_scale_names_every_curve_the_last_on_top_in_its_colour() -> None:
-    earlier = [("step 0", bent(1)), ("step 500", bent(2))]
-    figure = draw_curves(bent(3), title="step 1000", earlier=earlier)
+@pytest.mark.parametrize("count", [2, 15])
+def test_earlier_medians_lie_behind_the_earlier_the_paler_each_with_its_title(count: int) -> None:
+    """Pictures are of one size, and their axes at one place, however many there are."""
+    of_steps = [bent(1), logistic_curves(), *(bent(power) for power in range(3, count)), NOTHING]
+    earlier = [(f"step {index}", paths) for index, paths in enumerate(of_steps)]
+    figure = draw_curves(bent(20), title=NASTY[1], earlier=earlier)
+    assert_tidy(figure)
     (axes,) = figure.axes
+    current = line(axes, "median")
+    behind = [found for found in axes.lines if found.get_linewidth() == 1.1]
+    assert len(behind) == len(earlier)
+    for paths, drawn in zip([*of_steps[:-1], bent(20)], [*behind[:-1], current], strict=True):
+        assert_points(drawn, percentiles_of(paths, 50)[0])
+    assert all(drawn.get_zorder() < current.get_zorder() for drawn in behind)
+    colours = [each.get_color() for each in (*behind, current)]
+    light = [float(np.array([0.2126, 0.7152, 0.0722]) @ to_rgb(colour)) for colour in colours]
+    assert light == sorted(set(light), reverse=True)
+    assert light[-1] < 0.1
+    # The scale at the right, the last on top.
     right = axes.get_window_extent().x1
     scale = [text for text in texts(figure) if text.get_window_extent().x0 > right]
-    assert [text.get_text() for text in scale] == ["step 1000", "step 500", "step 0"]
+    assert [text.get_text() for text in scale[1:]] == [title for title, _ in earlier[::-1]]
     swatches = [swatch for swatch in figure.artists if isinstance(swatch, Line2D)]
-    heights = []
+    assert [swatch.get_color() for swatch in swatches] == colours[::-1]
+    places = []
     for text, swatch in zip(scale, swatches, strict=True):
         (x, *_), (y, *_) = np.asarray(swatch.get_xydata()).T
         box = text.get_window_extent().transformed(figure.transFigure.inverted())
         assert x < box.x0
         assert box.y0 < y < box.y1
-        heights.append(y)
-    assert heights == sorted(heights, reverse=True)
-    drawn = [*behind(axes), line(axes, "median")]
-    assert [swatch.get_color() for swatch in swatches] == [each.get_color() for each in drawn[::-1]]
-
-
-def test_pictures_with_a_scale_are_of_one_size_and_their_axes_at_one_place() -> None:
-    many = [(f"step {10**index}", bent(index + 1)) for index in range(15)]
-    pictures = [draw_curves(bent(3), title=NASTY[1], earlier=many[:n]) for n in (0, 15)]
-    assert_tidy(pictures[1])
-    first, last = (
-        (rasterise(picture).shape, picture.axes[0].get_window_extent().bounds)
-        for picture in pictures
-    )
-    assert first == last
-
-
-# Slopes ------------------------------------------------------------------------------------------
+        places.append(y)
+    assert places == sorted(places, reverse=True)
+    first = draw_curves(bent(20), earlier=[])
+    assert rasterise(first).shape == rasterise(figure).shape
+    assert first.axes[0].get_window_extent().bounds == axes.get_window_extent().bounds
 
 
 def test_the_histogram_counts_every_kept_pair_once() -> None:
@@ -206,9 +169,6 @@ def test_the_histogram_counts_every_kept_pair_once() -> None:
     expected = np.percentile(slopes, [25, 75]).tolist()
     sides = band.get_patch_transform().transform(band.get_path().vertices)[:, 0]
     assert [sides.min(), sides.max()] == pytest.approx(expected, rel=1e-5)
-
-
-# Both --------------------------------------------------------------------------------------------
 
 
 @DRAWERS

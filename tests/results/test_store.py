@@ -67,20 +67,15 @@ def test_a_resumed_run_continues_the_records_up_to_its_step(store: RecordStore) 
     assert torch.equal(found[1].paths.distance, make_record(500).paths.distance)
 
 
-@pytest.mark.parametrize("step", [0, 1])
-def test_a_new_run_continues_nothing(store: RecordStore, step: int) -> None:
-    fill(store, 0, 1, 500)
-    assert go_on(store, step) == steps_in(folder_of(store)) == []
-    assert steps_in(folder_of(store) / "superseded") == [0, 1, 500]
-
-
-def test_nothing_that_was_moved_aside_is_ever_overwritten(store: RecordStore) -> None:
+def test_a_new_run_continues_nothing_and_nothing_moved_aside_is_overwritten(
+    store: RecordStore,
+) -> None:
     for number in range(3):
-        fill(store, 0, 500, number=number)
-        assert go_on(store, 0) == []
+        fill(store, 0, 1, 500, number=number)
+        assert go_on(store, number % 2) == steps_in(folder_of(store)) == []
     for number, aside in enumerate(["superseded", "superseded-2", "superseded-3"]):
         kept = map(Record.load, list_records(folder_of(store) / aside))
-        assert [record.metadata["number"] for record in kept] == [number, number]
+        assert [record.metadata["number"] for record in kept] == [number] * 3
 
 
 @pytest.mark.parametrize(
@@ -94,17 +89,13 @@ def test_nothing_that_was_moved_aside_is_ever_overwritten(store: RecordStore) ->
 def test_what_was_measured_in_another_way_is_superseded(
     store: RecordStore, changes: dict[str, Any], said: str
 ) -> None:
-    fill(store, 0, 500)
+    """An option that only one version had parts nobody."""
+    fill(store, 0, config={"layer": 1})
+    fill(store, 500, config={"layer": 1, "num_steps": 11, "of old": 3})
     fill(store, 1000, 1500, **changes)
     with pytest.warns(RuntimeWarning, match=re.escape(said)):
         assert go_on(store, 1400) == [0, 500]
     assert steps_in(folder_of(store) / "superseded") == [1000, 1500]
-
-
-def test_an_option_that_one_version_did_not_have_parts_nobody(store: RecordStore) -> None:
-    fill(store, 0, config={"layer": 1})
-    fill(store, 500, config={"layer": 1, "num_steps": 11, "of old": 3})
-    assert go_on(store, 500) == [0, 500]
 
 
 def test_a_record_that_cannot_be_read_is_moved_aside(store: RecordStore) -> None:
@@ -131,31 +122,24 @@ def test_prompts_of_another_curve_are_moved_aside(store: RecordStore) -> None:
 
 
 def test_records_come_with_what_the_probes_derive(store: RecordStore) -> None:
-    fill(store, 0, 500)
+    fill(store, 0)
     probing = RecordStore.at(folder_of(store), probes=[Rise()])
     for records in (probing.records(), probing.open(500, DESCRIBED)):
-        assert [list(record.parts) for record in records] == [["paths", "rise"]] * 2
+        assert [list(record.parts) for record in records] == [["paths", "rise"]]
 
 
 def test_a_run_that_moved_brings_its_records_along(store: RecordStore, tmp_path: Path) -> None:
-    """But not over those that are there already."""
+    """But not over those that are there already, nor from a folder that is gone or its own."""
     fill(store, 0, 500, 1000, where="old")
     new = RecordStore(tmp_path / "new", NAME)
     fill(new, 500, where="new")
-    new.came_from = str(store.folder)
-    assert [record.metadata["where"] for record in new.open(500, DESCRIBED)] == ["old", "new"]
+    for came_from in (None, str(tmp_path / "gone"), str(new.folder), str(store.folder)):
+        new.came_from = came_from
+        found = [record.metadata["where"] for record in new.open(500, DESCRIBED)]
+    assert found == ["old", "new"]
     assert steps_in(folder_of(new)) == [0, 500]
     assert steps_in(folder_of(store)) == [0, 500, 1000]
     new.close()
-
-
-@pytest.mark.parametrize("came_from", ["gone", NAME, None])
-def test_a_folder_that_is_gone_or_the_same_brings_nothing(
-    store: RecordStore, tmp_path: Path, came_from: str | None
-) -> None:
-    fill(store, 0, 500)
-    store.came_from = came_from and str(tmp_path / came_from)
-    assert go_on(store, 500) == [0, 500]
 
 
 def test_a_folder_that_vanishes_comes_back_with_its_prompts(store: RecordStore) -> None:
