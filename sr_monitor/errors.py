@@ -1,8 +1,8 @@
-"""Errors and warnings in words, and the checks of arguments that raise them.
+"""Errors, warnings, and checks of arguments.
 
-Whatever the library refuses because of what it was given is an `InputError`: a `ValueError` whose
-message restates the call, shows both sides of a mismatch and names the fix. The command line
-prints it in one line and exits with status 2; any other exception is a bug of ours.
+Bad input is an `InputError`: a `ValueError` whose message restates the call, shows both sides of a
+mismatch and names the fix. The command line prints it in one line and exits with status 2; any
+other exception is a bug of ours.
 
     num_steps = whole("num_steps", num_steps, least=2)
     raise refused("span", span, "pass the lowest coordinate, then a higher one")
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
 
-# What allocators say that have no error class of their own.
+# Messages of allocators that have no error class of their own.
 _SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
@@ -29,19 +29,19 @@ _log = logging.getLogger("sr_monitor")
 
 
 class InputError(ValueError):
-    """What was asked for cannot be done; the message says why and names the fix."""
+    """A request that cannot be met; the message says why and names the fix."""
 
 
 class PeerError(RuntimeError):
-    """Another rank could not do its part; the message says why."""
+    """Another rank failed; the message says why."""
 
 
 class PeerInputError(PeerError, InputError):
-    """Another rank refused what was asked for, and would do so again."""
+    """Another rank refused its input, and would do so again."""
 
 
 def refused(name: str, value: Any, fix: str, *, call: str | None = None) -> InputError:
-    """Return the error to raise for a value; of a long one, only the beginning is shown."""
+    """Return the error to raise for a value; show only the beginning of a long one."""
     text = " ".join(repr(value).split())
     shown = text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}..."
     what = f"{name}={shown}:" if call is None else f"{call}: {name} is {shown};"
@@ -49,7 +49,7 @@ def refused(name: str, value: Any, fix: str, *, call: str | None = None) -> Inpu
 
 
 def whole(name: str, value: Any, *, least: int | None = None, call: str | None = None) -> int:
-    """Return a whole number of any kind as an int; refuse anything else, as part of `call`."""
+    """Convert a whole number of any kind to int; refuse anything else, as part of `call`."""
     try:
         number = operator.index(value)
     except TypeError:
@@ -60,9 +60,9 @@ def whole(name: str, value: Any, *, least: int | None = None, call: str | None =
 
 
 def check_word(name: str, value: Any, words: Any) -> None:
-    """Refuse a value that is none of the words of a `Literal`."""
+    """Refuse a value that is not in a `Literal`."""
     if value not in get_args(words):
-        raise refused(name, value, f"pass one of {', '.join(get_args(words))}")
+        raise refused(name, value, f"pass one of {', '.join(map(str, get_args(words)))}")
 
 
 def check_kind(name: str, value: Any, kind: type | UnionType, fix: str) -> None:
@@ -72,17 +72,13 @@ def check_kind(name: str, value: Any, kind: type | UnionType, fix: str) -> None:
 
 
 def check_folder_name(name: str, value: Any) -> None:
-    """Refuse a value that is not the name of one folder: a path, say, or an empty string."""
+    """Refuse a value that is not the name of one folder, such as a path."""
     if not isinstance(value, str) or value in ("", "..") or Path(value).name != value:
         raise refused(name, value, "pass the name of one folder, such as 'stable_regions'")
 
 
 def tell(line: str) -> None:
-    """Log a line that is no warning; where logging would not show it, print it to stderr.
-
-    Logging that nobody has configured shows warnings alone, and a user has to know where results
-    are.
-    """
+    """Log a line at level INFO; print it to stderr where logging is not set up to show it."""
     if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
         _log.info(line)
     else:
@@ -90,10 +86,7 @@ def tell(line: str) -> None:
 
 
 def warn(text: str, *, category: type[Warning] = RuntimeWarning, stacklevel: int = 1) -> None:
-    """Warn; where the user has turned warnings into errors, log the warning instead.
-
-    `stacklevel` counts from the caller, as it does in `warnings.warn`.
-    """
+    """Warn as `warnings.warn` does; log where the user has turned warnings into errors."""
     try:
         warnings.warn(text, category, stacklevel=stacklevel + 1)
     except category:
@@ -120,7 +113,7 @@ def describe(error: BaseException) -> str:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, on a device or in the CPU's allocator."""
-    import torch  # here, so that the command line can refuse something without it
+    import torch  # here, so that the command line can refuse bad input without waiting for it
 
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)

@@ -9,10 +9,9 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes to a hidden temporary name beside `path`, flushes to the disk, and renames.
+    """Write to a hidden temporary file beside `path`, flush it to the disk, and rename it.
 
-    The folder is made if it is not there. Nothing half-written is left behind by an error; a kill
-    leaves at most the temporary file.
+    Make the folder where needed. A kill leaves at most the temporary file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

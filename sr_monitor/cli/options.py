@@ -69,9 +69,9 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
 
     parameters: list[Parameter] = []
     for each in own.values():
-        parameters += _parameters_of(kind) if each.name == "config" else [each]
-    keyword = [each.replace(kind=Parameter.KEYWORD_ONLY) for each in parameters]
-    run.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+        shown = _parameters_of(kind) if each.name == "config" else [each]
+        parameters += (one.replace(kind=Parameter.KEYWORD_ONLY) for one in shown)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__doc__ = command.__doc__
     return run
 

@@ -44,7 +44,7 @@ def replay(
         str | None, typer.Option(help="The checkpoints nearest to these: 4B,10B,100B.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what would be measured, and its size.")
+        bool, typer.Option("--dry-run", help="Only list what would be measured, and its size.")
     ] = False,
     base: Annotated[
         str | None,
@@ -71,11 +71,11 @@ def replay(
         str | None, typer.Option(help="A Ray cluster; else one on this machine.")
     ] = None,
 ) -> None:
-    """Use the same prompts for all, and go on where an earlier replay was stopped."""
+    """Use the same prompts for all, and continue an earlier replay that was stopped."""
     if ray_address is not None and where != "ray":
         raise InputError(
-            f"replay: --ray-address {ray_address!r} is for --engine ray, and the engine is "
-            f"{where!r}; add --engine ray, or leave the address out"
+            f"replay: --ray-address {ray_address!r} is for --engine ray, and the engine "
+            f"is {where!r}; add --engine ray"
         )
     wanted = None if tokens is None else parse_tokens(tokens)
     if dry_run:
@@ -117,18 +117,16 @@ def _print_plan(planned: Sequence[PlannedCheckpoint], base: str | None) -> None:
     rows = [_row(each, same.get(each.label), problems.get(each.label)) for each in planned]
     print_table([header, *rows], ">>>>><")
     alone = [each.source for each in planned if each.label not in same | problems]
-    total = sum(source.num_bytes for source in alone)
-    missing = sum(source.missing_bytes for source in alone)
     say(
-        f"{len(planned)} checkpoints, {len(alone)} to measure: {size(total)}, "
-        f"{size(missing)} of it to download"
+        f"{len(planned)} checkpoints, {len(alone)} to measure: "
+        f"{size(sum(source.num_bytes for source in alone))}, "
+        f"{size(sum(source.missing_bytes for source in alone))} of it to download"
     )
     if problems:
         raise typer.Exit(1)
 
 
 def _problem(planned: PlannedCheckpoint, base: str | None) -> str | None:
-    """Return why it could not be measured; None if nothing is known against it."""
     if planned.source.needs_base and base is None:
         return "it has no config.json; name a model of the same architecture: --base NAME"
     return planned.source.problem
@@ -138,15 +136,15 @@ def _row(
     planned: PlannedCheckpoint, earlier: PlannedCheckpoint | None, problem: str | None
 ) -> tuple[str, ...]:
     """Return a checkpoint's line in the table; `earlier` is another with the same weights."""
+    name, source = planned.name, planned.source
     note = f" (the same weights as {earlier.label})" if earlier else ""
     note = f" (cannot be measured: {problem})" if problem else note
-    tokens = planned.name.tokens
     return (
         planned.run or "-",
-        f"{planned.name.step}" if planned.name.has_step else "-",
-        "-" if tokens is None else f"{tokens / 1e9:.4g}B",
-        size(planned.source.num_bytes),
-        size(0 if earlier else planned.source.missing_bytes),
+        f"{name.step}" if name.has_step else "-",
+        "-" if name.tokens is None else f"{name.tokens / 1e9:.4g}B",
+        size(source.num_bytes),
+        size(0 if earlier else source.missing_bytes),
         planned.label + note,
     )
 
@@ -155,9 +153,10 @@ def _print_report(report: Report, out: Path) -> None:
     """Print what became of the checkpoints; end with 1 if one could not be measured."""
     done = f"{len(report.measured)} measured"
     if report.kept:
-        done += f", {len(report.kept)} had been before"
-    for label, other in list(report.same.items())[:1]:
+        done += f", {len(report.kept)} measured before"
+    if report.same:
         done += f", {len(report.same)} with the weights of another"
+        label, other = next(iter(report.same.items()))
         more = f", and {len(report.same) - 1} more like it" if len(report.same) > 1 else ""
         say(f"{label}: the same weights as {other}{more}")
     for label, reason in report.failures.items():
