@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
@@ -41,6 +41,8 @@ from sr_monitor.probes.keys import Key
 if TYPE_CHECKING:
     from sr_monitor.model.session import Session
     from sr_monitor.prompts.prompt_set import PromptSet
+
+_T = TypeVar("_T")
 
 ENTRY_POINTS = "sr_monitor.probes"
 ALWAYS = ("paths", "slices")
@@ -149,22 +151,32 @@ def pack(part: Part) -> dict[str, Any]:
     return dict(part)
 
 
-def check_packed(
-    values: Mapping[str, Any], shapes: Mapping[str, str], plain: Mapping[str, type]
-) -> None:
-    """Raise ValueError or KeyError unless `values` of a file are what `unpack` expects.
+def unpack_as(
+    kind: Callable[..., _T],
+    values: Mapping[str, Any],
+    shapes: Mapping[str, str],
+    plain: Mapping[str, type],
+    added_later: Mapping[str, Any],
+) -> _T:
+    """Make a `kind` of what a record kept; raise ValueError or KeyError if that is damaged.
 
-        check_packed(values, {"alphas": "S", "distance": "PS"}, {"num_points": int})
+        unpack_as(Depth, values, {"alphas": "S", "depth": "PS"}, {"num_points": int}, {})
 
     Args:
+        kind: A dataclass; what else the record kept is ignored.
         values: What a record kept of a part.
         shapes: A letter for each dimension of each tensor of floating-point numbers. Dimensions of
             one letter have one size; a digit is the size itself.
         plain: The types of plain values.
+        added_later: What stands in where an old record lacks a value.
     """
+    known = (*shapes, *plain)
+    found = {**added_later, **{name: values[name] for name in known if name in values}}
     sizes = {digit: int(digit) for digit in "123456789"}
     for name, letters in shapes.items():
-        tensor = values[name]
+        tensor = found[name]
+        if tensor is None and name in added_later:
+            continue
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             raise ValueError(f"{name} is no tensor of floating-point numbers")
         if len(letters) != tensor.ndim or any(
@@ -172,9 +184,10 @@ def check_packed(
             for letter, size in zip(letters, tensor.shape, strict=True)
         ):
             raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
-    for name, kind in plain.items():
-        if type(values[name]) not in ((int, float) if kind is float else (kind,)):
-            raise ValueError(f"{name} is {values[name]!r}")
+    for name, of in plain.items():
+        if type(found[name]) not in ((int, float) if of is float else (of,)):
+            raise ValueError(f"{name} is {found[name]!r}")
+    return kind(**found)
 
 
 class Riders:

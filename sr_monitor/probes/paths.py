@@ -11,7 +11,7 @@ where F_A(x) is the output of A's run with the activation at `layer`, last posit
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,8 +34,8 @@ from sr_monitor.probes.base import (
     Probe,
     Progress,
     Riders,
-    check_packed,
     no_progress,
+    unpack_as,
 )
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
@@ -197,24 +197,14 @@ class PathsProbe(PathsOptions, Probe):
 
     def unpack(self, values: Mapping[str, Any]) -> Paths:
         """Make `Paths` of what a record kept; old records lack what was added later."""
-        found = _ADDED_LATER | {name: values[name] for name in _FIELDS if name in values}
-        noise = {} if found["noise"] is None else {"noise": "P"}
-        check_packed(
-            found,
-            {"alphas": "S", "distance": "PS", "input_distance": "P", **noise},
+        return unpack_as(
+            Paths,
+            values,
+            {"alphas": "S", "distance": "PS", "input_distance": "P", "noise": "P"},
             {"noise_distance": float, "noise_floor": float, "num_points": int, "engine": str},
+            {"noise": None, "noise_distance": 0.0, "noise_floor": math.nan}
+            | {"num_points": 0, "engine": ""},
         )
-        return Paths(**found)
-
-
-_FIELDS = {each.name for each in fields(Paths)}
-_ADDED_LATER: dict[str, Any] = {
-    "noise": None,
-    "noise_distance": 0.0,
-    "noise_floor": math.nan,
-    "num_points": 0,
-    "engine": "",
-}
 
 
 def measure_paths(

@@ -13,7 +13,7 @@ The distance map of corner k is || F_k(x(u, v)) - F_k(k's own activation) ||, in
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,8 @@ from sr_monitor.probes.base import (
     Probe,
     Progress,
     Riders,
-    check_packed,
     no_progress,
+    unpack_as,
 )
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
@@ -119,12 +119,9 @@ class SlicesProbe(SlicesOptions, Probe):
 
     def unpack(self, values: Mapping[str, Any]) -> Slices:
         """Make `Slices` of what a record kept; old records lack what was added later."""
-        added_later: dict[str, Any] = {"num_points": 0, "engine": ""}
-        known = {each.name for each in fields(Slices)}
-        found = added_later | {name: values[name] for name in known if name in values}
         shapes = {"coordinates": "R", "distance": "T3RR", "foot": "T"}
-        check_packed(found, shapes, {"num_points": int, "engine": str})
-        return Slices(**found)
+        plain = {"num_points": int, "engine": str}
+        return unpack_as(Slices, values, shapes, plain, {"num_points": 0, "engine": ""})
 
 
 def _frame(page: Page, triple: int) -> RGB:
