@@ -4,9 +4,9 @@ import errno
 import gc
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -65,27 +65,6 @@ def steps_of(entries: Sequence[tuple[int, Any]]) -> list[int]:
     return [step for step, _ in entries]
 
 
-def drawn_during(action: Callable[[], object]) -> list[str]:
-    """Which functions that draw are called meanwhile."""
-    drawn: list[str] = []
-
-    def watch(frame: FrameType, event: str, _: Any) -> None:
-        code = frame.f_code  # what checks the types is called by the same names, and draws nothing
-        if event == "call" and code.co_name.startswith("draw_") and "new_page" in code.co_names:
-            drawn.append(code.co_name)
-
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        action()
-    finally:
-        sys.setprofile(before)
-    return drawn
-
-
-# What is written ---------------------------------------------------------------------------------
-
-
 def test_what_is_logged_is_what_is_documented() -> None:
     """Every number of the record, and the slopes of the pairs that count."""
     record = make_record(3, metadata={"seconds": 1.0, "share_of_time": 0.5, "failures": 0})
@@ -109,9 +88,6 @@ def test_another_prefix_takes_the_place_of_the_usual_one() -> None:
         album.show(small_record(0), prompts=PROMPTS)
     assert RISE in usual.names
     assert other.names == {name.replace(NAME, "stable_regions-2/") for name in usual.names}
-
-
-# Which pictures, and when ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -176,12 +152,22 @@ def test_a_picture_holds_at_most_16_steps_with_the_first_and_the_last(
     assert len(expected) <= 16
 
 
-def test_the_pictures_are_those_of_the_figures_each_drawn_once() -> None:
+def test_the_pictures_are_those_of_the_figures_each_drawn_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = Counter[str]()
+    for real in (draw_curves, draw_slice, draw_film):
+
+        def counted(*arguments: Any, real: Any = real, **options: Any) -> Any:
+            drawn[real.__name__] += 1
+            return real(*arguments, **options)
+
+        probe = "paths" if real is draw_curves else "slices"
+        monkeypatch.setattr(f"sr_monitor.probes.{probe}.{real.__name__}", counted)
     records = {step: make_record(step, num_slices=2) for step in (0, 1)}
-    writers: list[MemoryWriter] = []
-    drawn = drawn_during(lambda: writers.append(shown([0, 1], make=records.__getitem__)))
-    assert sorted(drawn) == ["draw_curves"] * 2 + ["draw_film"] * 4 + ["draw_slice"] * 4
-    images, animations = writers[0].images, writers[0].animations
+    writer = shown([0, 1], make=records.__getitem__)
+    assert drawn == {"draw_curves": 2, "draw_film": 4, "draw_slice": 4}
+    images, animations = writer.images, writer.animations
     slices = {f"step {step}": record.parts["slices"] for step, record in records.items()}
     behind = [("step 0", records[0].paths)]
     curves = draw_curves(records[1].paths, title="step 1", earlier=behind)
