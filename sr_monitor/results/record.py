@@ -191,9 +191,6 @@ def _content(header: Mapping[str, str], call: str) -> dict[str, Any]:
             f"{_SCHEMA}; run: pip install --upgrade sr-monitor"
         )
     content: dict[str, Any] = json.loads(header["record"])
-    for name, value in (("step", content["step"]), ("tokens", content.get("tokens", 0) or 0)):
-        if not isinstance(value, int):
-            raise TypeError(f"{name} is {value!r}")
     if schema < 2:  # it knew two parts, and kept their values beside the step
         content["parts"] = {name: content[name] for name in ("paths", "slices") if name in content}
     return content

@@ -229,9 +229,6 @@ def test_pictures_leave_little_to_the_garbage_collector() -> None:
         gc.enable()
 
 
-# What fails --------------------------------------------------------------------------------------
-
-
 class Drawing(Rise):
     """Counts the pictures it draws, and fails with the third."""
 

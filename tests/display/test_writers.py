@@ -296,9 +296,6 @@ for writer in (JSONLWriter(sys.argv[1] + '/log.jsonl'), TensorBoardWriter(sys.ar
     assert {0, 2} <= {step for _, name, step, _ in found if name == "a"}
 
 
-# JSON lines --------------------------------------------------------------------------------------
-
-
 def lines(path: Path) -> list[tuple[int, str]]:
     entries = [json.loads(line) for line in path.read_text().splitlines()]
     return [(entry["step"], entry["name"]) for entry in entries]
@@ -345,9 +342,6 @@ def test_pictures_lie_beside_the_lines_in_a_folder_that_may_vanish(tmp_path: Pat
         moved = path.parent.rename(tmp_path / slug)
         first = json.loads((moved / "log.jsonl").read_text().splitlines()[0])
         np.testing.assert_array_equal(seen((moved / first["value"]).read_bytes())[1], picture())
-
-
-# TensorBoard -------------------------------------------------------------------------------------
 
 
 def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
@@ -419,9 +413,6 @@ def test_what_is_missing_is_named_with_the_command(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(InputError, match=f"run: pip install {package}$"):
         kind(tmp_path)
-
-
-# Weights & Biases --------------------------------------------------------------------------------
 
 
 def test_a_run_of_wandb_loses_nothing_and_is_drawn_against_our_step(tmp_path: Path) -> None:

@@ -51,9 +51,6 @@ def _look_at(curves: Curves, strategy: Callable[[Look, int, int], None] = look_a
     return Looks(counts, calls, found=slopes.where(looked, -math.inf).amax(1), truth=slopes.amax(1))
 
 
-# Families of curves ----------------------------------------------------------------------------
-
-
 def _uniform(count: int, low: float, high: float) -> Float[Tensor, "pair 1"]:
     return low + (high - low) * torch.rand(count, 1, dtype=torch.float64)
 
@@ -126,9 +123,6 @@ def _broken_curves(num_steps: int) -> Curves:
     for value in (math.nan, math.inf):
         broken += [line.index_fill(0, torch.tensor([*place]), value) for place in places]
     return torch.stack(broken)
-
-
-# What every run keeps to, and what it finds ----------------------------------------------------
 
 
 @pytest.mark.parametrize("num_steps", SIZES)

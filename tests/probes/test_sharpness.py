@@ -31,9 +31,6 @@ def logistic(alphas: Tensor, steepness: float) -> Tensor:
     return ((curve - curve[0]) / (curve[-1] - curve[0])).float()[None]
 
 
-# Analytic truths ---------------------------------------------------------------------------------
-
-
 def test_relative_distance_is_one_at_the_end_and_scale_free() -> None:
     distance = torch.tensor([[0.0, 1.0, 4.0], [0.0, 30.0, 10.0]])
     expected = torch.tensor([[0.0, 0.25, 1.0], [0.0, 3.0, 1.0]])
@@ -81,9 +78,6 @@ def test_of_equal_slopes_the_first_is_located_and_of_passages_the_first_complete
     assert boundary_width(grid(9), relative).item() == pytest.approx(0.125)
     never, from_above, unseen = [0.0, 0.2, 0.5, 0.7], [0.3, 0.5, 0.8, 1.0], [NAN] * 4
     assert boundary_width(grid(4), torch.tensor([never, from_above, unseen])).isnan().all()
-
-
-# The oracle: plain loops over one curve at a time ------------------------------------------------
 
 
 def seen_points(alphas: list[float], curve: list[float]) -> list[tuple[float, float]]:

@@ -81,9 +81,6 @@ def rewrite(path: Path, change: Callable[[dict[str, str], dict[str, Tensor]], An
     save_file(tensors, path, header)
 
 
-# There and back ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "record",
     [
@@ -108,9 +105,6 @@ def test_what_is_loaded_does_not_lie_in_the_file(saved: Path) -> None:
     with saved.open("r+b") as file:
         file.write(bytes(saved.stat().st_size))
     assert everything(record) == everything(whole_record())
-
-
-# What it says ------------------------------------------------------------------------------------
 
 
 def test_scalars_are_the_medians_of_the_pairs_that_count() -> None:
@@ -140,10 +134,7 @@ def test_scalars_are_the_medians_of_the_pairs_that_count() -> None:
     assert record.scalars == pytest.approx(named, rel=1e-5)
     assert all(type(value) is float for value in record.scalars.values())
     bare = make_record(num_slices=0, tokens=None, metadata={}).scalars
-    later = {
-        f"stable_regions/{name}" for name in ("seconds", "share_of_time", "failures", "tokens")
-    }
-    assert set(bare) == set(named) - later
+    assert set(bare) == set([*named][:10])  # the rest is told by whoever measures
 
 
 def test_a_record_may_lack_parts_and_pairs_that_count() -> None:
@@ -157,9 +148,6 @@ def test_a_record_may_lack_parts_and_pairs_that_count() -> None:
     assert record.slices is record.parts["slices"]
     with pytest.raises(InputError, match=r"Record\(step=7\): it holds no paths"):
         _ = record.paths
-
-
-# Probes ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +186,6 @@ def test_an_old_record_gains_what_can_be_derived_from_it(tmp_path: Path) -> None
     assert "rise" not in Record(step=1).with_derived([Rise()]).parts
 
 
-# Where they lie ----------------------------------------------------------------------------------
-
-
 def test_where_records_lie(tmp_path: Path) -> None:
     assert record_path("runs/1", 500) == Path("runs/1/stable_regions/step-000000500.safetensors")
     steps = [0, 500, 999_999_999, 1_000_000_000, 1_234_567_890_123]
@@ -216,9 +201,6 @@ def test_where_records_lie(tmp_path: Path) -> None:
     assert list_records(tmp_path / "missing") == []
     with pytest.raises(InputError, match=r"step_of\('.*step-x'\): a record is named"):
         step_of(folder / "step-x")
-
-
-# What is refused ---------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("_as_users_run_it")
@@ -299,7 +281,6 @@ DAMAGES: list[Damage] = [
         lambda header, tensors, text=text: header.update(record=text)
         for text in ("{", "[" * 100_000, "[]", "{}", '{"step": 5}')
     ),
-    says(step="5"),
     says(metadata=[1]),
     says(parts=[]),
     says(parts={"paths": 3}),
@@ -324,15 +305,16 @@ def test_a_damaged_file_is_refused(saved: Path) -> None:
         saved.write_bytes(content)
         rewrite(saved, damage)
         refused(saved, r"the file is damaged \(.*\); measure again")
-    impossible = {says(step=-5): r"Record\(step=-5\)", says(parts={"a.b": {}}): "without a dot"}
+    impossible = {
+        says(step="5"): r"Record\(step='5'\)",
+        says(tokens=-5): r"Record\(tokens=-5\)",
+        says(parts={"a.b": {}}): "without a dot",
+    }
     for damage, message in impossible.items():
         saved.write_bytes(content)
         rewrite(saved, damage)
         with pytest.raises(InputError, match=message):
             Record.load(saved)
-
-
-# Older files -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["slices", "paths", "adaptive", "no-noise"])
@@ -366,16 +348,12 @@ def test_a_still_older_file_may_lack_much(tmp_path: Path, schema: str | None) ->
     before = Record.load(SCHEMA_1 / "paths.safetensors")
     (path := tmp_path / "old").write_bytes((SCHEMA_1 / "paths.safetensors").read_bytes())
     rewrite(path, strip)
-    record = Record.load(path)
+    record, paths = Record.load(path), Record.load(path).paths
     assert (record.step, record.tokens, record.metadata) == (500, None, {})
     assert list(record.parts) == ["paths"]
-    assert (record.paths.num_points, record.paths.engine) == (0, "")
-    assert bits(record.paths.distance) == bits(before.paths.distance)
-    assert record.paths.kept.tolist() == before.paths.kept.tolist()
-    assert math.isnan(record.paths.noise_floor)
-
-
-# Whole or not at all -----------------------------------------------------------------------------
+    assert (paths.num_points, paths.engine, math.isnan(paths.noise_floor)) == (0, "", True)
+    assert bits(paths.distance) == bits(before.paths.distance)
+    assert paths.kept.tolist() == before.paths.kept.tolist()
 
 
 def test_saving_again_replaces_and_makes_a_folder_that_vanished(saved: Path) -> None:
@@ -383,16 +361,12 @@ def test_saving_again_replaces_and_makes_a_folder_that_vanished(saved: Path) -> 
     assert Record.load(saved).tokens == 7
     assert list(saved.parent.iterdir()) == [saved]
     saved.unlink()
+    with pytest.raises(OSError, match="stable_regions"):
+        whole_record().save(saved.parent)
+    assert list(saved.parents[1].iterdir()) == [saved.parent]  # and nothing beside it
     saved.parent.rmdir()
     whole_record().save(saved)
     assert list_records(saved.parents[1]) == [saved]
-
-
-def test_a_place_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(OSError, match="taken"):
-        whole_record().save(tmp_path / "taken")
-    assert list(tmp_path.iterdir()) == [tmp_path / "taken"]
 
 
 WRITES = """

@@ -33,8 +33,8 @@ class TensorBoardWriter:
         """Write into a folder, or through a `SummaryWriter` that is there.
 
         In a folder, each median that is logged with its quartiles gets a chart on the page CUSTOM
-        SCALARS; a layout in somebody else's writer could replace theirs. After an error, such as
-        a full disk, logging continues in a new file.
+        SCALARS; through a `SummaryWriter`, that could replace its owner's layout. After an error,
+        such as a full disk, logging continues in a new file.
 
         Args:
             target: The folder of the run, or a `torch.utils.tensorboard.SummaryWriter`, which is
