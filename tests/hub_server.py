@@ -1,8 +1,8 @@
 """A small model hub on this machine, for the real client of the real one.
 
-It serves what `huggingface_hub` asks for: refs, the info and the tree of a revision, and files by
-HEAD and GET with ranges; weights come, as on the real hub, by a redirect to a second server. It
-fails on demand, and counts.
+It serves what `huggingface_hub` asks for: refs, the info of a revision, and files by HEAD and GET
+with ranges; weights come, as on the real hub, by a redirect to a second server. It fails on demand,
+and counts.
 
     with hub_server({"some/model": {"main": {"config.json": b"{}"}, "step1": folder}}) as server:
         server.use(monkeypatch, tmp_path / "home")
@@ -160,15 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.fault = self.hub.note(f"{self.command} {self.path}")
-        match self.fault and self.fault.kind:
-            case "error":
-                assert self.fault
-                self.answer(self.fault.status, b"", **self.fault.headers)
-            case "stall":
-                assert self.fault
-                self.hub.closing.wait(self.fault.seconds)
-                self.close_connection = True
-            case "drop":
+        match self.fault:
+            case Fault(kind="error", status=status, headers=headers):
+                self.answer(status, b"", **headers)
+            case Fault(kind="stall" | "drop" as kind, seconds=seconds):
+                self.hub.closing.wait(seconds if kind == "stall" else 0)
                 self.close_connection = True
             case _:
                 self.route(urlsplit(self.path).path)
@@ -233,8 +229,7 @@ class _Store(_Handler):
             for revision in revisions.values()
             for content in revision.files.values()
         )
-        wanted = path.rsplit("/", 1)[-1]
-        self.answer_range(next(body for body in every if sha256(body).hexdigest() == wanted))
+        self.answer_range(next(body for body in every if path.endswith(sha256(body).hexdigest())))
 
 
 class _Hub(_Handler):
@@ -243,8 +238,8 @@ class _Hub(_Handler):
     def route(self, path: str) -> None:
         if found := re.fullmatch(r"/api/models/(.+?)/refs", path):
             self._refs(found[1])
-        elif found := re.fullmatch(r"/api/models/(.+?)/tree/([^/]+)/?(.*)", path):
-            self._tree(found[1], unquote(found[2]), unquote(found[3]))
+        elif "/tree/" in path:  # transformers asks for a folder of chat templates
+            self._refuse(404, "EntryNotFound")
         elif found := re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path):
             self._info(found[1], unquote(found[2] or "main"))
         elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
@@ -288,33 +283,18 @@ class _Hub(_Handler):
             return
         detailed = "blobs" in parse_qs(urlsplit(self.path).query)
         siblings = [
-            {"rfilename": file} | (self._details(file, body, "blobId") if detailed else {})
+            {"rfilename": file} | (self._details(file, body) if detailed else {})
             for file, body in revision.files.items()
         ]
         self._json({"id": repo, "modelId": repo, "sha": revision.commit, "siblings": siblings})
 
-    def _tree(self, repo: str, name: str, folder: str) -> None:
-        if (revision := self._revision(repo, name)) is None:
-            return
-        within = f"{folder}/" if folder else ""
-        listed = [
-            {"type": "file", "path": file} | self._details(file, body, "oid")
-            for file, body in revision.files.items()
-            if file.startswith(within)
-        ]
-        if listed:
-            self._json(listed)
-        else:
-            self._refuse(404, "EntryNotFound")
-
-    def _details(self, name: str, body: bytes, key: str) -> dict[str, Any]:
+    def _details(self, name: str, body: bytes) -> dict[str, Any]:
         size = self.hub.claimed_sizes.get(name, len(body))
         git_hash = self.hub.claimed_hashes.get(name, _git_hash(body))
-        details: dict[str, Any] = {"size": size, key: git_hash}
+        details: dict[str, Any] = {"size": size, "blobId": git_hash}
         if name.endswith(_LFS):
             digest = sha256(body).hexdigest()
-            hashed = {"sha256" if key == "blobId" else "oid": digest}
-            details["lfs"] = {"size": size, "pointerSize": 134} | hashed
+            details["lfs"] = {"size": size, "pointerSize": 134, "sha256": digest}
         return details
 
     def _resolve(self, repo: str, name: str, file: str) -> None:
@@ -347,11 +327,7 @@ def _git_hash(body: bytes) -> str:
 
 
 def _revision(repo: str, name: str, files: Files) -> Revision:
-    read = _read(files) if isinstance(files, Path) else dict(files)
-    listed = json.dumps([repo, name, {file: _git_hash(body) for file, body in read.items()}])
-    return Revision(sha1(listed.encode()).hexdigest(), read)
-
-
-def _read(folder: Path) -> dict[str, bytes]:
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+    if isinstance(files, Path):
+        files = {path.name: path.read_bytes() for path in sorted(files.iterdir())}
+    listed = json.dumps([repo, name, {file: _git_hash(body) for file, body in files.items()}])
+    return Revision(sha1(listed.encode()).hexdigest(), files)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from sr_monitor.replay.hub import HubCheckpoint, list_files, list_revisions
@@ -48,6 +49,14 @@ def tiny_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[HubServer]
     with hub_server({REPO: REVISIONS}) as server:
         server.use(monkeypatch, home)
         yield server
+
+
+def downloaded(name: str) -> Path:
+    """Where the client's cache holds this revision, once it does."""
+    (found,) = listed(name)
+    for file in found.files:
+        path = huggingface_hub.hf_hub_download(REPO, file.name, revision=found.commit)
+    return Path(path).parent
 
 
 def listed(*names: str) -> list[HubCheckpoint]:

@@ -25,6 +25,7 @@ from tests.tiny_hub import (
     REVISIONS,
     SECOND,
     SHARDED,
+    downloaded,
     listed,
     tiny_hub,
 )
@@ -113,7 +114,7 @@ def test_what_is_cached_is_used_and_stays(
 def test_what_is_cached_damaged_is_neither_used_nor_touched(
     hub: HubServer, tmp_path: Path, private: Path
 ) -> None:
-    path = Path(huggingface_hub.snapshot_download(REPO, revision=ONE_FILE), "model.safetensors")
+    path = downloaded(ONE_FILE) / "model.safetensors"
     path.write_bytes(FIRST[:100])
     before = cache(tmp_path)
     for name in (ONE_FILE, EQUAL):  # whose blob it is, too
@@ -137,7 +138,7 @@ def test_downloads_to_keep_are_the_clients_own(hub: HubServer, private: Path) ->
     for _ in range(2):
         assert fetched(ONE_FILE, private, keep=True) == WHOLE
     assert (hub.count("HEAD"), hub.count("GET .*config.json"), hub.count(WEIGHTS)) == (2, 1, 1)
-    snapshot = Path(huggingface_hub.snapshot_download(REPO, revision=ONE_FILE))
+    snapshot = downloaded(ONE_FILE)
     assert huggingface_hub.scan_cache_dir().warnings == []
     shutil.rmtree(private)
     hub.requests.clear()

@@ -24,6 +24,7 @@ from tests.tiny_hub import (
     SECOND,
     SHARDED,
     TORCH,
+    downloaded,
     listed,
     tiny_hub,
 )
@@ -93,7 +94,7 @@ def test_equal_weights_are_known_by_their_hashes(hub: HubServer) -> None:
 
 
 def test_files_in_the_cache_are_not_missing(hub: HubServer) -> None:
-    huggingface_hub.snapshot_download(REPO, revision=ONE_FILE)
+    downloaded(ONE_FILE)
     one, sharded = listed(ONE_FILE, SHARDED)
     assert one.missing_bytes == 0
     # The config and the first shard are blobs of the other revision.

@@ -20,7 +20,7 @@ from tests.saved import save_folder, tiny_model
 from tests.zoo import ARCHITECTURES, OWN, build
 
 HUB_SPECIES = [name for name in ARCHITECTURES if name not in OWN]
-SOME_SPECIES = ["gpt2", "gptj", "gpt_neox", "olmo", "olmo3_window", "mixtral", "mamba", "bloom"]
+SOME_SPECIES = ["gpt2", "gptj", "olmo3_window", "mixtral", "mamba", "bloom"]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
@@ -89,22 +89,6 @@ def test_one_model_is_kept_while_configs_are_equal(tmp_path: Path) -> None:
     assert kept[2] is not kept[3]
 
 
-def test_a_refused_checkpoint_does_not_spoil_the_next(tmp_path: Path) -> None:
-    for step in (1, 2, 3):
-        save_folder(tiny_model(), tmp_path / f"checkpoint-{step}")
-    damaged = tmp_path / "checkpoint-2" / "model.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    first, second, third = find_checkpoints(tmp_path)
-    keeper = keeper_on_cpu()
-    model = keeper.load(first).train()
-    with pytest.raises(InputError, match="is damaged"):
-        keeper.load(second)
-    assert_equal(model.eval(), load_model(str(first.path), device="cpu"))
-    model.train()
-    assert keeper.load(third) is model
-    assert_equal(model, load_model(str(third.path), device="cpu"))
-
-
 def test_checkpoints_without_a_config_need_a_base(tmp_path: Path) -> None:
     source = tiny_model()
     torch.save({"state_dict": source.state_dict()}, tmp_path / "step=2.ckpt")
@@ -165,7 +149,7 @@ def test_a_device_map_holds_the_same_weights_again_and_again(tmp_path: Path) -> 
             assert torch.equal(tensors_of(found)[name].cpu(), weight)
 
 
-@pytest.mark.parametrize("engine", ["shared", "rows", "plain"])
+@pytest.mark.parametrize("engine", ["shared", "plain"])
 def test_a_model_that_is_spread_out_is_measured_as_a_whole_one(engine: EngineName) -> None:
     """With the hooks that move a model's tensors from part to part; here all on one device."""
     ids = torch.arange(20).view(4, 5)

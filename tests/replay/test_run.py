@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sr_monitor import MonitorConfig, PromptSet, Record, measure_paths
+from sr_monitor import MonitorConfig, PromptSet, Record
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import load_model, load_tokenizer
 from sr_monitor.probes.paths import PathsProbe
@@ -176,21 +176,6 @@ def test_so_is_one_over_checkpoints_of_lightning(tmp_path: Path, out: Path) -> N
     assert_equal_to_live(lightning_runs.records_in(tmp_path), out, [2, 4])
 
 
-def test_numbers_are_those_of_a_plain_measurement(tmp_path: Path, out: Path) -> None:
-    """By another way to load: `from_pretrained`, one model for each checkpoint."""
-    checkpoints(tmp_path / "run", 1, 2)
-    prompts = some_prompts()
-    run(tmp_path / "run", out=out, prompts=prompts, layer=2)
-    for record in records_in(out):
-        source = str(tmp_path / "run" / f"checkpoint-{record.step}")
-        model = load_model(source, device="cpu")
-        paths = measure_paths(model, *prompts.pairs(3), layer=2, num_steps=4)
-        torch.testing.assert_close(record.paths.distance, paths.distance, rtol=1e-5, atol=1e-7)
-        parameters = sum(weight.numel() for weight in model.parameters())
-        about = {"source": source, "parameters": parameters, "x_axis": "step"}
-        assert record.metadata.items() >= (about | {"prompts": prompts.fingerprint}).items()
-
-
 # Prompts
 
 
@@ -248,10 +233,13 @@ def trainings(folder: Path, *names: str) -> list[Path]:
 
 
 def test_each_training_has_the_same_text_by_its_own_tokenizer(tmp_path: Path, out: Path) -> None:
-    small, big, like_big = trainings(tmp_path, "small", "big", "like-big")
+    small, big, like_big, watched = trainings(tmp_path, "small", "big", "like-big", "watched")
+    live = PromptSet.from_texts(["Some words. "] * 99, load_tokenizer(str(watched)), num_prompts=4)
+    live.save(watched / "stable_regions/prompts.json")  # of a live run
     for folder in (big, like_big):
         retrained(folder)
-    run(small, big, like_big, out=out, prompts=None)
+    run(small, big, like_big, watched, out=out, prompts=None)
+    assert prompts_in(out / "watched").fingerprint == live.fingerprint
     found = {folder: prompts_in(out / folder.name) for folder in (small, big, like_big)}
     for folder, prompts in found.items():
         tokenizer = load_tokenizer(str(folder))
@@ -260,15 +248,6 @@ def test_each_training_has_the_same_text_by_its_own_tokenizer(tmp_path: Path, ou
             assert record.metadata["prompts"] == prompts.fingerprint
     assert found[small].texts == found[big].texts
     assert found[small].fingerprint != found[big].fingerprint == found[like_big].fingerprint
-
-
-def test_each_training_has_the_prompts_of_its_own_live_run(tmp_path: Path, out: Path) -> None:
-    watched, other = trainings(tmp_path, "watched", "other")
-    live = PromptSet.from_texts(["Some words. "] * 99, load_tokenizer(str(watched)), num_prompts=4)
-    live.save(watched / "stable_regions/prompts.json")
-    run(other, watched, out=out, prompts=None)
-    assert prompts_in(out / "watched").fingerprint == live.fingerprint
-    assert prompts_in(out / "other").source == "the help topics of Python"
 
 
 def test_token_ids_of_another_tokenizer_are_refused(tmp_path: Path, out: Path) -> None:
@@ -333,21 +312,6 @@ def test_there_is_one_curve_also_after_more_checkpoints(hub: HubServer, out: Pat
     board.Reload()
     curves = board.Images("stable_regions/curves")
     assert [event.step for event in curves] == [0, 1000, 2000, 3000]  # 3000 is the last
-
-
-def test_each_record_is_shown_when_it_is_there(tmp_path: Path, out: Path) -> None:
-    checkpoints(tmp_path / "run", 1, 2)
-    seen: list[list[int]] = []
-
-    def bar(name: str) -> Progress:
-        def note(done: int, total: int) -> None:
-            if name == "checkpoints" and done:
-                seen.append(steps_shown(out))
-
-        return note
-
-    run(tmp_path / "run", out=out, bar=bar)
-    assert seen == [[1], [1, 2]]
 
 
 def test_probes_of_others_join_a_curve(tmp_path: Path, out: Path) -> None:
@@ -899,15 +863,3 @@ def test_a_sweep_passes_over_models_without_prompts(tmp_path: Path, out: Path) -
     report = run(a.parent, out=tmp_path / "other", prompts=None)
     assert report.measured == [str(b)]
     assert "Its tokenizer is needed" in report.failures[str(a)]
-
-
-def test_a_sweep_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, out: Path) -> None:
-    names = ["Qwen/Qwen2-0.5B", "Qwen/Qwen2-1.5B"]
-    folders = models(tmp_path / "models", a=32, b=48)
-    repos = {name: {"main": folder} for name, folder in zip(names, folders, strict=True)}
-    with hub_server(repos) as hub:
-        talk_to(hub, monkeypatch, tmp_path / "home")
-        report = run(*names, out=out, prompts=None)
-    assert report.measured == [f"{name}@main" for name in names]
-    assert [record.metadata["tokenizer"] for record in records_in(out)] == names
-    assert weights_there(tmp_path) == []
