@@ -1,9 +1,7 @@
-"""What a source names: a repository on the hub, or the checkpoints in a folder.
+"""Find the checkpoints in a folder, and tell folders from repositories on the hub.
 
-What exists as a path is that path; other names of the form `owner/name` are the hub's. In a folder,
-a checkpoint is recognised by its files: a Hugging Face model, a Trainer's `checkpoint-N` (also as
-FSDP shards), a Lightning `.ckpt` file or sharded folder. PEFT adapters and DeepSpeed shards are
-recognised too, and refused with the command that converts them.
+A path that exists is that path; other names of the form `owner/name` are the hub's. The `readers`
+recognise a checkpoint by its files; some only explain how to convert it.
 
     for checkpoint in find_checkpoints("runs/gpt2"):
         print(checkpoint.name.step, checkpoint.path)
@@ -43,7 +41,7 @@ class LocalCheckpoint:
     config: Path | None = None
     """The folder with its config.json; None where the architecture has to be named."""
     problem: str | None = None
-    """Why it cannot be read, and what to do; None if nothing is known against it."""
+    """Why it cannot be read, and what to do, if that is known already."""
     # What is known only of those on the hub.
     commit: ClassVar[None] = None
     missing_bytes: ClassVar[int] = 0
@@ -115,7 +113,7 @@ def distinct(found: Iterable[LocalCheckpoint]) -> list[LocalCheckpoint]:
 
 
 def describe_missing(source: str | Path) -> str:
-    """Return the message for a path that does not exist: the closest that do, the likeliest fix."""
+    """Say that a path does not exist, which ones come closest, and what was probably meant."""
     path = Path(source)
     siblings = [entry.name for entry in path.parent.glob("*")] if _exists(path.parent) else []
     there = ", ".join(closest(path.name, siblings)) or "nothing there"

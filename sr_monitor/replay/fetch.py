@@ -35,14 +35,11 @@ def fetch(
     progress: Progress = no_progress,
     stop: Event | None = None,
 ) -> None:
-    """Have what a measurement needs of a revision in a folder, and nothing else.
+    """Put the files that a measurement needs into a folder, replacing what is there.
 
-    Args:
-        checkpoint: From `list_files`.
-        folder: Private to the caller, who deletes it; what is there already is deleted first.
-        keep: Download into the hub's cache, to stay, and link it from there.
-        progress: Called with the bytes done and to do.
-        stop: Once it is set, the download ends soon, with `Stopped`.
+    The folder is private to the caller, who deletes it; with `keep`, it holds links to downloads
+    that stay in the hub's cache. `progress` is called with the bytes done and to do. Once `stop` is
+    set, the download ends soon, with `Stopped`.
     """
     if checkpoint.problem:
         raise InputError(checkpoint.problem)
@@ -71,9 +68,9 @@ def temporary_folder(folder: Path) -> Iterator[Path]:
 def one_ahead(
     keys: Iterable[Key], fetch: Callable[[Key, Event], Value]
 ) -> Generator[tuple[Key, Future[Value]], None, None]:
-    """Yield each key with what was fetched for it, while the next one is being fetched.
+    """Yield each key with the future of its fetch, while the next one is being fetched.
 
-    When the generator is closed, the event that `fetch` was given is set; it should then give up.
+    Closing the generator sets the event that `fetch` was given, which should then give up.
     """
     stop, ahead = Event(), deque[tuple[Key, Future[Value]]]()
     try:
@@ -114,7 +111,7 @@ class _Download:
         self._done, self._total = 0, checkpoint.missing_bytes
 
     def run(self, file: File) -> Path:
-        """Return where a file lies, once it does."""
+        """Download a file, and return its path."""
         from huggingface_hub import hf_hub_download
 
         before, is_damaged = self._done, False

@@ -1,4 +1,4 @@
-"""The folder of a replay: what was measured in it, and how.
+"""The folder of a replay: which curves are in it, and how they were measured.
 
 `replay.json` holds the options, the prompts' fingerprints and which curve lies in which folder. A
 later replay that contradicts them is refused, and so is a folder that no replay has written.
@@ -33,7 +33,7 @@ _UNFINISHED = ".*.????????.tmp"  # what `write_whole` leaves when it is killed
 
 
 class Folder:
-    """What is in the folder; open to one process at a time."""
+    """The curves in a folder, which is open to one process at a time."""
 
     def __init__(
         self,
@@ -42,19 +42,16 @@ class Folder:
         curves: Mapping[str, str],
         probes: Sequence[Probe] = (),
     ) -> None:
-        """Refuse what does not go together with what is there; change nothing yet.
+        """Refuse what contradicts the folder's contents; change nothing yet.
 
-        Args:
-            path: The folder.
-            options: Options that all records in it must share.
-            curves: Which curve goes into which folder inside; existing curves keep theirs.
-            probes: Probes that explain what is measured.
+        All its records share the `options`. `curves` proposes a folder inside for each curve, as
+        {folder: curve}; a curve that was begun keeps its own. `probes` explain what is measured.
         """
         self.path, self._probes = path, probes
         with self._explained():
             there, known = self._read()
             if not any(list_records(self._folder_of(run)) for run in known):
-                # A first try, perhaps with a mistake in what was asked for.
+                # Nothing was measured: perhaps the first call had a mistake in it.
                 there, known = {}, known | {run: curves[run] for run in known.keys() & curves}
             self._run_of = self._placed(known, curves)
         self._runs = known | {run: curve for curve, run in self._run_of.items()}
@@ -63,7 +60,7 @@ class Folder:
         self.curves: dict[str, Curve] = {}
 
     def __enter__(self) -> "Folder":
-        """Lock the folder, and read what was measured before; errors of the disk are one line."""
+        """Lock the folder and read its records; report errors of the disk in one line."""
         with ExitStack() as self._stack:
             self._stack.enter_context(self._explained())
             self.path.mkdir(parents=True, exist_ok=True)

@@ -53,11 +53,11 @@ class HubCheckpoint:
     revision: str
     """The branch or tag, such as "step1000-tokens2B"."""
     commit: str
-    """The commit it stands for: what is downloaded, whatever becomes of the name meanwhile."""
+    """What is downloaded, even if the revision moves meanwhile."""
     files: tuple[File, ...] = ()
     """The config and the weights, by name."""
     problem: str | None = None
-    """Why it cannot be measured, such as that it holds no weights; None if it can."""
+    """Why it cannot be measured, if so."""
     needs_base: ClassVar[bool] = False
     """Without a config.json there is a problem."""
 

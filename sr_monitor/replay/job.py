@@ -31,12 +31,11 @@ from sr_monitor.watch.measure import take_record
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failure:
-    """A checkpoint that was not measured."""
+    """Why a checkpoint was not measured."""
 
     reason: str
-    """Why, and what helps."""
     is_general: bool = False
-    """Whether what was asked for is wrong, not the checkpoint."""
+    """Whether the call is wrong, and not the checkpoint."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +76,7 @@ class Job:
         bar: Bar = no_bar,
         way: Way | None = None,
     ) -> Record | Failure:
-        """Return the record, or in words whatever went wrong; take no faster way than `way`."""
+        """Return the record, or the reason why there is none; take no faster way than `way`."""
         try:
             local, progress = find_local(), bar("loading")
             progress(0, 1)

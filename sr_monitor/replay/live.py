@@ -1,6 +1,6 @@
 """What a live run left beside its checkpoints: its prompts, and the ways it ran points.
 
-A replay takes them over, so that its records equal those of the live run, bit for bit.
+A replay reuses both, so that its records equal those of the live run, bit for bit.
 
     prompts = live_prompts(planned)
     way = slowest_way(live_ways(planned, prompts, config), planned.name.step)

@@ -63,13 +63,9 @@ class Loading:
         if self.base is not None and Path(self.base).exists():
             object.__setattr__(self, "base", str(Path(self.base).resolve()))
 
-    def check_device(self) -> None:
-        """Refuse a device that cannot be used on this machine."""
-        find_device(self.device)
-
 
 class ModelKeeper:
-    """Holds one model, and gives it the weights of one checkpoint after the other."""
+    """One model, filled with the weights of one checkpoint after the other."""
 
     def __init__(self, loading: Loading) -> None:
         """Start without a model."""
@@ -78,7 +74,7 @@ class ModelKeeper:
         self._kind: object = None
 
     def load(self, checkpoint: LocalCheckpoint) -> nn.Module:
-        """Return the model with these weights, in eval mode; the weights before are gone."""
+        """Return the model with these weights, in eval mode, in place of its earlier weights."""
         weights = checkpoint.read()
         config = config_of(checkpoint, self.loading)
         dtype = torch_dtype(self.loading.dtype, find_device(self.loading.device))
@@ -118,7 +114,7 @@ def config_of(checkpoint: LocalCheckpoint, loading: Loading) -> Any:
 
 
 def build_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
-    """Build a model whose weights are yet to be put in: they are whatever was in memory."""
+    """Build a model with uninitialised weights, for `put_weights` to fill."""
     transformers = require_transformers("replaying checkpoints")
     from transformers.initialization import no_init_weights
 

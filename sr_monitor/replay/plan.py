@@ -55,7 +55,7 @@ class PlannedCheckpoint:
 
     @property
     def label(self) -> str:
-        """The name of the checkpoint in messages and records."""
+        """Its name in messages and records."""
         return self.source.label
 
 
@@ -119,7 +119,7 @@ def _trainings(sources: Iterable[str]) -> list[list[PlannedCheckpoint]]:
 
 
 def _in_folder(source: str) -> Iterator[tuple[str, LocalCheckpoint]]:
-    """Yield each checkpoint with its training, by real paths, which are the same from anywhere."""
+    """Yield each checkpoint with its training; real paths do not depend on where one is."""
     folder = Path(source).resolve()
     folder = folder.parent if folder.name == FSDP_FOLDER else folder
     for found in find_checkpoints(source):
@@ -142,7 +142,7 @@ def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
     """Return the matching revisions; their files are looked up later."""
     commits = _revisions(repo)
     names = sorted({name for glob in globs for name in _matching(repo, glob, list(commits))})
-    # Of all revisions, because only all of them show how a stage counts.
+    # All revisions are split, since a selection does not show how a stage counts its steps.
     runs = split_runs([*read_names(commits), *(n for n in names if read_name(n.text) is None)])
     run_of = {name.text: run for run, members in runs.items() for name in members}
     return [
@@ -169,7 +169,7 @@ def _revisions(repo: str) -> dict[str, str]:
 
 
 def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[CheckpointName]:
-    """Return the matching revisions that say a step, or the one that says none."""
+    """Return the matching revisions with a step, or the only one if it has none."""
     matching = match_names(glob, revisions)
     names = read_names(matching)
     if not names and len(matching) > 1:
@@ -206,7 +206,7 @@ def _with_folders(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
 
 
 def _folders(trainings: list[str]) -> dict[str, str]:
-    """Name a folder for each training: its last name, and as much before that as it takes."""
+    """Name a folder for each training by the shortest ends of their paths that differ."""
     if len(trainings) == 1:
         return {trainings[0]: ""}
     parts = {name: [part for part in re.split(r"[/\\]", name) if part] for name in trainings}
@@ -220,7 +220,7 @@ def _folders(trainings: list[str]) -> dict[str, str]:
 
 
 def _one_for_each_step(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
-    """Give a second checkpoint at a step a curve of its own: a curve has one point there."""
+    """Move a second checkpoint of a step to a curve of its own; a curve has one point a step."""
     taken: set[tuple[str, int]] = set()
     separate = []
     for each in planned:

@@ -1,7 +1,7 @@
-"""Requests to the hub, repeated while that may help and refused in words where it cannot.
+"""Retry requests to the hub, or explain in one line why that would not help.
 
-The hub's client repeats a part of its requests itself; listings and server errors in place of a
-file it does not. What it has already repeated for half a minute is not repeated again.
+The hub's own client retries neither listings nor files that end in a server error. A request that
+it has already retried for half a minute is not repeated here.
 
     info = retry(lambda: api.model_info(repo), "allenai/OLMo-1B-0724-hf@main")
 """
@@ -57,7 +57,7 @@ def retry(
 
 
 def _refusal(error: BaseException) -> str | None:
-    """Return why it is no use to try again, and what to do; None where it may help."""
+    """Return why a retry cannot help, and what to do; None if it may help."""
     from huggingface_hub import errors
 
     said = _first_line(error)
@@ -84,7 +84,7 @@ def _refusal(error: BaseException) -> str | None:
 
 
 def _asked_wait(error: BaseException) -> float:
-    """Return the seconds after which the hub wants to be asked again, if it says so; else 0."""
+    """Return the seconds that the hub asks to wait, or 0."""
     response = getattr(error, "response", None)
     headers: Any = getattr(response, "headers", {})
     limit = re.search(r"\bt=(\d+)", headers.get("ratelimit", ""))

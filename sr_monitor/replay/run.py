@@ -1,7 +1,7 @@
-"""Run over checkpoints: fetch, load and measure each; keep its record, and never repeat it.
+"""Measure many checkpoints: fetch and load each, measure it once, keep its record.
 
-Each run of checkpoints leaves what a live run leaves: records, prompts and a TensorBoard run in
-`OUT/RUN/stable_regions`. A checkpoint that cannot be measured is named with its reason, and the
+Each run of a training leaves what a live run leaves: records, prompts and a TensorBoard run in
+`OUT/RUN/stable_regions`. A checkpoint that cannot be measured is reported with the reason, and the
 others are measured.
 
     report = replay(["runs/gpt2"], "replays/gpt2", num_pairs=256)
@@ -22,6 +22,7 @@ from typing import Any, Literal
 from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError, check_kind, check_word, refused, whole
 from sr_monitor.model.engine import Way
+from sr_monitor.model.loading import find_device
 from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint
@@ -48,7 +49,7 @@ class Report:
     kept: list[str] = field(default_factory=list)
     """Measured by an earlier replay."""
     same: dict[str, str] = field(default_factory=dict)
-    """Duplicates, each with the checkpoint of the same weights that was measured for both."""
+    """Duplicates, each with the checkpoint whose measurement it shares."""
     failures: dict[str, str] = field(default_factory=dict)
     """Not measured, and why."""
 
@@ -122,7 +123,7 @@ def replay(
         trust_remote_code=trust_remote_code,
     )
     if engine == "local":
-        loading.check_device()
+        find_device(device)
     elif device_map is not None:
         raise InputError(
             "replay: engine='ray' gives each checkpoint one accelerator, and device_map="
@@ -272,7 +273,7 @@ class _Replay:
 
 
 def check_base(planned: Sequence[PlannedCheckpoint], loading: Loading) -> None:
-    """Ask for a base at once if no checkpoint says which architecture it has."""
+    """Refuse at once if a base is needed and missing, or cannot be loaded."""
     local = [each.source for each in planned if isinstance(each.source, LocalCheckpoint)]
     bare = [checkpoint for checkpoint in local if checkpoint.needs_base]
     if bare and (loading.base is not None or len(bare) == len(planned)):

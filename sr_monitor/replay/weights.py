@@ -10,7 +10,7 @@ The model is not touched before everything is known to fit.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ _WRAPPERS = re.compile(
     r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\."
 )
 _USUAL = ("", "model.", "net.", "module.", "lm.")
-"""Prefixes that win where several fit equally well, as the copy of a teacher or an average may."""
+"""Prefixes preferred among several that fit equally well (a teacher, a moving average)."""
 _SHOWN = 3
 
 Weights = Mapping[str, Tensor]
@@ -72,8 +72,11 @@ def _match(weights: Weights, model: nn.Module, own: Weights, source: str) -> _Fi
 
 
 def _find_prefix(names: Sequence[str], own: Weights, source: str) -> str:
-    """Return the prefix under which the most names are the model's, and the fewest are not."""
-    counts = Counter(name[: -len(end)] for name in names for end in _ends(name) if end in own)
+    """Find the prefix that maps the most names onto the model, and the fewest onto nothing."""
+    dots = {name: [0, *(dot.end() for dot in re.finditer(r"\.", name))] for name in names}
+    counts = Counter(
+        n[:start] for n, starts in dots.items() for start in starts if n[start:] in own
+    )
     ranks = {
         prefix: (-count, sum(name.startswith(prefix) for name in names))
         for prefix, count in counts.items()
@@ -86,12 +89,6 @@ def _find_prefix(names: Sequence[str], own: Weights, source: str) -> str:
             "save the one that is meant by itself, with save_pretrained"
         )
     return best[0] if best else ""
-
-
-def _ends(name: str) -> Iterable[str]:
-    """Return the name, and what is left of it after each of its dots."""
-    parts = name.split(".")
-    return (".".join(parts[index:]) for index in range(len(parts)))
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
