@@ -19,7 +19,6 @@ from sr_monitor.display.writers.base import encode_png
 from sr_monitor.errors import InputError, is_out_of_memory
 from sr_monitor.files import write_whole
 from sr_monitor.model.loading import TokenizerOnDemand, load_model
-from sr_monitor.options import declared
 from sr_monitor.probes.base import ALWAYS, Page, Part, Probe
 from sr_monitor.probes.drawing import save_figure
 from sr_monitor.probes.keys import PREFIX
@@ -116,7 +115,7 @@ def _write(
     yield "prompts.json"
     values = {
         **about,
-        **{name: getattr(config, name) for name in declared(MonitorConfig) if name != "probes"},
+        **config.recorded("curve", "record", "nothing"),
         "num_tokens": prompts.num_tokens,
         "prompts": prompts.source,
         "prompts_fingerprint": prompts.fingerprint,

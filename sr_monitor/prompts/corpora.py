@@ -15,7 +15,7 @@ that a text, a file and a data set give the same prompts.
 import hashlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +25,6 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from sr_monitor.errors import InputError, check_kind
-from sr_monitor.prompts.files import is_pair
 from sr_monitor.prompts.token_ids import token_ids_of
 
 _BLOCK = 4000
@@ -54,22 +53,6 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     # Tokenizers refuse half a surrogate pair, which is common in scraped JSON.
     text = text.encode("utf-8", "replace").decode("utf-8")
     return list(tokenizer(text, **options)["input_ids"])
-
-
-def encode_pairs(pairs: Sequence[Any], tokenizer: Tokenizer, call: str) -> list[list[int]]:
-    """Tokenise both members of each pair; all must have the same number of tokens."""
-    rows: list[list[int]] = []
-    for index, pair in enumerate(pairs):
-        if not is_pair(pair):
-            raise InputError(f'{call}: pair {index} is {pair!r}, not {{"a": text, "b": text}}')
-        rows += [encode(tokenizer, pair["a"]), encode(tokenizer, pair["b"])]
-        first, a, b = (len(rows[k]) for k in (0, -2, -1))
-        if not a == b == first:
-            raise InputError(
-                f"{call}: in pair {index} ({pair['a']!r}, {pair['b']!r}) a has {a} tokens and b "
-                f"has {b}, in pair 0 a has {first}; all texts need the same number of tokens"
-            )
-    return rows
 
 
 def decode_all(tokenizer: object, windows: Int64[Tensor, "prompt token"]) -> tuple[str, ...] | None:
@@ -188,10 +171,8 @@ def open_dataset(name: str, config: str | None, split: str, call: str) -> Iterat
     try:
         from datasets import load_dataset
     except ImportError as error:
-        raise InputError(
-            f"{call}: the package `datasets` is missing; "
-            "run: pip install 'sr-monitor[transformers]'"
-        ) from error
+        fix = "pip install 'sr-monitor[transformers]'"
+        raise InputError(f"{call}: the package `datasets` is missing; run: {fix}") from error
     try:
         yield from load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # whatever a stranger's file causes, in whichever reader
@@ -223,8 +204,8 @@ def dataset_ids(
         special = special_ids(tokenizer)
         found_ids = (chain.from_iterable(token_ids_of(row) or ()) for row in rows)
         return ([token for token in ids if token not in special] for ids in found_ids)
+    has = "no tokenizer" if tokenizer is None else "a tokenizer"
     raise InputError(
-        f"{call}: the columns are {sorted(first)} and there is "
-        f"{'no' if tokenizer is None else 'a'} tokenizer; pass a tokenizer and column= the "
-        "name of a text column, or a data set with a column 'input_ids'"
+        f"{call}: the columns are {sorted(first)} and there is {has}; pass a tokenizer and column= "
+        "the name of a text column, or a data set with a column 'input_ids'"
     )

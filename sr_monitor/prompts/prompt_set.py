@@ -292,11 +292,14 @@ class PromptSet:
         All texts must have the same number of tokens.
         """
         pairs, call = list(pairs), f"PromptSet.from_pairs({source})"
-        rows = corpora.encode_pairs(pairs, tokenizer, call)
+        for index, pair in enumerate(pairs):
+            if not files.is_pair(pair):
+                raise InputError(f'{call}: pair {index} is {pair!r}, not {{"a": text, "b": text}}')
+        texts = tuple(pair[side] for pair in pairs for side in ("a", "b"))
         labels = tuple(str(pair.get("label", "")) for pair in pairs)
         return cls(
-            token_ids=token_matrix(rows, call),
-            texts=tuple(pair[side] for pair in pairs for side in ("a", "b")),
+            token_ids=token_matrix([corpora.encode(tokenizer, text) for text in texts], call),
+            texts=texts,
             source=source,
             labels=labels if any(labels) else None,
             pairing="explicit",

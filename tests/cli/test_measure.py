@@ -105,7 +105,8 @@ def test_probes_add_their_lines_pictures_and_parts(
     assert (len(kl), len(kl[0])) == (3, numbers["num_steps"])
     assert all(row[0] < 1e-6 < row[-1] for row in kl)
     assert (len(rise["rise"]), rise["at"]) == (3, 0.5)
-    assert {**numbers, "seconds": 0} == {**plain, "seconds": 0}
+    assert numbers["probes"] == {"divergence": {}, "rise": {"at": 0.5}}
+    assert {**numbers, "seconds": 0, "probes": []} == {**plain, "seconds": 0}
     numbers = measure(saved, "--probe", "rise:at=1")
     assert numbers["rise"] == {"rise": [1.0, 1.0, 1.0], "at": 1.0}
     told = refusal(capsys, saved, "--probe", "risen")

@@ -333,8 +333,7 @@ def test_pairs_keep_their_texts_and_labels(name: str, tmp_path: Path) -> None:
         ([{"a": "the"}], "pair 0 is {'a': 'the'}, not"),
         ([("the", "cat")], r"pair 0 is \('the', 'cat'\), not"),
         ([{"a": "the", "b": 3}], "pair 0 is"),
-        ([{"a": "four", "b": "five"}, {"a": "four", "b": "three"}], "pair 1 .*has 4 .*has 5, in"),
-        ([{"a": "four", "b": "five"}, {"a": "seven", "b": "eight"}], "pair 1 .*pair 0 a has 4"),
+        ([{"a": "four", "b": "five"}, {"a": "four", "b": "three"}], "prompt 3 has 5 .* 0 has 4"),
     ],
 )
 @pytest.mark.usefixtures("_as_users_run_it")

@@ -3,7 +3,7 @@
 import itertools
 import random
 from collections import UserDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.utils.data import (
     ConcatDataset,
-    DataLoader,
     Dataset,
     IterableDataset,
     Subset,
@@ -194,7 +193,6 @@ def _kinds(rows: list[list[int]]) -> dict[str, Any]:
         "parts": ConcatDataset([Subset(as_list, range(15)), Subset(as_list, range(15, 40))]),
         "matrix": torch.tensor(rows),
         "array": np.array(rows),
-        "batch": None,
     }
 
 
@@ -203,14 +201,10 @@ def _kinds(rows: list[list[int]]) -> dict[str, Any]:
 )
 def test_every_kind_of_data_gives_the_same_prompts_forever(length: int, fingerprint: str) -> None:
     rows = _rows([length] * 40)
+    request = _request(20, seed=3)
+    assert prompts_from_batch({"input_ids": rows}, request).fingerprint == fingerprint  # type: ignore[union-attr]
     for kind, dataset in _kinds(rows).items():
-        prompts = (
-            prompts_from_batch({"input_ids": rows}, _request(20, seed=3))
-            if kind == "batch"
-            else prompts_from_dataset(dataset, _request(20, seed=3))
-        )
-        assert prompts is not None
-        assert prompts.fingerprint == fingerprint, kind
+        assert _drawn(dataset, 20, seed=3).fingerprint == fingerprint, kind
     assert all(_drawn(rows, 20, seed=seed).fingerprint != fingerprint for seed in (4, -1, 2**40))
 
 
@@ -231,19 +225,6 @@ def test_less_than_three_prompts_are_none() -> None:
         assert prompts_from_dataset(rows, _request()) is None
         assert prompts_from_batch(rows, _request()) is None
     assert len(_drawn(_rows([29]), 2).token_ids) == 2  # all that was asked for
-
-
-def test_a_padded_batch_gives_prompts_as_a_data_set_of_its_rows_does() -> None:
-    rows = _rows([30, 70, 10, 55] * 4)
-    batch = torch.nn.utils.rnn.pad_sequence(list(map(torch.tensor, rows)), batch_first=True)
-    mask = torch.tensor([[1] * len(row) + [0] * (70 - len(row)) for row in rows])
-    found = prompts_from_batch(
-        {"input_ids": batch, "attention_mask": mask}, _request(12, seed=5), _Words()
-    )
-    assert found is not None
-    expected = _drawn(rows, 12, _Words(), seed=5)
-    assert (found.fingerprint, found.texts) == (expected.fingerprint, expected.texts)
-    assert (found.source, found.seed) == ("a batch of the training data", 5)
 
 
 def test_a_row_that_raises_is_named_in_one_line() -> None:
@@ -322,32 +303,3 @@ def test_the_global_generators_are_put_back() -> None:
     assert _state() == before
     assert row["input_ids"]
     assert _state() != before  # the comparison can fail
-
-
-class _Drawing(Dataset[Any]):
-    """Rows that depend on a generator of the data set's own and on the global one."""
-
-    def __init__(self) -> None:
-        self._own = np.random.default_rng(1)
-
-    def __len__(self) -> int:
-        return 64
-
-    def __getitem__(self, index: int) -> Any:
-        return torch.from_numpy(self._own.integers(50, size=20)) + torch.randint(50, (20,))
-
-
-@pytest.mark.parametrize("make", [lambda: TensorDataset(_IDS), _Drawing, lambda: _TABLE])
-def test_a_loader_goes_on_as_if_nothing_had_been_asked(make: Callable[[], Any]) -> None:
-    def batches(*, ask: bool) -> list[str]:
-        torch.manual_seed(3)
-        loader, found = DataLoader(make(), batch_size=8, shuffle=True), []
-        for batch in loader:
-            if ask:
-                prompts = prompts_from_dataset(loader.dataset, _request(9))
-                prompts = prompts or prompts_from_batch(batch, _request(9))
-                assert prompts is not None
-            found.append(repr(batch))
-        return found
-
-    assert batches(ask=True) == batches(ask=False)
