@@ -51,7 +51,7 @@ ALWAYS = ("paths", "slices")
 Part: TypeAlias = Any
 """What a probe keeps of a measurement: a dataclass or a mapping of tensors and plain values."""
 Gather: TypeAlias = Callable[[Shaped[Tensor, "mine ..."]], Shaped[Tensor, "context ..."]]
-"""Joins what the ranks hold of something, on the CPU; the first dimension is the context."""
+"""Joins each rank's rows of a tensor, on the CPU; the first dimension is the context."""
 Progress: TypeAlias = Callable[[int, int], None]
 RGB: TypeAlias = UInt8[np.ndarray, "row column 3"]
 

@@ -1,9 +1,9 @@
-"""How far the next-token distribution moves along each path, from A's own.
+"""Measure how far the next-token distribution moves from A's own along each path.
 
     KL(alpha) = sum over tokens of p_A (log p_A - log p(alpha)),    p = softmax of the logits,
 
-in nats, where p_A is A's own distribution and p(alpha) the one at alpha, read off the points that
-paths run anyway. What it costs more is the map to the vocabulary for each of them.
+in nats, where p_A is A's own distribution and p(alpha) the one at alpha. The points are those that
+paths run anyway; the extra cost is the map to the vocabulary for each of them.
 
     StableRegionCallback(probes=["divergence"])
     record.parts["divergence"]["kl"]              # "pair step"; NaN where adaptive did not look
@@ -66,11 +66,11 @@ class _Reader:
         for piece in torch.split(torch.arange(len(chunk.contexts)), self._at_once):
             contexts = chunk.contexts[piece]
             _, owner = torch.unique(contexts, return_inverse=True)
-            # Points of one context stand together: its clean output is taken from the first.
+            # Points of one context come together: its clean output is taken from the first.
             first = owner.diff(prepend=owner.new_tensor([-1])).nonzero().flatten()
             own = self._log_softmax(chunk.clean[piece[first]])[owner]  # "point token"
             here = self._log_softmax(chunk.outputs[piece])
-            # A token that A never says counts for nothing.
+            # Tokens to which A gives no probability add nothing.
             terms = torch.where(own.isneginf(), 0.0, own.exp() * (own - here))
             self._kl[contexts, chunk.places[piece]] = terms.sum(dim=-1).cpu()
 

@@ -1,4 +1,4 @@
-"""A logged name: what is logged under it, and what it means.
+"""Declare a logged name: what is logged under it, and what it means.
 
 Each probe declares its own, and `sr_monitor.results.run_keys` those of a measurement as a whole.
 

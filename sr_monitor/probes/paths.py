@@ -1,4 +1,4 @@
-"""The 1-D measurement: from prompt A's activation to prompt B's, in A's context.
+"""Measure along straight lines from prompt A's activation to prompt B's, in A's context.
 
     x(alpha) = (1 - alpha) a + alpha b,    alpha = 0, 1/(S-1), ..., 1
     d(alpha) = || F_A(x(alpha)) - F_A(a) ||

@@ -1,4 +1,4 @@
-"""Pictures of paths: the median curve with its quartile band, and the histogram of slopes.
+"""Draw paths: the median curve with its quartile band, and the histogram of slopes.
 
 figure = draw_curves(paths, title="step 1000")
 save_figure(figure, "curves.png")
@@ -48,13 +48,9 @@ def draw_curves(
 ) -> Figure:
     """Draw the median curve with its quartile band, and a straight line: no regions.
 
-    Args:
-        paths: What was measured.
-        title: Its title.
-        earlier: Earlier measurements with their titles, the first of them first: their median
-            curves lie behind, the paler the earlier, and a scale at the right names each. Without
-            it, a few single curves lie behind. An empty one leaves room for the scale all the
-            same, so that the pictures of a run are of one size.
+    Median curves of `earlier` measurements lie behind, the paler the earlier, and a scale at the
+    right names each by its title. None draws a few single curves instead; an empty sequence leaves
+    room for the scale, so that the pictures of a run are of one size.
     """
     figure = new_page(5.0 if earlier is None else 5.0 + _SCALE_WIDTH, 3.7)
     axes = place_axes(figure, LEFT, 0.88, WIDTH, 2.1)

@@ -1,4 +1,4 @@
-"""The 2-D measurement: the plane through three prompts' activations, seen from each of them.
+"""Measure the plane through three prompts' activations, seen from each of them.
 
 A lies at (0, 0), B at (1, 0) and C at (t, 1), with orthogonal axes:
 
@@ -103,7 +103,8 @@ class SlicesProbe(SlicesOptions, Probe):
         num_slices = min(self.num_slices, prompts.num_triples)
         if num_slices == 0:
             return None
-        return _measure(session.share(*prompts.triples(num_slices)), self, riders, progress)
+        share = session.share(*prompts.triples(num_slices))
+        return _measure(share, self.slice_resolution, _SPAN, riders, progress)
 
     def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, Any]]:
         """Draw each slice, and its film with earlier steps."""
@@ -171,20 +172,15 @@ def measure_slices(
     )
     prompts = prompts_a, prompts_b, prompts_c
     with open_session(model, prompts, options, ranks) as session:
-        share = session.share(*prompts)
-        riders = Riders(session, ())
-        return _measure(share, plane, riders, progress or no_progress, span=span)
+        share, riders = session.share(*prompts), Riders(session, ())
+        return _measure(share, plane.slice_resolution, span, riders, progress or no_progress)
 
 
 def _measure(
-    share: Share,
-    options: SlicesOptions,
-    riders: Riders,
-    progress: Progress,
-    span: tuple[float, float] = _SPAN,
+    share: Share, resolution: int, span: tuple[float, float], riders: Riders, progress: Progress
 ) -> Slices:
     """Measure this rank's triples, one after the other, and gather all."""
-    engine, resolution = share.session.engine, options.slice_resolution
+    engine = share.session.engine
     coordinates = torch.linspace(*span, resolution, dtype=torch.float64)
     corners = torch.stack(share.activations(), dim=1)
     prompts = torch.stack(share.prompts, dim=1)
@@ -206,14 +202,8 @@ def _measure(
                 inside = place >= 0  # without the corners' own activations
                 corner, place = corner[inside], place[inside]
                 maps[triple, corner, place] = chunk.distance[inside].to(maps.device)
-                riders.read(
-                    Chunk(
-                        contexts=3 * triple + corner,
-                        places=place,
-                        outputs=chunk.outputs[inside],
-                        clean=chunk.clean[inside],
-                    )
-                )
+                outputs, clean = chunk.outputs[inside], chunk.clean[inside]
+                riders.read(Chunk(3 * triple + corner, place, outputs, clean))
 
             engine.run(engine.open(prompts[triple, chosen]), points[chosen], see)
 
@@ -231,7 +221,7 @@ def _measure(
 
 
 def _foot(corners: Float[Tensor, "triple 3 d_model"]) -> Float[Tensor, " triple"]:
-    """t; 0 where A and B coincide and every t gives the same plane."""
+    """Return t; 0 where A and B coincide and every t gives the same plane."""
     a, b, c = corners.unbind(dim=1)
     along = b - a
     return ((c - a) * along).sum(-1) / (along * along).sum(-1).clamp_min(1e-30)
@@ -240,7 +230,7 @@ def _foot(corners: Float[Tensor, "triple 3 d_model"]) -> Float[Tensor, " triple"
 def _weights(
     coordinates: Float[Tensor, " row"], foot: Float[Tensor, " triple"]
 ) -> Float[Tensor, "triple point 3"]:
-    """Each point of the plane as a weighted sum of a, b and c, row by row."""
+    """Return the weights of a, b and c at each point of the plane, row by row."""
     v, u = torch.meshgrid(coordinates, coordinates, indexing="ij")
     u, v = u.flatten(), v.flatten()
     weight_b = u - v * foot[:, None]

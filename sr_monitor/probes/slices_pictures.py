@@ -1,4 +1,4 @@
-"""Pictures of slices: one slice with its three prompts, and a film of one slice over many steps.
+"""Draw slices: one with its three prompts, and a film of one over many steps.
 
 figure = draw_slice(slices, 0, prompts=prompts.texts_of_triple(0))
 film = join_frames([pixels(draw_film([entry], 0)) for entry in entries])

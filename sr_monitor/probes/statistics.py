@@ -1,4 +1,4 @@
-"""Numbers over many curves: medians, quartiles, and how sure a median is.
+"""Summarise many curves: medians, quartiles, and how sure a median is.
 
 Quantiles interpolate linearly between the two nearest values, as `numpy.percentile` does. The
 interval of a median is the percentile bootstrap: draw the n values n times with replacement, take
