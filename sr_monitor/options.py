@@ -21,6 +21,7 @@ Effect = Literal["curve", "record", "nothing"]
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def option(default: _T, doc: str, *, least: int | None = None, effect: Effect = "curve") -> _T:
@@ -71,9 +72,21 @@ def takes(options: Callable[_P, Options]) -> Callable[[Any], Callable[Concatenat
         own = next(iter(inspect.signature(method).parameters.values()))
         passed = inspect.signature(options).parameters.values()
         method.__signature__ = inspect.Signature([own, *passed], return_annotation=None)
-        lines = [f"    {name}: {each.metadata['doc']}" for name, each in arguments.items()]
-        method.__doc__ = "\n".join([inspect.cleandoc(method.__doc__), "", "Args:", *lines])
-        return cast(Callable[Concatenate[Any, _P], None], method)
+        explained = explains(cast(type[Options], options))(method)
+        return cast(Callable[Concatenate[Any, _P], None], explained)
 
-    arguments = declared(cast(type[Options], options))
+    return decorate
+
+
+def explains(*options: type[Options]) -> Callable[[_F], _F]:
+    """Say in the docstring of a function what those of its arguments mean that are options."""
+
+    def decorate(function: _F) -> _F:
+        docs = {name: each.metadata["doc"] for of in options for name, each in declared(of).items()}
+        taken = inspect.signature(function).parameters
+        lines = [f"    {name}: {docs[name]}" for name in docs if name in taken]
+        doc = inspect.cleandoc(function.__doc__ or "")
+        function.__doc__ = "\n".join([doc, "", "Args:", *lines])
+        return function
+
     return decorate

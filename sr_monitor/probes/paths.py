@@ -26,7 +26,7 @@ from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.session import Session, SessionOptions, Share, open_session
 from sr_monitor.model.stream import Output
-from sr_monitor.options import Options, option
+from sr_monitor.options import Options, explains, option
 from sr_monitor.probes import sharpness
 from sr_monitor.probes.base import (
     RGB,
@@ -207,6 +207,7 @@ class PathsProbe(PathsOptions, Probe):
         )
 
 
+@explains(PathsOptions, SessionOptions)
 def measure_paths(
     model: nn.Module,
     prompts_a: Int[Tensor, "pair token"],
@@ -229,9 +230,8 @@ def measure_paths(
         paths.max_slope            # near 1: no regions; S - 1: a step
 
     `prompts_a` are the token ids whose context is used, `prompts_b` those whose activations the
-    paths lead to, all of one length. `PathsOptions` and `SessionOptions` explain the options.
-    `progress` is called with the number of pairs done and of all. Each of the `ranks` makes this
-    call, takes its share of the pairs, and gets all results.
+    paths lead to, all of one length. `progress` is called with the number of pairs done and of
+    all. Each of the `ranks` makes this call, takes its share of the pairs, and gets all results.
 
     Raises:
         InputError: Something asked for cannot be done; the message names the fix.

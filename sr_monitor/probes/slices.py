@@ -30,7 +30,7 @@ from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.session import Session, SessionOptions, Share, open_session
 from sr_monitor.model.stream import Output
-from sr_monitor.options import Options, option
+from sr_monitor.options import Options, explains, option
 from sr_monitor.probes.base import (
     RGB,
     Page,
@@ -133,6 +133,7 @@ def _frame(page: Page, triple: int) -> RGB:
     return frame
 
 
+@explains(SessionOptions)
 def measure_slices(
     model: nn.Module,
     prompts_a: Int[Tensor, "triple token"],
@@ -157,7 +158,7 @@ def measure_slices(
 
     `prompts_a`, `prompts_b` and `prompts_c` are token ids of one length: the corners at (0, 0),
     (1, 0) and (t, 1). Both axes have `resolution` points, from the first to the second coordinate
-    of `span`. Everything else is as in `measure_paths`.
+    of `span`. `progress` and `ranks` are as in `measure_paths`.
     """
     plane = SlicesOptions(num_slices=len(prompts_a), slice_resolution=resolution)
     if len(span) != 2 or not -math.inf < span[0] < span[1] < math.inf:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from sr_monitor.errors import InputError
 from sr_monitor.probes.drawing import (
     DPI,
     INK,
@@ -43,7 +42,6 @@ def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = N
     Red, green and blue tell how close the output is to that of A, B and C; hatched grey is not
     finite. An arrowhead at the edge points to a point outside of the picture.
     """
-    _check_triple("draw_slice", slices, triple)
     from matplotlib.ticker import MaxNLocator
 
     below = 0.0 if prompts is None else 0.62
@@ -53,10 +51,8 @@ def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = N
     axes.set(xlabel="from A towards B", ylabel="from the line AB towards C")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
-    for line, (name, prompt) in enumerate(
-        zip(_CORNERS if prompts else (), prompts or (), strict=True)
-    ):
-        height = 0.47 - 0.17 * line
+    for name, prompt in zip(_CORNERS, prompts or (), strict=prompts is not None):
+        height = 0.47 - 0.17 * "ABC".index(name)
         write_text(figure, 0.2, height, name, 8.0, _CORNERS[name], 0.2, weight="bold")
         write_text(figure, 0.4, height, prompt, 8.0, _CORNERS[name], 3.05, keep_end=True)
     return settled(figure)
@@ -65,8 +61,6 @@ def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = N
 @own_style()
 def draw_film(slices_by_step: Sequence[tuple[str, Slices]], triple: int) -> Figure:
     """Draw one triple's slice at several steps, left to right, each under its title."""
-    for _, slices in slices_by_step:
-        _check_triple("draw_film", slices, triple)
     (width, height), corners = _film_layout(len(slices_by_step))
     figure = new_page(width, height)
     for (title, slices), (left, top) in zip(slices_by_step, corners, strict=True):
@@ -108,15 +102,6 @@ def _film_layout(count: int) -> tuple[tuple[float, float], list[tuple[float, flo
 
 def _to_pixels(inches: float) -> int:
     return round(inches * DPI)
-
-
-def _check_triple(call: str, slices: Slices, triple: int) -> None:
-    """Refuse a triple that was not measured."""
-    count = len(slices.foot)
-    if not 0 <= triple < count:
-        raise InputError(
-            f"{call}(triple={triple}): there are {count} triples; pass one of 0 to {count - 1}"
-        )
 
 
 def _paint(axes: Axes, slices: Slices, triple: int, *, mark_size: float) -> None:

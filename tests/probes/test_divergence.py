@@ -47,8 +47,13 @@ def _oracle(specimen: zoo.Specimen) -> Float[Tensor, "pair step"]:
     return torch.stack(rows).view(NUM_PAIRS, NUM_STEPS).float()
 
 
-@pytest.mark.parametrize("output", ["final_norm", "logits"])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "gemma2_window", "nano_gpt", "mamba"])
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [
+        *(("llama", "logits"), ("gpt2", "final_norm"), ("gemma2_window", "final_norm")),
+        *(("gemma2_window", "logits"), ("nano_gpt", "final_norm"), ("mamba", "final_norm")),
+    ],
+)
 def test_the_curve_is_the_definition(name: str, output: Output) -> None:
     specimen = zoo.build(name)
     found, expected = _measured(specimen, output=output), _oracle(specimen)

@@ -1,9 +1,10 @@
 """All probes of a measurement share one session, and one pass over the points of each set."""
 
 import hashlib
+import inspect
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sr_monitor import PromptSet
+from sr_monitor import PromptSet, measure_paths, measure_slices
 from sr_monitor.model.engine import Chunk, Way
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.session import Session, SessionOptions
@@ -111,14 +112,14 @@ def _assert_shown_as_measured(parts: dict[str, Part]) -> None:
     assert torch.equal(on_slices["distance"].view(slices.shape), slices)
 
 
-@pytest.mark.parametrize("sampling", ["grid", "adaptive"])
 @pytest.mark.parametrize(
-    ("name", "engine", "max_tokens"),
+    ("name", "engine", "max_tokens", "sampling"),
     [
-        ("llama", "shared", None),
-        ("llama", "shared", 30),
-        ("gpt2", "rows", 30),
-        ("mamba", "auto", None),
+        ("llama", "shared", None, "grid"),
+        ("llama", "shared", 30, "adaptive"),
+        ("gpt2", "rows", 30, "grid"),
+        ("gpt2", "rows", 30, "adaptive"),
+        ("mamba", "auto", None, "adaptive"),
     ],
 )
 def test_riders_see_each_point_once_and_cost_no_forward(
@@ -207,6 +208,13 @@ def test_a_probe_with_points_of_its_own_has_riders_and_a_bar_too() -> None:
     assert told == [("paths", 3, 3), ("ends", 4, 4)]
     assert torch.equal(parts["watching_ends"]["distance"], torch.zeros(4, 1))
     assert parts["ends"]["clean"].shape == (4, zoo.WIDTH)
+
+
+@pytest.mark.parametrize("function", [measure_paths, measure_slices])
+def test_the_help_explains_every_argument(function: Callable[..., Any]) -> None:
+    explained = inspect.getdoc(function) or ""
+    for name in [*inspect.signature(function).parameters][1:]:
+        assert f"`{name}`" in explained or f"\n    {name}: " in explained, name
 
 
 def test_a_run_keeps_to_the_way_it_began_with() -> None:

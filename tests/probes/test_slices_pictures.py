@@ -9,7 +9,6 @@ import torch
 from matplotlib.colors import to_rgb
 from torch import Tensor
 
-from sr_monitor.errors import InputError
 from sr_monitor.probes.drawing import rasterise
 from sr_monitor.probes.slices import Slices
 from sr_monitor.probes.slices_pictures import draw_film, draw_slice, join_frames
@@ -194,10 +193,3 @@ def test_joined_frames_are_the_film_which_goes_on_in_the_next_row(
     np.testing.assert_array_equal(join_frames(frames), rasterise(film))
     heights = [round(axes.get_window_extent().y0) for axes in film.axes]
     assert [heights.count(height) for height in sorted(set(heights), reverse=True)] == rows
-
-
-def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(InputError, match=r"draw_slice\(triple=1\): there are 1 triples; .* 0 to 0"):
-        draw_slice(random_plane(), 1)
-    with pytest.raises(InputError, match=r"draw_film\(triple=-1\)"):
-        draw_film([("step 0", random_plane())], -1)
