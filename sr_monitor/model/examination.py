@@ -171,13 +171,13 @@ def _check_blocks(anatomy: Anatomy, look: _Look, prompts: Int[Tensor, "prompt to
         )
     for index, output in look.blocks.items():
         hidden = first_tensor(output)
-        beside = [] if isinstance(output, Tensor) else [p for p in output if isinstance(p, Tensor)]
-        if not _is_stream(hidden, prompts) or [p.shape for p in beside].count(hidden.shape) > 1:
-            shapes = ", ".join(str(tuple(part.shape)) for part in beside or [output])
+        parts = output if isinstance(output, tuple | list) else [hidden]
+        shapes = [tuple(p.shape) if isinstance(p, Tensor) else type(p).__name__ for p in parts]
+        if not _is_stream(hidden, prompts) or shapes.count(tuple(hidden.shape)) > 1:
             raise _Unfit(
-                f"block {index + 1} of {name} puts out {shapes}, not one tensor of (prompt, token, "
-                "width): there is no one activation to replace; this architecture cannot be "
-                "measured"
+                f"block {index + 1} of {name} puts out {', '.join(map(str, shapes))}, not one "
+                "tensor of (prompt, token, width): there is no one activation to replace; this "
+                "architecture cannot be measured"
             )
 
 

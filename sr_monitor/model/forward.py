@@ -4,7 +4,7 @@ result = Forward(anatomy, with_logits=True)(prompts)
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,7 +43,15 @@ class Forward:
             self.before_call()
         # (1, token) -> (token,)
         token_ids = prompts.squeeze(0) if self.arrangement == "sequence" else prompts
-        with self._in_step(), self._sparing_unembedding():
+        asked = self.with_logits or "logits_to_keep" in self.anatomy.arguments
+        with ExitStack() as stack:
+            if self.before_call is not None:
+                # Bring a forward that fails to its end, as other ranks wait inside the model. FSDP1
+                # exchanges in a wrapper's forward, around that of the block.
+                blocks = [inside_fsdp1(block) for block in self.anatomy.blocks]
+                stack.enter_context(failing_last(blocks, self.tuple_length))
+            if self.unembedding is not None and not asked:
+                stack.enter_context(standing_aside([self.unembedding]))
             if not self.anatomy.is_hugging_face:
                 return self.anatomy.root(token_ids)
             kept = {} if cache is None else {"past_key_values": cache}
@@ -60,18 +68,3 @@ class Forward:
         if not self.with_logits:
             switches["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
         return {name: switches[name] for name in switches.keys() & self.anatomy.arguments}
-
-    def _in_step(self) -> AbstractContextManager[None]:
-        """Bring a forward that fails to its end where others wait inside the model."""
-        if self.before_call is None:
-            return nullcontext()
-        # FSDP1 exchanges in a wrapper's forward, around that of the block.
-        blocks = [inside_fsdp1(block) for block in self.anatomy.blocks]
-        return failing_last(blocks, self.tuple_length)
-
-    def _sparing_unembedding(self) -> AbstractContextManager[None]:
-        """Spare the map to the vocabulary where the model cannot be asked to leave it out."""
-        asked = self.with_logits or "logits_to_keep" in self.anatomy.arguments
-        if self.unembedding is None or asked:
-            return nullcontext()
-        return standing_aside([self.unembedding])

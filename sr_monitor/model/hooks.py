@@ -10,6 +10,7 @@ Each is a context manager that leaves the module as it was, also after an except
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,24 +27,12 @@ def editing(
     `pick` finds the tensor in the output, the first one by default. Where `edit` returns None,
     nothing is replaced; that it was never called is an error.
     """
-    calls = []
-
-    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        calls.append(True)
-        name = None if args else _first_tensor_name(kwargs)
-        new = edit(args[0] if name is None else kwargs[name])
-        if new is None:
-            return None
-        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
-
-    def on_output(_: nn.Module, __: Any, output: Any) -> Any:
-        calls.append(True)
-        new = edit((pick or first_tensor)(output))
-        return None if new is None else with_first_tensor(output, new)
-
+    calls: list[None] = []
     if before:
+        on_input = partial(_edit_input, edit, calls)
         handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
     else:
+        on_output = partial(_edit_output, edit, pick or first_tensor, calls)
         handle = module.register_forward_hook(on_output)
     try:
         yield
@@ -55,6 +44,25 @@ def editing(
             "exported code, or calls a module's forward; pass the module that was compiled, and "
             "call modules themselves"
         )
+
+
+def _edit_input(
+    edit: Any, calls: list[None], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    calls.append(None)
+    name = None if args else _first_tensor_name(kwargs)
+    new = edit(args[0] if name is None else kwargs[name])
+    if new is None:
+        return None
+    return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+
+def _edit_output(
+    edit: Any, pick: Any, calls: list[None], _: nn.Module, __: Any, output: Any
+) -> Any:
+    calls.append(None)
+    new = edit(pick(output))
+    return None if new is None else with_first_tensor(output, new)
 
 
 @contextmanager
@@ -73,19 +81,15 @@ def standing_aside(modules: Sequence[nn.Module], tuple_length: int = 0) -> Itera
 
     `tuple_length` is the length of the tuple they put out, 0 for a bare tensor.
     """
-    hand_on = _hand_on(tuple_length)
     with ExitStack() as stack:
         for module in modules:
-            stack.enter_context(forward_replaced(module, hand_on))
+            stack.enter_context(forward_replaced(module, partial(_hand_on, tuple_length)))
         yield
 
 
-def _hand_on(tuple_length: int) -> Callable[..., Any]:
-    def hand_on(*args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs[_first_tensor_name(kwargs)]
-        return (hidden, *[None] * (tuple_length - 1)) if tuple_length else hidden
-
-    return hand_on
+def _hand_on(tuple_length: int, *args: Any, **kwargs: Any) -> Any:
+    hidden = args[0] if args else kwargs[_first_tensor_name(kwargs)]
+    return (hidden, *[None] * (tuple_length - 1)) if tuple_length else hidden
 
 
 @contextmanager
@@ -95,24 +99,20 @@ def failing_last(modules: Sequence[nn.Module], tuple_length: int = 0) -> Iterato
     Ranks that share weights exchange them in every module: if one rank broke off a forward, the
     others would wait in the middle of theirs.
     """
-    hand_on = _hand_on(tuple_length)
     errors: list[Exception] = []
 
-    def tried(forward: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            if not errors:
-                try:
-                    return forward(*args, **kwargs)
-                except Exception as error:
-                    errors.append(error)
-            return hand_on(*args, **kwargs)
-
-        return run
+    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if not errors:
+            try:
+                return forward(*args, **kwargs)
+            except Exception as error:
+                errors.append(error)
+        return _hand_on(tuple_length, *args, **kwargs)
 
     try:
         with ExitStack() as stack:
             for module in modules:
-                stack.enter_context(forward_replaced(module, tried(module.forward)))
+                stack.enter_context(forward_replaced(module, partial(run, module.forward)))
             yield
     except Exception:
         if not errors:

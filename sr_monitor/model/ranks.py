@@ -62,20 +62,7 @@ class RankGroup:
         # "mine ..." of each rank to "item ..."; the items that only fill up come last.
         return torch.cat(all_ranks)[:count].cpu()
 
-    def broadcast(self, value: Shaped[Tensor, "..."]) -> Shaped[Tensor, "..."]:
-        """Return the leader's value on every rank; the shapes are equal."""
-        if self.size == 1:
-            return value
-        self.sync_errors()
-        here = value.to(_device()).contiguous().clone()
-        dist.broadcast(here, src=0)
-        return here.to(value.device)
-
-    def broadcast_number(self, number: int) -> int:
-        """Return the leader's number on every rank."""
-        return int(self.broadcast(torch.tensor(number)))
-
-    def broadcast_object(self, value: _T) -> _T:
+    def broadcast(self, value: _T) -> _T:
         """Return what the leader has on every rank: anything that can be pickled."""
         if self.size == 1:
             return value

@@ -56,7 +56,7 @@ def choose_engine(
         return Engine(stream, "plain", budget)
     # As one piece of work, so that running out of memory halves the budget and compares again.
     in_chunks(1, tokens_each=1, budget=budget, work=compare)
-    return Engine(stream, _WAYS[ranks.broadcast_number(_WAYS.index(chosen[-1]))], budget)
+    return Engine(stream, ranks.broadcast(chosen[-1]), budget)
 
 
 class _Check:
@@ -142,7 +142,7 @@ class _Check:
                 reason = str(error).strip().split("\n")[0]
                 return f"the {engine.way!r} way of measuring fails on this model, {reason!r}"
             complaint = self._disagreement(engine.way, expected, measured)
-            if self.ranks.broadcast_number(int(complaint is not None)):
+            if self.ranks.broadcast(complaint is not None):
                 return complaint or f"the {engine.way!r} way disagrees on the leading rank"
         return None
 

@@ -234,7 +234,7 @@ class Monitor:
         self.pace.begin(step)
         if self._ranks is None:  # not when it was made: they may come together later
             self._ranks = RankGroup.present()
-            self.prompts = self.ranks.broadcast_object(self.prompts)
+            self.prompts = self.ranks.broadcast(self.prompts)
         with self.ranks.failing_together():
             anatomy = dissect(model, self.config.layer_path)
             check_layer(anatomy, self.config.layer)
@@ -245,7 +245,7 @@ class Monitor:
             album = Album(self.writers, prefix=f"{self.store.name}/")
             new = [writer for writer in self.writers if getattr(writer, "is_new", False)]
             earlier = self._go_on(album, step, keep=bool(new)) if self.ranks.is_leader else []
-        self.last_step, self.way = self.ranks.broadcast_object((self.last_step, self.way))
+        self.last_step, self.way = self.ranks.broadcast((self.last_step, self.way))
         self._album = album
         # A writer that fails here is no reason not to measure.
         with self.guard.catching("showing the prompts"), self.ranks.failing_together():

@@ -46,7 +46,7 @@ class Pace:
         # Errors can be one rank's alone: the leader's in saving, say.
         if not ranks.minimum(int(not is_off)):
             return False
-        wait = ranks.broadcast_number(self.steps_to_wait(step))  # clocks differ
+        wait = ranks.broadcast(self.steps_to_wait(step))  # clocks differ
         self._next_question = step + max(1, wait)
         return wait == 0
 

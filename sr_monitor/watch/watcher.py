@@ -181,7 +181,7 @@ class Watcher(Generic[_Options]):
             last_chance = self._collect(batch) or training.is_last_chance
             prompts = self._choose_prompts(store, training, state, batch)
             # The leader's count, on which ever rank there are none.
-            prompts, last_chance = ranks.broadcast_object((prompts, last_chance))
+            prompts, last_chance = ranks.broadcast((prompts, last_chance))
             if prompts is None and last_chance:
                 raise InputError(
                     "StableRegionCallback: no token ids were found in the training data, or fewer "

@@ -434,18 +434,20 @@ def test_what_a_foreign_model_s_unembedding_reads_is_found(vocab: int, end: str)
 class _Apart(nn.Module):
     """Hands on what it adds beside the stream itself, as the first Mamba's blocks do."""
 
-    def __init__(self) -> None:
+    def __init__(self, put_out: type) -> None:
         super().__init__()
-        self.inner = nn.Linear(zoo.WIDTH, zoo.WIDTH)
+        self.put_out, self.inner = put_out, nn.Linear(zoo.WIDTH, zoo.WIDTH)
 
     def forward(self, x: Any) -> Any:
-        stream = x if isinstance(x, Tensor) else x[0] + x[1]
-        return self.inner(stream), stream
+        stream = x if isinstance(x, Tensor) else sum(x.values() if isinstance(x, dict) else x)
+        parts = (self.inner(stream), stream)
+        return parts if self.put_out is tuple else dict(enumerate(parts))
 
 
-def test_a_stream_in_two_parts_is_refused() -> None:
+@pytest.mark.parametrize("put_out", [tuple, dict])
+def test_a_stream_in_two_parts_is_refused(put_out: type) -> None:
     """Replacing one of them alone would be another experiment, and look like a result."""
-    model = zoo.HandMade([_Apart() for _ in range(3)])
+    model = zoo.HandMade([_Apart(put_out) for _ in range(3)])
     model.unembedding.register_forward_pre_hook(lambda _, args: args[0][0] + args[0][1])
-    with pytest.raises(InputError, match="not one tensor"):
+    with pytest.raises(InputError, match=r"block 1 of HandMade .*not one tensor"):
         measure_paths(model, *pairs(zoo.build("nano_gpt")))
