@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sr_monitor.model.wrappers import resharded_afterwards
 
@@ -82,7 +82,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 
 def _numbers(module: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, int | float)}
+    kinds = int | float | Tensor  # a length may be a tensor
+    return {name: value for name, value in vars(module).items() if isinstance(value, kinds)}
 
 
 def _eager() -> AbstractContextManager[Any]:

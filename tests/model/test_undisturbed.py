@@ -78,7 +78,12 @@ def _module_state(module: nn.Module) -> tuple[Any, ...]:
     own = vars(module)
     hooks = {name: len(value) for name, value in own.items() if name.endswith("_hooks")}
     patches = [id(own.get(name)) for name in ("forward", "_compiled_call_impl")]
-    return type(module), module.training, set(own), hooks, patches
+    plain = {
+        name: _bits(value) if isinstance(value, Tensor) else value
+        for name, value in own.items()
+        if isinstance(value, int | float | Tensor)
+    }
+    return type(module), set(own), plain, hooks, patches
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
