@@ -1,7 +1,7 @@
-"""The callback for Lightning: its events, handed to a `sr_monitor` watcher.
+"""The callback for Lightning: hands its events to a `sr_monitor` watcher.
 
-Measured are the step that training begins at, each step of the schedule right after the update of
-the optimizer, and the last step, all in the precision of the run. What a resumed run needs lies in
+It measures the step that training begins at, each step of the schedule right after the update of
+the optimizer, and the last step, in the precision of the run. What a resumed run needs lies in
 Lightning's checkpoints, under "sr_monitor" and the name of the folder of records.
 
     L.Trainer(callbacks=[StableRegionCallback(every=500)]).fit(module)
@@ -36,17 +36,14 @@ class LightningOptions(WatchOptions):
 
     model: Wanted | None = option(
         None,
-        "The language model, the attribute of the `LightningModule` that holds it, or a function "
-        "that finds it; by default the one Hugging Face model in it, else the one module in it "
-        "that has a list of blocks, else itself.",
+        "The language model, its name in the `LightningModule`, or a function that finds it; by "
+        "default the only language model in it.",
         effect="nothing",
     )
 
 
 class StableRegionCallback(Callback):
     """Watches how stable regions form in a language model inside a `LightningModule`.
-
-        L.Trainer(callbacks=[StableRegionCallback()]).fit(module)
 
     The step is `trainer.global_step`, the number of updates.
     """
@@ -66,12 +63,12 @@ class StableRegionCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save what a resumed run needs in order to go on; note that a checkpoint is saved."""
+        """Save what a resumed run needs in order to go on."""
         self.watcher.add_state(checkpoint.setdefault(_STATES, {}))
         self.watcher.wanted |= self.watcher.options.with_save
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepare everything, and measure the model as it is before the first update."""
+        """Measure the model as it is before the first update."""
         _begin(self.watcher, trainer, pl_module)
 
     def on_train_batch_start(
@@ -120,7 +117,7 @@ def _begin(
         log_dir = trainer.log_dir or trainer.default_root_dir
         options, loaders = watcher.options, trainer.train_dataloader
         return Training(
-            model=find_language_model(pl_module, options.model, layer_path=options.layer_path),
+            model=find_language_model(pl_module, options.model, options.layer_path),
             step=trainer.global_step,
             run=trainer,
             log_dir=None if running.fast_dev_run else log_dir,
@@ -143,12 +140,12 @@ def _measure(
 ) -> None:
     if watcher.monitor is not None and watcher.training is not None:
         with as_in_training(watcher.training.model, trainer, pl_module) as model:
-            count = watcher.tokens
-            watcher.at_step(model, trainer.global_step, tokens=lambda: count.total, last=last)
+            tokens = watcher.tokens
+            watcher.at_step(model, trainer.global_step, tokens=lambda: tokens.total, last=last)
 
 
 def _old_states(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return the states that version 0.1 kept under keys of Lightning's, by the folder's name."""
-    states, ours = checkpoint.get("callbacks", {}), f"{StableRegionCallback.__name__}{{"
-    found = (state for key, state in states.items() if str(key).startswith(ours))
+    states = checkpoint.get("callbacks", {}).items()
+    found = (state for key, state in states if str(key).startswith("StableRegionCallback{"))
     return {Path(state.get("folder") or "stable_regions").name: state for state in found}

@@ -1,15 +1,14 @@
-"""The language model inside a `LightningModule`: where it is, and how it is called.
+"""Find the language model inside a `LightningModule`, and call it as the training does.
 
-It is called in the precision of the training, through what shards it. A strategy that shards the
-whole `LightningModule` has to be called itself; so the forward of the `LightningModule` is for that
-moment the model's.
+It is called in the precision of the training, through what shards it: where that is a wrapper of
+the whole `LightningModule`, the forward of the `LightningModule` is meanwhile the model's.
 
-    model = find_language_model(pl_module, None, layer_path=None)
+    model = find_language_model(pl_module, None, None)
     with as_in_training(model, trainer, pl_module) as callable_model:
         callable_model(token_ids)
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -34,71 +33,55 @@ _LANGUAGE_MODELS = {"PreTrainedModel", "PeftModel"}
 
 
 def find_language_model(
-    pl_module: LightningModule, wanted: Wanted | None, *, layer_path: LayerPath
+    pl_module: LightningModule, wanted: Wanted | None, layer_path: LayerPath
 ) -> nn.Module:
-    """The module that `wanted` is, names or finds, or the only one that can be meant.
+    """Return the module that `wanted` is, names or finds.
 
-    With a `layer_path`, one that has its blocks there can be meant.
+    By default it is the one Hugging Face model in the `LightningModule`, else the one child that
+    has a list of blocks, at `layer_path` if that is given, else the `LightningModule` itself.
     """
     if wanted is None:
         return _only_language_model(pl_module, layer_path)
-    if isinstance(wanted, nn.Module):
-        return _as_it_is_called(pl_module, wanted)
+    if isinstance(wanted, nn.Module):  # the module itself, or what FSDP has put around it
+        found = (module for module in pl_module.modules() if inside_fsdp1(module) is wanted)
+        if (module := next(found, None)) is None:
+            raise _refusal(pl_module, f"model={type(wanted).__name__}", "does not hold that module")
+        return module
     if callable(wanted):
         return wanted(pl_module)
     try:
         return pl_module.get_submodule(wanted)
     except AttributeError as error:
-        raise InputError(
-            f"StableRegionCallback(model={wanted!r}): {type(pl_module).__name__} has no such "
-            f"module; pass one of: {_names(dict(pl_module.named_children()))}"
-        ) from error
-
-
-def _as_it_is_called(pl_module: LightningModule, wanted: nn.Module) -> nn.Module:
-    """The module itself, or what FSDP has put around it."""
-    for module in pl_module.modules():
-        if inside_fsdp1(module) is wanted:
-            return module
-    raise InputError(
-        f"StableRegionCallback(model=): the {type(wanted).__name__} that was passed is not in "
-        f"{type(pl_module).__name__}, which is trained; pass one of its modules, or the name of "
-        f"one: {_names(dict(pl_module.named_children()))}"
-    )
+        raise _refusal(pl_module, f"model={wanted!r}", "has no such module") from error
 
 
 def _only_language_model(pl_module: LightningModule, layer_path: LayerPath) -> nn.Module:
-    found = dict(_outermost(pl_module, _is_hugging_face)) or {
+    found = dict(_hugging_face_models(pl_module)) or {
         name: child for name, child in pl_module.named_children() if _has_blocks(child, layer_path)
     }
     if not found and _has_blocks(pl_module, layer_path):
         return pl_module
-    if len({id(child) for child in found.values()}) != 1:
-        given = f"({layer_path=})" if isinstance(layer_path, str) else ""
-        raise InputError(
-            f"StableRegionCallback{given}: {type(pl_module).__name__} holds {len(found)} language "
-            "models, not one; name it with model=, one of: "
-            f"{_names(found or dict(pl_module.named_children()))}"
-        )
+    if len(set(found.values())) != 1:
+        call = f"{layer_path=}" if isinstance(layer_path, str) else ""
+        raise _refusal(pl_module, call, f"holds {len(found)} language models, not one", *found)
     return next(iter(found.values()))
 
 
-def _names(modules: Mapping[str, nn.Module]) -> str:
-    return ", ".join(map(repr, modules))
+def _refusal(pl_module: LightningModule, call: str, problem: str, *names: str) -> InputError:
+    listed = ", ".join(map(repr, names or dict(pl_module.named_children())))
+    kind = type(pl_module).__name__
+    return InputError(
+        f"StableRegionCallback({call}): {kind} {problem}; pass model=, one of: {listed}"
+    )
 
 
-def _outermost(
-    module: nn.Module, wanted: Callable[[nn.Module], bool], path: str = ""
-) -> Iterator[tuple[str, nn.Module]]:
+def _hugging_face_models(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the outermost ones, by name."""
     for name, child in module.named_children():
-        if wanted(child):
+        if class_names(inside_fsdp1(child)) & _LANGUAGE_MODELS:
             yield path + name, child
         else:
-            yield from _outermost(child, wanted, f"{path}{name}.")
-
-
-def _is_hugging_face(module: nn.Module) -> bool:
-    return bool(class_names(inside_fsdp1(module)) & _LANGUAGE_MODELS)
+            yield from _hugging_face_models(child, f"{path}{name}.")
 
 
 def _has_blocks(module: nn.Module, layer_path: LayerPath) -> bool:
@@ -115,8 +98,10 @@ def _has_blocks(module: nn.Module, layer_path: LayerPath) -> bool:
 def as_in_training(
     model: nn.Module, trainer: Trainer, pl_module: LightningModule
 ) -> Iterator[nn.Module]:
-    """The model in the precision of the run, called through what shards it."""
-    root = _root(trainer, pl_module)
+    """Lend the model in the precision of the run, called through what shards it."""
+    # What has to be called instead of the model inside, if anything.
+    outer = (trainer.strategy.model, pl_module)
+    root = next((each for each in outer if each is not None and must_be_called(each)), None)
     if root is not None:
         model = root if model is pl_module else CalledThrough(root, pl_module, model)
     with _precision(trainer, unwrap(model)):
@@ -141,11 +126,3 @@ def _precision(trainer: Trainer, model: nn.Module) -> Iterator[None]:
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def _root(trainer: Trainer, pl_module: LightningModule) -> nn.Module | None:
-    """Return what has to be called instead of the model inside, if anything."""
-    outer = trainer.strategy.model
-    if outer is not None and must_be_called(outer):
-        return outer
-    return pl_module if must_be_called(pl_module) else None

@@ -1,9 +1,9 @@
-"""The callback for the Hugging Face Trainer: its events, handed to a `sr_monitor` watcher.
+"""The callback for the Hugging Face Trainer: hands its events to a `sr_monitor` watcher.
 
-Measured are the step that training begins at, each step of the schedule right after the update of
+It measures the step that training begins at, each step of the schedule right after the update of
 the optimizer, and the last step, before the best weights may take its place. What a resumed run
-needs lies in `stable_regions.json` inside each checkpoint; the Trainer's own way to save a
-callback's state is not used, because it replaces the callback by another one.
+needs lies in `stable_regions.json` inside each checkpoint: the Trainer's own way to restore a
+callback's state replaces the callback.
 
     Trainer(model, args, train_dataset=dataset, callbacks=[StableRegionCallback(every=500)])
 """
@@ -28,20 +28,11 @@ except ImportError as error:
         "'sr-monitor[transformers]'"
     ) from error
 
-from sr_monitor_transformers.training_loop import (
-    FirstBatch,
-    checkpoint_of,
-    find_siblings,
-    read_state,
-    resumed_from,
-    writers_among,
-)
+from sr_monitor_transformers import training_loop
 
 
 class StableRegionCallback(TrainerCallback):
     """Watches how stable regions form in the model that a `Trainer` trains.
-
-        Trainer(model, args, train_dataset=dataset, callbacks=[StableRegionCallback()])
 
     Tokens are logged where the Trainer counts them (`include_num_input_tokens_seen`).
     """
@@ -62,8 +53,7 @@ class StableRegionCallback(TrainerCallback):
     ) -> None:
         """Prepare everything, and measure the model as it is before the first update.
 
-        Not at the beginning of the training: callbacks further down the list, of a logger perhaps,
-        learn of that later than this one.
+        Not in `on_train_begin`, which a logger further down the list gets only after this callback.
         """
         if not self.watcher.has_begun:
             _begin(self.watcher, args, state, kwargs)
@@ -89,7 +79,7 @@ class StableRegionCallback(TrainerCallback):
         """Leave in the checkpoint what a resumed run needs."""
         if self.watcher.options.with_save:
             _measure(self.watcher, state, kwargs["model"], also=True)
-        monitor, folder = self.watcher.monitor, checkpoint_of(args, state)
+        monitor, folder = self.watcher.monitor, training_loop.checkpoint_of(args, state)
         if monitor is not None and state.is_world_process_zero and folder.is_dir():
             with self.watcher.guard.catching("saving the state of sr-monitor"):
                 content = json.dumps(monitor.state_dict()).encode()
@@ -100,9 +90,8 @@ class StableRegionCallback(TrainerCallback):
     ) -> None:
         """Measure the last step, and draw the last pictures.
 
-        The end of the training is too late: by then the best weights may have been loaded in
-        place of the last ones, and the loggers are closed. The log of the whole training, the one
-        that holds its speed in steps, is the last event before.
+        `on_train_end` is too late: by then the best weights may have been loaded and the loggers
+        are closed. The last event before is the log that holds the speed of the whole training.
         """
         if "train_steps_per_second" in kwargs.get("logs", ()):
             self.on_train_end(args, state, control, **kwargs)
@@ -110,7 +99,7 @@ class StableRegionCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Do the same where a training ended without a log of the whole."""
+        """Do the same where a training ended without that log."""
         _measure(self.watcher, state, kwargs["model"], last=True)
         self.watcher.end()
 
@@ -121,7 +110,7 @@ def _begin(
     state: TrainerState,
     known: Mapping[str, Any],
 ) -> None:
-    model, siblings = known["model"], find_siblings()
+    model, siblings = known["model"], training_loop.find_siblings()
 
     def describe() -> Training:
         return Training(
@@ -129,11 +118,11 @@ def _begin(
             step=state.global_step,
             run=state,
             log_dir=str(args.output_dir),
-            find_writers=lambda: writers_among(siblings),
-            find_state=lambda name: read_state(resumed_from(args, state) / f"{name}.json"),
+            find_writers=lambda: training_loop.writers_among(siblings),
+            find_state=lambda name: training_loop.read_state(args, state, name),
             loaders=[known.get("train_dataloader")],
             tokenizer=known.get("processing_class"),
-            # Of copies that run in threads, no one sees the whole batch, and all would begin.
+            # With `DataParallel`, each copy sees a part of the batch, and all would begin.
             is_last_chance=args.n_gpu > 1,
         )
 
@@ -141,8 +130,8 @@ def _begin(
         if watcher.begin(describe, batch):
             _measure(watcher, state, model)
         else:
-            waiting = FirstBatch(model, lambda batch: begin([batch]))
-            watcher.until_end(waiting.drop)
+            stop_waiting = training_loop.when_next_called(model, lambda batch: begin([batch]))
+            watcher.until_end(stop_waiting)
 
     begin(None)
 

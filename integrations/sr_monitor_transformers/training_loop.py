@@ -1,9 +1,9 @@
 """What the Trainer does not tell its callbacks: their siblings, the checkpoint, and the batches.
 
-The first two are read off the functions that call us, the batches off the calls of the model.
+The first two are read off the stack of callers, the batches off the calls of the model.
 
-    siblings, checkpoint = find_siblings(), resumed_from(args, state)
-    first = FirstBatch(model, then=print)
+    siblings, saved = find_siblings(), read_state(args, state, "stable_regions")
+    stop_waiting = when_next_called(model, print)
 """
 
 import json
@@ -26,7 +26,7 @@ from sr_monitor.model.wrappers import class_names
 
 
 def find_siblings() -> Sequence[Any]:
-    """Return the callbacks of the Trainer that calls us; their handler is one of our callers."""
+    """Return the callbacks of the Trainer; the handler that holds them is one of our callers."""
     handlers = (local.get("self") for local in _callers())
     found: Any = next((each for each in handlers if "CallbackHandler" in class_names(each)), None)
     return [] if found is None else list(found.callbacks)
@@ -49,24 +49,24 @@ def checkpoint_of(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
 
 
-def resumed_from(args: TrainingArguments, state: TrainerState) -> Path:
-    """Return the checkpoint that is resumed, perhaps of another run: the training loop knows it."""
-    name = "resume_from_checkpoint"
-    path = next((local[name] for local in _callers() if name in local), None)
-    return Path(path) if isinstance(path, str | os.PathLike) else checkpoint_of(args, state)
+def read_state(args: TrainingArguments, state: TrainerState, name: str) -> Any:
+    """Return what was saved under this name in the checkpoint that is resumed, if it is there.
 
-
-def read_state(path: Path) -> Mapping[str, Any] | None:
-    """Return the state that was saved in a file, if it is there."""
+    That checkpoint may be another run's; the training loop has its path.
+    """
+    key = "resume_from_checkpoint"
+    given = next((local[key] for local in _callers() if key in local), None)
+    folder = given if isinstance(given, str | os.PathLike) else checkpoint_of(args, state)
+    path = Path(folder) / f"{name}.json"
     if not path.is_file():
         return None
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(state, dict):
-            raise ValueError(f"it holds a {type(state).__name__}, not an object")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(saved, dict):
+            raise ValueError(f"it holds a {type(saved).__name__}, not an object")
     except (OSError, ValueError) as error:
         raise InputError(f"{str(path)!r} cannot be read: {error}; delete it to go on") from error
-    return state
+    return saved
 
 
 def _callers() -> Iterator[Mapping[str, Any]]:
@@ -77,24 +77,18 @@ def _callers() -> Iterator[Mapping[str, Any]]:
         frame = frame.f_back
 
 
-class FirstBatch:
-    """Has `then` called with the next batch, right before the model runs on it.
+def when_next_called(model: nn.Module, then: Callable[[Any], object]) -> Callable[[], None]:
+    """Call `then` once with the next batch, right before the model runs; return how to cancel.
 
     Not afterwards: weights that FSDP1 has gathered for a forward without a backward would stay,
     and the next forward would not see the update between them.
     """
 
-    def __init__(self, model: nn.Module, then: Callable[[Any], None]) -> None:
-        """Wait for the batch."""
-        self._then = then
-        uncompiled: Any = torch.compiler.disable(self._note)  # type: ignore[no-untyped-call]
-        # First of all hooks: those of FSDP2 gather weights that a measurement would let go.
-        self._hook = model.register_forward_pre_hook(uncompiled, with_kwargs=True, prepend=True)
+    def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        hook.remove()
+        then(kwargs or args)
 
-    def drop(self) -> None:
-        """Wait no longer."""
-        self._hook.remove()
-
-    def _note(self, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        self.drop()
-        self._then(kwargs or args)
+    uncompiled: Any = torch.compiler.disable(note)  # type: ignore[no-untyped-call]
+    # First of all hooks: those of FSDP2 gather weights that a measurement would let go.
+    hook = model.register_forward_pre_hook(uncompiled, with_kwargs=True, prepend=True)
+    return hook.remove

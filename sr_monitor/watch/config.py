@@ -1,4 +1,4 @@
-"""What a monitor measures, and what a callback is asked to do: all options, each declared once.
+"""What a monitor measures, and what a callback does with it: all options, each declared once.
 
 MonitorConfig(num_pairs=64, num_slices=0, probes=["divergence"])
 WatchOptions("prompts.json", every=1000, num_pairs=64)
@@ -22,10 +22,6 @@ from sr_monitor.watch.guard import OnError
 from sr_monitor.watch.schedule import Schedule, check_schedule, every
 
 Prompts: TypeAlias = PromptSet | str | os.PathLike[str]
-_PROMPTS_FIX = (
-    "pass a PromptSet, the file of a saved one, or nothing, to take them from the training data; "
-    "when to measure is said by every="
-)
 _Part = TypeVar("_Part", bound=Options)
 
 
@@ -70,8 +66,7 @@ class WatchOptions(MonitorConfig):
 
     prompts: Prompts | None = option(
         None,
-        "What is measured: a `PromptSet`, or the file of a saved one; None takes them from the "
-        "training data.",
+        "A `PromptSet`, or the file of a saved one; by default taken from the training data.",
         effect="nothing",
     )
     _: KW_ONLY
@@ -91,38 +86,32 @@ class WatchOptions(MonitorConfig):
         False, "Measure also whenever the framework evaluates.", effect="nothing"
     )
     num_tokens: int = option(
-        10,
-        "The length of a prompt that is taken from the training data.",
-        least=2,
-        effect="nothing",
+        10, "The length of a prompt from the training data.", least=2, effect="nothing"
     )
     log_dir: str | os.PathLike[str] | None = option(
         None, "Where records go, in its folder `name`; by default the run's own.", effect="nothing"
     )
     name: str = option(
         PREFIX.rstrip("/"),
-        "That folder, and what every logged name begins with. A second callback on the same folder "
-        "gets a number.",
+        "That folder, and what logged names begin with; a second callback there gets a number.",
         effect="nothing",
     )
     writer: Any = option(
         None,
-        "Where results are shown: a writer, a `SummaryWriter`, or several of them; by default the "
-        "TensorBoard and Weights & Biases runs of the framework, or a TensorBoard run of our own "
-        "beside the records.",
+        "Where results are shown: a writer, a `SummaryWriter`, or several; by default the "
+        "framework's TensorBoard and Weights & Biases runs, or else a TensorBoard run of our own.",
         effect="nothing",
     )
     on_error: OnError = option(
-        "warn",
-        '"warn" lets training go on whatever happens; "raise" does not.',
-        effect="nothing",
+        "warn", '"warn" lets training go on whatever happens; "raise" does not.', effect="nothing"
     )
     seed: int = option(0, "Seed of the choice of prompts.", effect="nothing")
 
     def __post_init__(self) -> None:
         """Refuse what no training can be watched with; replace what is no writer by one."""
         super().__post_init__()
-        check_kind("prompts", self.prompts, PromptSet | str | os.PathLike | None, _PROMPTS_FIX)
+        fix = "pass a PromptSet, the file of a saved one, or nothing; for a schedule pass every="
+        check_kind("prompts", self.prompts, PromptSet | str | os.PathLike | None, fix)
         check_kind("log_dir", self.log_dir, str | os.PathLike | None, "pass the path of a folder")
         check_folder_name("name", self.name)
         check_schedule(self.when)

@@ -44,25 +44,23 @@ class ErrorGuard:
                 raise
             self.failures += 1
             self._in_a_row += 1
-            was_off, lasts = self.is_off, final or isinstance(error, InputError)
-            self.is_off = was_off or lasts or self._in_a_row >= _LIMIT
-            self._tell(what, describe(error), was_off=was_off, lasts=lasts)
+            self._tell(what, describe(error), lasts=final or isinstance(error, InputError))
 
     def reset(self) -> None:
         """Count the next failure as the first in a row, because all went well."""
         self._in_a_row = 0
 
-    def _tell(self, what: str, cause: str, *, was_off: bool, lasts: bool) -> None:
+    def _tell(self, what: str, cause: str, *, lasts: bool) -> None:
         """Warn once of each cause, and once when measuring is turned off."""
-        turns_off = self.is_off and not was_off
+        turns_off = not self.is_off and (lasts or self._in_a_row >= _LIMIT)
         is_news = turns_off or cause not in self._told
-        if was_off:
-            text = f"{what} failed: {cause}. Training goes on"
-        elif turns_off:
+        if turns_off:
             why = "it cannot work here" if lasts else f"{_LIMIT} times in a row"
             text = f"{what} failed, {why}: {cause}. sr-monitor is off now; training goes on"
         else:
-            text = f"{what} failed: {cause}. Training goes on, and sr-monitor tries again"
+            again = "" if self.is_off else ", and sr-monitor tries again"
+            text = f"{what} failed: {cause}. Training goes on{again}"
+        self.is_off |= turns_off
         self._told.add(cause)
         if is_news and RankGroup.present().is_leader:
             warn(text, stacklevel=4)

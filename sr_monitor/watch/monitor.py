@@ -1,6 +1,6 @@
-"""A training, watched: prompts, a schedule, measurements, records and writers, put together.
+"""The monitor of a training: prompts, schedule, measurements, records and writers, put together.
 
-Call `step` after each update of the optimizer; now and then it measures. With several ranks, each
+Call `step` after each update of the optimizer; it measures when the schedule says so. Each rank
 makes every call: they share the pairs, and the first of them writes.
 
     monitor = Monitor(prompts, writers=[TensorBoardWriter("runs/1")], log_dir="runs/1")
@@ -13,15 +13,14 @@ makes every call: they share the pairs, and the first of them writes.
 
 import os
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, TypeAlias, get_args
 
 from torch import nn
 
 from sr_monitor.display.album import Album
 from sr_monitor.display.writers import as_writers
-from sr_monitor.display.writers.base import Writer
 from sr_monitor.errors import InputError, check_folder_name, check_kind, warn
 from sr_monitor.model.anatomy import check_layer, dissect
 from sr_monitor.model.engine import Way
@@ -43,8 +42,8 @@ Tokens: TypeAlias = int | Callable[[], int | None] | None
 
 _SCHEMA = 1
 _EXPERIMENTAL = (
-    "sr-monitor under DeepSpeed ZeRO-3 is experimental: it follows ZeRO's rules and was never run "
-    "there; if training stalls, take the callback out and measure saved checkpoints instead"
+    "sr-monitor under DeepSpeed ZeRO-3 is experimental: it was never run there; if training "
+    "stalls, take the callback out and measure saved checkpoints instead"
 )
 
 
@@ -68,17 +67,15 @@ class Monitor:
         Args:
             prompts: What is measured, the same at every step.
             config: How much, and where; by default `MonitorConfig()`.
-            writers: Where results are shown: a writer, a `SummaryWriter`, or several of them; used
-                by the first rank alone.
+            writers: Where the first rank shows results: a writer, a `SummaryWriter`, or several.
             schedule: When to measure; by default every 500 steps, from step 0 on.
             log_dir: Where records are kept, in its folder `name`, or a `RecordStore`; None keeps
                 none.
             name: The folder of the records, and what every logged name begins with. If another
                 monitor is using it, a number is added.
-            on_error: "warn" lets training go on whatever happens; "raise" does not. Or the guard
-                that the rest of a training uses.
+            on_error: "warn" lets training go on whatever happens; "raise" does not. Or a guard.
             ranks: The ranks that measure together, if they have the same prompts already; by
-                default all there are at the first step, and the leader's prompts are measured.
+                default all there are at the first step, with the leader's prompts.
         """
         fix = "pass a PromptSet; PromptSet.from_texts and PromptSet.from_token_ids make one"
         check_kind("prompts", prompts, PromptSet, fix)
@@ -100,14 +97,11 @@ class Monitor:
         self.last_step = -1
         self.way: Way | None = None
         """The way to run points that this run keeps to, once it has measured."""
-        self._ranks = ranks
+        self.ranks = ranks or ALONE
+        """The ranks that measure together; if none were given, known from the first step on."""
+        self._looks_for_ranks = ranks is None
         self._album: Album | None = None
         self._latest: Record | None = None
-
-    @property
-    def ranks(self) -> RankGroup:
-        """The ranks that measure together, known from the first step on."""
-        return self._ranks or ALONE
 
     def step(
         self,
@@ -123,31 +117,26 @@ class Monitor:
         Args:
             model: The model that is trained, as the framework calls it.
             step: How many times the optimizer has updated it.
-            tokens: How many tokens it was trained on, if that is known, or a function that tells;
-                it is called only if a measurement is made.
+            tokens: How many tokens it was trained on, if that is known, or a function that returns
+                it, called only if a measurement is made.
             also: Measure at this step whatever the schedule says, if the budget allows.
-            last: The training ends here: as `also`, with pictures; `close` draws those of a step
-                that was measured before.
+            last: The training ends here: as `also`, with pictures.
         """
         self.start(model, step)
         if self._album is None or step <= self.last_step:
             return None
-        failures, record = self.guard.failures, None
-        with self.guard.catching(f"measuring at step {step}"):
-            if not self.pace.is_due(
+        with self._catching(f"measuring at step {step}", step):
+            if self.pace.is_due(
                 step,
                 measured=self.last_step,
                 is_off=self.guard.is_off,
                 ranks=self.ranks,
                 also=also or last,
             ):
-                return None
-            record = self.measure(model, step, tokens=tokens, last=last)
-        if self.guard.failures == failures:
-            self.guard.reset()
-        else:
-            self._log_failure(step)
-        return record
+                record = self.measure(model, step, tokens=tokens, last=last)
+                self.guard.reset()
+                return record
+        return None
 
     def measure(
         self, model: nn.Module, step: int, *, tokens: Tokens = None, last: bool = False
@@ -172,7 +161,10 @@ class Monitor:
                 self.way = _way_of(record)
             with self.ranks.failing_together():
                 if self.ranks.is_leader:
-                    self._write(record, album, last=last)
+                    try:
+                        self.store.save(record)
+                    finally:  # a failure to save the record is no reason not to show it
+                        album.show(record, prompts=self.prompts, last=last)
             self._latest = record
         finally:
             self.last_step = max(step, self.last_step)
@@ -180,17 +172,10 @@ class Monitor:
         return record
 
     def start(self, model: nn.Module, step: int) -> None:
-        """Look whether it can work here, and go on with earlier records; only the first time.
-
-        `step` makes this call itself; a run that is resumed and measures much later learns of a
-        mistake at once by it.
-        """
+        """Check that it can work here, and go on with earlier records; `step` calls it, too."""
         if self._album is None and not self.guard.is_off:
-            failures = self.guard.failures
-            with self.guard.catching("starting sr-monitor", final=True):
+            with self._catching("starting sr-monitor", step, final=True):
                 self._open(model, step)
-            if self.guard.failures > failures:
-                self._log_failure(step)
 
     def close(self) -> None:
         """Draw what was measured last, if it was not drawn; the last call."""
@@ -199,7 +184,8 @@ class Monitor:
             if not self.ranks.is_leader:
                 return
             for writer in self.writers:
-                stack.callback(self._close, writer)
+                stack.enter_context(self.guard.catching(f"closing {type(writer).__name__}"))
+                stack.callback(writer.close)
             if self._album is not None and self._latest is not None:
                 with self.guard.catching("drawing what was measured last"):
                     self._album.show(self._latest, prompts=self.prompts, last=True)
@@ -212,7 +198,7 @@ class Monitor:
             "step": self.last_step,
             "prompts": self.prompts.to_json(),
             "account": self.pace.account.state_dict(),
-            "folder": None if folder is None else str(folder),
+            "folder": folder and str(folder),
             "way": self.way,
         }
 
@@ -232,8 +218,9 @@ class Monitor:
         if self._album is not None:
             return self._album
         self.pace.begin(step)
-        if self._ranks is None:  # not when it was made: they may come together later
-            self._ranks = RankGroup.present()
+        if self._looks_for_ranks:  # not when it was made: the group may be formed later
+            self._looks_for_ranks = False
+            self.ranks = RankGroup.present()
             self.prompts = self.ranks.broadcast(self.prompts)
         with self.ranks.failing_together():
             anatomy = dissect(model, self.config.layer_path)
@@ -258,11 +245,8 @@ class Monitor:
 
     def _go_on(self, album: Album, step: int, *, keep: bool) -> list[Record]:
         """Take up the records of the run that this one continues, and return them to `keep`."""
-        described = {
-            "config": self.config.recorded("curve"),
-            "prompts": self.prompts.fingerprint,
-        }
-        earlier = []
+        config, earlier = self.config.recorded("curve"), []
+        described = {"config": config, "prompts": self.prompts.fingerprint}
         for record in self.store.open(step, described):
             album.keep(record, prompts=self.prompts)
             earlier += [record] if keep else []
@@ -270,33 +254,27 @@ class Monitor:
         self.store.save_prompts(self.prompts)
         return earlier
 
-    def _write(self, record: Record, album: Album, *, last: bool) -> None:
-        """Keep the record and show it; what fails in one does not keep the other from it."""
-        try:
-            self.store.save(record)
-        finally:
-            album.show(record, prompts=self.prompts, last=last)
-
-    def _close(self, writer: Writer) -> None:
-        with self.guard.catching(f"closing {type(writer).__name__}"):
-            writer.close()
-
-    def _log_failure(self, step: int) -> None:
-        """Log the number of failures, if the writers can still be written to."""
-        for writer in self.writers if self.ranks.is_leader else ():
+    @contextmanager
+    def _catching(self, what: str, step: int, *, final: bool = False) -> Iterator[None]:
+        """Guard the block, and log the number of failures if it grows and writers still work."""
+        failures = self.guard.failures
+        with self.guard.catching(what, final=final):
+            yield
+        if self.guard.failures > failures and self.ranks.is_leader:
             name = FAILURES.name.replace(PREFIX, f"{self.store.name}/", 1)
-            with suppress(Exception):
-                writer.scalar(name, float(self.guard.failures), step)
-                writer.flush()
+            for writer in self.writers:
+                with suppress(Exception):
+                    writer.scalar(name, float(self.guard.failures), step)
+                    writer.flush()
 
 
 def _store(log_dir: str | os.PathLike[str] | None, name: str, config: MonitorConfig) -> RecordStore:
     store = RecordStore(log_dir, name, probes=config.measured)
     if store.name != name:
         warn(
-            f"Monitor(log_dir={str(log_dir)!r}): another one has the folder {name!r} there, and "
-            f"this one takes {store.name!r}; if the other has ended, call its close() first, and "
-            "to tell two apart pass name=",
+            f"Monitor(log_dir={str(log_dir)!r}): another monitor has the folder {name!r} there, "
+            f"this one takes {store.name!r}; if the other has ended, call its close(), else pass "
+            "name= to tell them apart",
             stacklevel=3,
         )
     return store

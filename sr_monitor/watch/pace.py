@@ -1,4 +1,4 @@
-"""Whether it is time to measure: the schedule's word, within the budget, the same on all ranks.
+"""When the ranks measure: as scheduled, within the budget, and all at the same steps.
 
 pace = Pace(budget(0.01, schedule=every(100)))
 if pace.is_due(step, measured=last_step, is_off=False, ranks=ranks):
@@ -12,7 +12,7 @@ _MOST_PASSED_OVER = 1000  # a step that counts tokens jumps by more
 
 
 class Pace:
-    """When the ranks measure."""
+    """Decides at each step whether the ranks measure."""
 
     def __init__(self, schedule: Schedule) -> None:
         """Keep an account of the time in any case; one of 100% allows everything."""
@@ -30,12 +30,8 @@ class Pace:
     ) -> bool:
         """Return whether to measure now; all ranks make this call and get the same answer.
 
-        Args:
-            step: The step that the training is at.
-            measured: The last step that was measured.
-            is_off: Whether this rank has given up.
-            ranks: The ranks that measure together.
-            also: Ask the budget alone, whatever the schedule says.
+        `measured` is the last step that was measured, `is_off` whether this rank has given up;
+        `also` asks the budget alone, whatever the schedule says.
         """
         if not (self._is_scheduled(step, measured) or also):
             return False
@@ -61,10 +57,7 @@ class Pace:
         return max(1, min(round(seconds / seconds_each), done))
 
     def _is_scheduled(self, step: int, measured: int) -> bool:
-        """Whether the schedule names this step, or one that was passed over since the last call.
-
-        Steps are passed over where this is called now and then, or several optimizers count.
-        """
+        """Return whether a step since the last call is scheduled: some frameworks skip steps."""
         earlier = max(self._asked, measured)
         first = earlier + 1 if earlier >= 0 and step - earlier <= _MOST_PASSED_OVER else step
         self._asked = max(step, self._asked)

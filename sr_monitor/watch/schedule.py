@@ -1,4 +1,4 @@
-"""When to measure: any function of the training step that says yes or no.
+"""When to measure: any function of the training step that returns a bool.
 
 every(n, start=s)        s, s + n, s + 2n, ...
 at(steps)                these steps
@@ -14,61 +14,28 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, SupportsIndex
 
 from sr_monitor.errors import InputError, refused, whole
 
 Schedule = Callable[[int], bool]
 
-_PER_DECADE = 5
 _NUM_RECENT = 5  # costs looked back on: enough to see one that drew pictures
-
-
-@dataclass(frozen=True, slots=True)
-class _Every:
-    num_steps: int
-    start: int
-
-    def __call__(self, step: int) -> bool:
-        return step >= self.start and (step - self.start) % self.num_steps == 0
-
-
-@dataclass(frozen=True, slots=True)
-class _At:
-    steps: frozenset[int]
-
-    def __call__(self, step: int) -> bool:
-        return step in self.steps
-
-
-@dataclass(frozen=True, slots=True)
-class _PerDecade:
-    first: int
-    last: int | None
-    per_decade: int
-
-    def __call__(self, step: int) -> bool:
-        if step < self.first or (self.last is not None and step > self.last):
-            return step == 0
-        nearest = round(self.per_decade * math.log10(step / self.first))
-        return step in {self._step(k) for k in (nearest - 1, nearest, nearest + 1)}
-
-    def _step(self, k: int) -> int:
-        return round(self.first * 10 ** (k / self.per_decade))
 
 
 def every(n: SupportsIndex, *, start: SupportsIndex = 0) -> Schedule:
     """Measure every n-th step, counted from `start`, which is one of them."""
     call = f"every({n}, start={start})"
-    return _Every(whole("n", n, least=1, call=call), whole("start", start, least=0, call=call))
+    num_steps = whole("n", n, least=1, call=call)
+    return partial(_is_multiple, num_steps, whole("start", start, least=0, call=call))
 
 
 def at(steps: Iterable[SupportsIndex]) -> Schedule:
     """Measure at these steps and no others; 0 is before the first update."""
     steps = list(steps)
     call = f"at({steps})"
-    return _At(frozenset(whole("a step", step, least=0, call=call) for step in steps))
+    return frozenset(whole("a step", step, least=0, call=call) for step in steps).__contains__
 
 
 def log_spaced(
@@ -88,23 +55,32 @@ def log_spaced(
     Args:
         first: The first step after 0.
         last: No step after this one; without it there is no end.
-        num: How many steps from `first` to `last`, both included: step k of them is
-            first * (last / first)**(k / (num - 1)).
-        per_decade: How many steps until a step is ten times as far, 5 if nothing is said: step k
-            is first * 10**(k / per_decade), as far as that is no later than `last`.
+        num: How many steps from `first` to `last`, both included.
+        per_decade: How many steps until a step is ten times as far; 5 by default.
     """
     call = f"log_spaced({first}, {last}, num={num}, per_decade={per_decade})"
     first = whole("first", first, least=1, call=call)
     if last is not None:
         last = whole("last", last, least=first, call=call)
     if num is None:
-        num_in_ten = _PER_DECADE if per_decade is None else per_decade
-        return _PerDecade(first, last, whole("per_decade", num_in_ten, least=1, call=call))
+        in_ten = whole("per_decade", 5 if per_decade is None else per_decade, least=1, call=call)
+        return partial(_is_log_spaced, first, last, in_ten)
     if last is None or per_decade is not None:
         raise InputError(f"{call}: `num` goes with `last` and without `per_decade`; pass one way")
     num = whole("num", num, least=2, call=call)
-    spaced = (round(first * (last / first) ** (k / (num - 1))) for k in range(num))
-    return _At(frozenset([0, *spaced]))
+    return at([0, *(round(first * (last / first) ** (k / (num - 1))) for k in range(num))])
+
+
+def _is_multiple(n: int, start: int, step: int) -> bool:
+    return step >= start and (step - start) % n == 0
+
+
+def _is_log_spaced(first: int, last: int | None, per_decade: int, step: int) -> bool:
+    if step < first or (last is not None and step > last):
+        return step == 0
+    nearest = round(per_decade * math.log10(step / first))
+    near = (nearest - 1, nearest, nearest + 1)
+    return any(step == round(first * 10 ** (k / per_decade)) for k in near)
 
 
 def budget(
@@ -113,7 +89,7 @@ def budget(
     schedule: Schedule | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> "Budget":
-    """Measure as often as `schedule` says, as long as measurements keep to their share of the time.
+    """Measure as often as `schedule` says, while measurements keep to their share of the time.
 
         within = budget(0.01, schedule=every(100))    # at most 1% of the wall time
         if within(step):
@@ -121,13 +97,12 @@ def budget(
 
     Args:
         share: The largest share of the run's wall time, above 0, at most 1.
-        schedule: When to measure if time were no matter; without it, at every step.
-        clock: Gives the time in seconds.
+        schedule: When to measure if time were no matter; every step by default.
+        clock: Returns the time in seconds.
     """
     if not 0 < share <= 1:
         raise InputError(f"budget({share}): a share is above 0 and at most 1; for 1% pass 0.01")
-    if schedule is None:
-        schedule = every(1)
+    schedule = every(1) if schedule is None else schedule
     check_schedule(schedule)
     return Budget(share, schedule, clock)
 
@@ -142,10 +117,10 @@ def check_schedule(schedule: Any) -> None:
 class Budget:
     """A schedule that keeps an account of time; made by `budget`.
 
-    A measurement fits if afterwards all of them would have taken no more than their share of the
-    wall time, their own time included. It is expected to cost as much as the dearest of the last
-    five. Nothing is known before the first, so the first is always allowed, and then paid back; so
-    is whatever a later one costs above expectation. The clock starts at the first question.
+    A measurement is affordable if afterwards all of them would have taken no more than their share
+    of the wall time, their own time included. It is expected to cost as much as the dearest of the
+    last five. The first is always made, and then paid back, as is whatever a later one costs above
+    expectation. The clock starts at the first question.
     """
 
     def __init__(self, share: float, schedule: Schedule, clock: Callable[[], float]) -> None:
@@ -175,8 +150,7 @@ class Budget:
     def wall_seconds(self) -> float:
         """How long the run has gone on since the first question, earlier parts included."""
         now = self._clock()
-        if self._started is None:
-            self._started = now
+        self._started = now if self._started is None else self._started
         return self._earlier + now - self._started
 
     def spend(self, seconds: float) -> None:
@@ -194,14 +168,11 @@ class Budget:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the account as plain values."""
-        return {
-            "spent": self._spent,
-            "elapsed": self.wall_seconds,
-            "recent": list(self._recent),
-        }
+        recent = list(self._recent)
+        return {"spent": self._spent, "elapsed": self.wall_seconds, "recent": recent}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with an account that was saved; what is missing counts as nothing.
+        """Go on with a saved account; what is missing counts as nothing.
 
         The time between saving and loading is not part of the run.
         """

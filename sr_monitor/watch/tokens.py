@@ -19,7 +19,7 @@ class TokenCount:
     """Counts on the device of the batches, so that no batch has to wait for the sum."""
 
     def __init__(self, start: int | None = 0) -> None:
-        """Begin with the tokens that were seen before; None if nobody knows."""
+        """Begin with the tokens seen before; None if nobody knows."""
         self._seen: Int[Tensor, ""] | None = None if start is None else torch.tensor(start)
 
     @property
@@ -29,17 +29,11 @@ class TokenCount:
 
     def add(self, parts: Sequence[Any], *, num_ranks: int = 1) -> None:
         """Count the ids in the parts of a batch; other ranks have batches of the same size."""
-        if self._seen is not None:
-            more = _count(parts)
-            seen = None if more is None else self._seen.to(more.device, non_blocking=True)
-            self._seen = None if more is None or seen is None else seen + more * num_ranks
-
-
-def _count(parts: Sequence[Any]) -> Int[Tensor, ""] | None:
-    """Return how many ids the parts hold; None where none holds any."""
-    try:
-        counts = [count_tokens(part) for part in parts]
-        known = [count for count in counts if count is not None]
-        return sum(known, torch.tensor(0)) if known else None
-    except Exception:  # a batch may be anything, and this is about one number
-        return None
+        if self._seen is None:
+            return
+        try:
+            counts = [count for part in parts if (count := count_tokens(part)) is not None]
+            more = sum(counts[1:], counts[0]) * num_ranks
+            self._seen = self._seen.to(more.device, non_blocking=True) + more
+        except Exception:  # a batch may be anything, and this is about one number
+            self._seen = None

@@ -1,7 +1,7 @@
-"""What the callbacks of all frameworks hold: it makes, feeds and closes the monitor of a training.
+"""The watcher that the callbacks of all frameworks hold: it makes, feeds and closes a monitor.
 
 An adapter says what its framework knows (a `Training`) and when something happens; everything else
-is here. It may be called on every rank, and never raises unless it was asked to.
+is here. Every rank makes every call, and no call raises unless `on_error="raise"`.
 
     class StableRegionCallback(FrameworkCallback):
         @takes(WatchOptions)
@@ -49,14 +49,12 @@ class Training:
     """What an adapter knows of the training that begins."""
 
     model: nn.Module
-    """The model that is trained."""
     step: int
     """The step that it begins at."""
     run: object
-    """What stands for it: another callback of this training gets a folder of its own, and one of an
-    earlier training loses its folder."""
+    """Stands for the training: its callbacks get a folder each; an earlier one's lose theirs."""
     log_dir: str | os.PathLike[str] | None
-    """Where records go if the user has not said it; None keeps none."""
+    """Where records go by default; None keeps none, whatever the user says."""
     find_writers: Callable[[], Sequence[Writer]]
     """Returns the framework's own loggers, as writers; called on the first rank."""
     find_state: Callable[[str], Mapping[str, Any] | None]
@@ -77,9 +75,8 @@ class Watcher(Generic[_Options]):
         self.options = options
         self.guard = ErrorGuard(options.on_error)
         self.training: Training | None = None
-        """The training that is going on, once it has begun."""
         self.monitor: Monitor | None = None
-        """Its monitor, once there are prompts."""
+        """The monitor of the training, once there are prompts."""
         self.has_begun = False
         """Whether `begin` was called for it, with or without success."""
         self.tokens = TokenCount(None)
@@ -100,9 +97,7 @@ class Watcher(Generic[_Options]):
     def begin(self, describe: Callable[[], Training], batch: Sequence[Any] | None = None) -> bool:
         """Make the monitor; return False if no prompts are found: `begin` again with a batch.
 
-        Args:
-            describe: Returns what is known of the training; its errors are caught here, too.
-            batch: What each data loader gave, where the training has begun to read them.
+        Errors of `describe` are caught, too. `batch` is what each data loader gave.
         """
         if batch is None:
             self.end()
@@ -180,7 +175,7 @@ class Watcher(Generic[_Options]):
             state = training.find_state(store.name)
             last_chance = self._collect(batch) or training.is_last_chance
             prompts = self._choose_prompts(store, training, state, batch)
-            # The leader's count, on which ever rank there are none.
+            # The leader's, whichever rank has none.
             prompts, last_chance = ranks.broadcast((prompts, last_chance))
             if prompts is None and last_chance:
                 raise InputError(
@@ -222,21 +217,22 @@ class Watcher(Generic[_Options]):
         batch: Sequence[Any] | None,
     ) -> PromptSet | None:
         """Return the user's, else those of the run that is resumed, else from the training data."""
-        given = self.options.prompts
-        if isinstance(given, PromptSet):
-            return given
+        given, wanted = self.options.prompts, self.options.num_pairs
         if given is not None:
-            return PromptSet.load(Path(given))
-        if (saved := _saved_prompts(store, training.step, state)) is not None:
+            return given if isinstance(given, PromptSet) else PromptSet.load(Path(given))
+        if state is not None:
+            check_state(state)
+            if "prompts" in state:
+                return PromptSet.from_json(state["prompts"], call="the saved state of sr-monitor")
+        if training.step > 1 and (saved := store.load_prompts()) is not None:
             return saved
         prompts = self._sample(training, batch)
-        wanted = self.options.num_pairs
         few = prompts is not None and prompts.num_pairs < min(wanted, _FEW_PAIRS)
         if prompts is not None and few and RankGroup.present().is_leader:
             warn(
-                f"StableRegionCallback: {prompts.num_pairs} pairs of prompts were found, and "
-                f"num_pairs={wanted} are to be measured: the curve will be rough. They are from "
-                f"{prompts.source}; pass prompts=, a PromptSet with more",
+                f"StableRegionCallback: {prompts.num_pairs} pairs of prompts were found for "
+                f"num_pairs={wanted}, so the curve will be rough. They are from {prompts.source}; "
+                "pass prompts=, a PromptSet with more",
                 stacklevel=2,
             )
         return prompts
@@ -271,17 +267,3 @@ class Watcher(Generic[_Options]):
             watch = "for TensorBoard: pip install 'sr-monitor[tensorboard]'"
         tell(f"results in {store.folder}; {watch}")
         return [own]
-
-
-def _saved_prompts(
-    store: RecordStore, step: int, state: Mapping[str, Any] | None
-) -> PromptSet | None:
-    """Return the prompts of the run that is resumed: in its state, or beside its records."""
-    if state is not None:
-        check_state(state)
-        if "prompts" in state:
-            return PromptSet.from_json(state["prompts"], call="the saved state of sr-monitor")
-    beside = None if store.folder is None else store.folder / "prompts.json"
-    if step > 1 and beside is not None and beside.is_file():
-        return PromptSet.load(beside)
-    return None

@@ -41,21 +41,14 @@ def some_prompts(num_prompts: int = 6) -> PromptSet:
         ({"engine": "x"}, "engine='x': pass one of auto, shared, rows, plain"),
         ({"layer_path": 3}, "layer_path=3: pass the name of a list of modules in the model, "),
         ({"probes": ["paths"]}, "probes='paths': "),
-        ({"every": 0}, "every=0: pass 1 or more"),
         ({"every": 0, "schedule": at([1])}, "every=0: pass 1 or more"),
-        ({"every": "5"}, "every='5': pass a whole number"),
-        ({"schedule": 500}, "schedule=500: pass every(500), at("),
         ({"schedule": [0, 2]}, "schedule=[0, 2]: pass every(500), at("),
         ({"prompts": 500}, "prompts=500: pass a PromptSet, the file of"),
-        ({"prompts": ["a b", "c d"]}, "prompts=['a b', 'c d']: pass a PromptSet"),
         ({"num_tokens": 1}, "num_tokens=1: pass 2 or more"),
         ({"seed": None}, "seed=None: pass a whole number"),
-        ({"name": None}, "name=None: pass the name of one folder"),
         ({"name": "a/b"}, "name='a/b': pass the name of one folder"),
         ({"log_dir": 5}, "log_dir=5: pass the path of a folder"),
-        ({"writer": "runs/1"}, "writer='runs/1': a str is no writer; pass a TensorBoardWriter"),
-        ({"writer": [MemoryWriter(), 5]}, "writer=5: a int is no writer"),
-        ({"writer": MemoryWriter}, "writer=<class "),
+        ({"writer": [MemoryWriter(), 5]}, "writer=5: a int is no writer; pass a TensorBoardWriter"),
         ({"on_error": "ignore"}, "on_error='ignore': pass one of warn, raise"),
     ],
 )
@@ -78,20 +71,9 @@ def test_numbers_of_numpy_are_numbers() -> None:
 
 
 def test_when_to_measure_is_a_number_or_a_schedule() -> None:
-    chosen = {
-        case: [step for step in range(1001) if options.when(step)]
-        for case, options in {
-            "default": WatchOptions(),
-            "every": WatchOptions(every=400),
-            "schedule": WatchOptions(every=400, schedule=at([5])),
-        }.items()
-    }
-    assert chosen == {"default": [0, 500, 1000], "every": [0, 400, 800], "schedule": [5]}
-
-
-def test_enough_prompts_are_asked_for() -> None:
-    assert MonitorConfig(num_pairs=10, num_slices=2).num_prompts == 11
-    assert MonitorConfig(num_pairs=1, num_slices=4).num_prompts == 6
+    options = [WatchOptions(), WatchOptions(every=400), WatchOptions(schedule=at([5]))]
+    chosen = [[step for step in range(1001) if each.when(step)] for each in options]
+    assert chosen == [[0, 500, 1000], [0, 400, 800], [5]]
 
 
 def test_what_makes_no_difference_is_not_recorded_nor_compared() -> None:
@@ -103,6 +85,8 @@ def test_what_makes_no_difference_is_not_recorded_nor_compared() -> None:
     }
     assert set(everything) - set(config.recorded("curve")) == {"num_slices", "slice_resolution"}
     assert [probe.name for probe in config.measured] == ["paths"]
+    sizes = [MonitorConfig(num_pairs=10, num_slices=2), MonitorConfig(num_pairs=1, num_slices=4)]
+    assert [config.num_prompts for config in sizes] == [11, 6]
     given = MonitorConfig(layer_path=[nn.Identity(), nn.Identity()])
     assert given.recorded("curve")["layer_path"] == "2 modules"
 
@@ -135,7 +119,7 @@ def test_a_record_says_what_was_measured_and_how() -> None:
 
 def test_a_run_keeps_to_its_way() -> None:
     config = MonitorConfig(num_pairs=2, num_steps=3, num_slices=1, slice_resolution=2)
-    for way in ("shared", "rows", "plain"):
+    for way in ("rows", "plain"):
         record = take_record(build("llama").model, some_prompts(), config, step=0, way=way)
         assert record.slices is not None
         assert (record.paths.engine, record.slices.engine) == (way, way)

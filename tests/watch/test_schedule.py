@@ -36,53 +36,41 @@ def test_steps_that_are_chosen(schedule: Schedule, expected: list[int]) -> None:
     assert chosen(schedule, expected[-1] + 2 if expected else 10, start=-9) == expected
 
 
-@pytest.mark.parametrize(("first", "per_decade"), [(1, 1), (1, 7), (1, 50), (3, 4), (250, 9)])
+@pytest.mark.parametrize(("first", "per_decade"), [(1, 7), (1, 50), (3, 4), (250, 9)])
 def test_log_spaced_is_its_rule_written_out(first: int, per_decade: int) -> None:
-    rule = {round(first * 10 ** (k / per_decade)) for k in range(6 * per_decade)}
-    end = 10_000
-    expected = sorted({0, *(step for step in rule if step < end)})
-    assert chosen(log_spaced(first, per_decade=per_decade), end) == expected
+    steps = {round(first * 10 ** (k / per_decade)) for k in range(14 * per_decade)}
+    early = sorted({0, *(step for step in steps if step < 10_000)})
+    schedule = log_spaced(first, per_decade=per_decade)
+    assert chosen(schedule, 10_000) == early
+    far = max(steps)
+    assert [schedule(far + more) for more in (-1, 0, 1)] == [False, True, False]
 
 
 @pytest.mark.parametrize(("first", "last", "num"), [(1, 1000, 30), (5, 9_000, 11), (2, 3, 9)])
 def test_log_spaced_by_number_is_its_rule_written_out(first: int, last: int, num: int) -> None:
-    logarithms = [
-        math.log(first) + (math.log(last) - math.log(first)) * k / (num - 1) for k in range(num)
-    ]
-    expected = sorted({0, *(round(math.exp(value)) for value in logarithms)})
-    found = chosen(log_spaced(first, last, num=num), last + 100)
-    assert found == expected
-    assert {0, first, last} <= set(found)
-
-
-def test_log_spaced_far_out() -> None:
-    schedule = log_spaced(per_decade=3)
-    for k in (30, 31, 44):
-        step = round(10 ** (k / 3))
-        assert (schedule(step - 1), schedule(step), schedule(step + 1)) == (False, True, False)
+    spaced = (first * math.exp(k / (num - 1) * math.log(last / first)) for k in range(num))
+    expected = sorted({0, *map(round, spaced)})
+    assert chosen(log_spaced(first, last, num=num), last + 100) == expected
+    assert {0, first, last} <= set(expected)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: every(0), r"every\(0, start=0\): n is 0; pass 1 or more"),
-        (lambda: every(cast(Any, 0.5)), r"every\(0\.5, start=0\): n is 0\.5; pass a whole number"),
-        (lambda: at([1, cast(Any, 2.5)]), r"a step is 2\.5; pass a whole number"),
+        (lambda: every(cast(Any, 0.5)), r"n is 0\.5; pass a whole number"),
         (lambda: every(5, start=-1), r"every\(5, start=-1\): start is -1; pass 0 or more"),
         (lambda: at([3, -2]), r"at\(\[3, -2\]\): a step is -2; pass 0 or more"),
-        (lambda: budget(0.5, schedule=cast(Any, 100)), r"schedule=100: pass every\(500\), at\("),
         (lambda: log_spaced(0), r"log_spaced\(0, .*\): first is 0; pass 1 or more"),
-        (lambda: log_spaced(10, 9), r"log_spaced\(10, 9, .*\): last is 9; pass 10 or more"),
-        (lambda: log_spaced(per_decade=0), r"per_decade=0\): per_decade is 0; pass 1 or more"),
-        (lambda: log_spaced(1, 10, num=1), r"num=1, .*\): num is 1; pass 2 or more"),
-        (lambda: log_spaced(num=5), r"num=5, .*\): `num` goes with `last` and without"),
+        (lambda: log_spaced(10, 9), r"last is 9; pass 10 or more"),
+        (lambda: log_spaced(per_decade=0), r"per_decade is 0; pass 1 or more"),
+        (lambda: log_spaced(1, 10, num=1), r"num is 1; pass 2 or more"),
+        (lambda: log_spaced(num=5), r"`num` goes with `last` and without"),
         (lambda: log_spaced(1, 10, num=5, per_decade=2), r"`num` goes with `last` and without"),
-        (
-            lambda: budget(0.0),
-            r"budget\(0\.0\): a share is above 0 and at most 1; for 1% pass 0\.01",
-        ),
-        (lambda: budget(1.01), r"budget\(1\.01\): a share is above 0"),
-        (lambda: budget(math.nan), r"budget\(nan\): a share is above 0"),
+        (lambda: budget(0.5, schedule=cast(Any, 100)), r"schedule=100: pass every\(500\), at\("),
+        (lambda: budget(0.0), r"budget\(0\.0\): a share is above 0 and at most 1"),
+        (lambda: budget(1.01), r"a share is above 0"),
+        (lambda: budget(math.nan), r"a share is above 0"),
     ],
 )
 @pytest.mark.usefixtures("_as_users_run_it")
@@ -120,59 +108,28 @@ class Run:
                 self.events.append((step, cost, self.now - self.began))
             self.now += seconds
 
-    def share_after_each(self) -> list[float]:
-        """The share of the time that was spent, at the end of each measurement."""
-        total, shares = 0.0, []
-        for _, cost, wall in self.events:
-            total += cost
-            shares.append(total / wall)
-        return shares
-
 
 def account(run: Run, share: float = 0.01, schedule: Schedule | None = None) -> Budget:
     return budget(share, schedule=schedule, clock=lambda: run.now)
-
-
-def test_a_steady_run_spends_its_share_and_no_more() -> None:
-    run = Run()
-    within = account(run)
-    run.train(within, [4.0] * 20_000, lambda step: 5.0)
-    shares = run.share_after_each()
-    assert run.events[0][0] == 0
-    assert shares[0] == 1.0
-    assert max(shares[1:]) <= 0.01
-    assert 0.0099 < run.share < 0.01
-    assert within.spent_share == pytest.approx(run.share, rel=1e-9)
-    assert len(run.events) == pytest.approx(0.01 * (run.now - run.began) / 5.0, abs=1)
 
 
 def test_a_run_in_which_everything_varies_keeps_its_share() -> None:
     """Costs the budget has seen before never go over; one it could not foresee is paid back."""
     chance = random.Random(0)
     run = Run()
-    steps = [chance.choice([0.5, 2.0, 30.0]) * chance.random() for _ in range(30_000)]
+    steps = [chance.choice([0.5, 2.0, 30.0]) * chance.random() for _ in range(20_000)]
     costs = {step: chance.uniform(0.5, 2.0) for step in range(len(steps))}
-    run.train(account(run), steps, costs.__getitem__)
-    assert len(run.events) > 200
+    within = account(run)
+    run.train(within, steps, costs.__getitem__)
+    assert within.spent_share == pytest.approx(run.share, rel=1e-9)
+    assert len(run.events) > 100
+    assert run.events[0][0] == 0
     assert 0.0095 < run.share < 0.01
-    for number, share in enumerate(run.share_after_each()[1:], start=1):
-        _, cost, wall = run.events[number]
+    spent = run.events[0][1]
+    for number, (_, cost, wall) in enumerate(run.events[1:], start=1):
+        spent += cost
         expected = max(cost for _, cost, _ in run.events[max(0, number - 5) : number])
-        assert share * wall <= 0.01 * wall + max(0.0, cost - expected) + 1e-9
-
-
-def test_nothing_is_measured_while_the_expected_cost_would_go_over() -> None:
-    run = Run()
-    within = account(run, share=0.1)
-    assert within(0)
-    run.now += 9.0
-    within.spend(9.0)
-    run.now += 81.0  # 90 s of wall time: 9 more would make 18 of 99
-    assert not within(1)
-    run.now += 80.99  # 18 of 179.99
-    assert not within(2)
-    run.now += 0.02  # 18 of 180.01
-    assert within(3)
+        assert spent <= 0.01 * wall + max(0.0, cost - expected) + 1e-9
 
 
 def test_the_dearest_of_the_last_five_is_expected() -> None:
@@ -191,28 +148,18 @@ def test_the_dearest_of_the_last_five_is_expected() -> None:
     assert within(2)
 
 
-def test_a_slow_measurement_is_paid_back_before_the_next() -> None:
+@pytest.mark.parametrize(
+    ("seconds", "cost", "least", "most"), [(2.0, 10.0, 5, 17), (0.5, 0.1, 18, 18)]
+)
+def test_a_budget_takes_only_steps_of_its_schedule(
+    seconds: float, cost: float, least: int, most: int
+) -> None:
     run = Run()
-    run.train(account(run), [10.0] * 40_000, lambda step: 300.0 if step > 20_000 else 1.0)
-    slow = [number for number, (_, cost, _) in enumerate(run.events) if cost == 300.0]
-    shares = run.share_after_each()
-    assert len(slow) >= 3
-    assert shares[slow[0]] > 0.01  # nobody could know
-    assert all(share <= 0.01 for number, share in enumerate(shares[1:], 1) if number != slow[0])
-
-
-def test_a_budget_takes_only_steps_of_its_schedule() -> None:
-    run = Run()
-    within = account(run, schedule=every(500))
-    run.train(within, [2.0] * 25_000, lambda step: 10.0)
+    run.train(account(run, schedule=every(500)), [seconds] * 9_000, lambda step: cost)
     steps = [step for step, _, _ in run.events]
-    assert len(steps) > 20
     assert all(step % 500 == 0 for step in steps)
-    assert len(steps) < 50  # there were 50, and not enough time
+    assert least <= len(steps) <= most  # of 18, those that there was time for
     assert run.share < 0.01
-    cheap = Run()
-    cheap.train(account(cheap, schedule=every(500)), [0.5] * 10_000, lambda step: 0.1)
-    assert [step for step, _, _ in cheap.events] == list(range(0, 10_000, 500))
 
 
 def test_the_clock_starts_at_the_first_question() -> None:
@@ -241,7 +188,7 @@ def test_a_share_of_one_allows_everything() -> None:
 def test_a_resumed_run_goes_on_with_its_account() -> None:
     """Interrupted every 777 steps, for a day each time, it measures when it would have anyhow."""
     whole, parts = Run(), Run()
-    steps = [0.5] * 10_000
+    steps = [0.5] * 5_000
     costs = [0.5 + step % 3 for step in range(len(steps))]
     uninterrupted = account(whole, schedule=every(10))
     whole.train(uninterrupted, steps, costs.__getitem__)
@@ -257,7 +204,7 @@ def test_a_resumed_run_goes_on_with_its_account() -> None:
         state = json.dumps(within.state_dict())
         parts.now += 86_400.0
     assert found == [step for step, _, _ in whole.events]
-    assert len(found) > 20
+    assert len(found) > 10
     final = account(parts)
     final.load_state_dict(json.loads(state))
     assert final.spent_share == pytest.approx(whole.share, rel=1e-9)
