@@ -5,13 +5,11 @@ watched = train(tmp_path / "watched", [small()])
 assert watched.differences(plain) == []
 """
 
-import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
@@ -23,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from sr_monitor import Record
 from tests import training
-from tests.training import Run, facts_of, failing_at
+from tests.training import Run, facts_of, failing_at, seed_everything
 from tests.zoo import build
 
 SMALL: dict[str, Any] = {"num_pairs": 6, "num_steps": 9, "num_slices": 1, "slice_resolution": 5}
@@ -97,9 +95,7 @@ def train(
     **options: Any,
 ) -> Run:
     """Trains from fixed random states, for four steps; everything is kept in `folder`."""
-    torch.manual_seed(3)
-    random.seed(3)
-    np.random.seed(3)  # noqa: NPY002
+    seed_everything()
     callbacks = list(callbacks)
     if save_steps:
         saver: dict[str, Any] = {

@@ -70,6 +70,13 @@ class Stream(IterableDataset[Any]):
 # ---- what a training leaves behind ---------------------------------------------------------------
 
 
+def seed_everything() -> None:
+    """The random states that every training starts from."""
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)  # noqa: NPY002
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A training that has ended, and what can be compared of it."""
@@ -175,7 +182,7 @@ def train_by_hand(
     fail_at: int | None = None,
 ) -> Run:
     """A loop around AdamW that draws its batches at random."""
-    torch.manual_seed(3)
+    seed_everything()
     model = build("gpt2").model if model is None else model
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.01)
     losses: list[float] = []

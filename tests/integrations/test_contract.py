@@ -3,12 +3,9 @@
 A new adapter gets a driver here, and is held to all of it.
 """
 
-import copy
 import errno
 import inspect
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 import warnings
 from collections.abc import Callable
@@ -47,33 +44,34 @@ NAME = "stable_regions"
 
 
 class ByHand:
-    """A loop of one's own, with a `Monitor` for each set of options."""
+    """A loop of one's own, with a `Monitor` for each set of options; it trains for four steps."""
 
     def watch(self, **options: Any) -> Any:
         return WatchOptions(**(SMALL | options))
 
     def train(self, folder: Path, *watched: Any, **options: Any) -> Run:
-        return training.train_by_hand(folder, *watched, **options)
+        return training.train_by_hand(folder, *watched, **({"max_steps": 4} | options))
 
     def checkpoint(self, folder: Path, step: int) -> Path:
         return folder / f"step={step}.ckpt"
 
 
 class HuggingFace(ByHand):
-    """The Trainer; its epochs have three steps."""
+    """The Trainer; its epochs have two steps."""
 
     def watch(self, **options: Any) -> Any:
         return training.watch(**options)
 
     def train(self, folder: Path, *watched: Any, **options: Any) -> Run:
-        return training.train(folder, *watched, data=training.rows(12), **options)
+        options = {"max_steps": 4, "data": training.rows(8), **options}
+        return training.train(folder, *watched, **options)
 
     def checkpoint(self, folder: Path, step: int) -> Path:
         return folder / f"checkpoint-{step}"
 
 
 class Lightning(ByHand):
-    """Lightning's Trainer; its epochs have three steps, in the order of the rows."""
+    """Lightning's Trainer; its epochs have two steps, in the order of the rows."""
 
     def watch(self, **options: Any) -> Any:
         return lightning_runs.small(**(SMALL | options))
@@ -83,10 +81,9 @@ class Lightning(ByHand):
             return lightning_runs.LitLM(None if model is None else model.train())
 
         def data() -> DataLoader[Any]:
-            return lightning_runs.loader(training.rows(12), shuffle=False)
+            return lightning_runs.loader(training.rows(8), shuffle=False)
 
-        options = {"max_steps": 6, "module": module, "data": data, **options}
-        return lightning_runs.train(folder, watched, **options)
+        return lightning_runs.train(folder, watched, **{"module": module, "data": data, **options})
 
     def checkpoint(self, folder: Path, step: int) -> Path:
         return folder / "saved" / f"step={step}.ckpt"
@@ -100,8 +97,31 @@ def driver(request: pytest.FixtureRequest) -> ByHand:
     return DRIVERS[request.param]
 
 
-def prompts_in(folder: Path, name: str = NAME) -> PromptSet:
-    return PromptSet.load(folder / name / "prompts.json")
+Unwatched = Callable[..., Run]
+
+
+@pytest.fixture(scope="module")
+def unwatched(tmp_path_factory: pytest.TempPathFactory) -> Unwatched:
+    """Trains a model as a driver does without a callback, once for all tests."""
+    runs: dict[Any, Run] = {}
+
+    def train(driver: ByHand, model: Callable[[], Any], **options: Any) -> Run:
+        key = (driver, model, *options.items())
+        if key not in runs:
+            runs[key] = driver.train(tmp_path_factory.mktemp("plain"), model=model(), **options)
+        return runs[key]
+
+    return train
+
+
+def gpt2() -> Any:
+    """A model with dropout."""
+    return build("gpt2").model
+
+
+def llama() -> Any:
+    """A model without dropout: Lightning's checkpoints hold no random states."""
+    return build("llama").model
 
 
 def steps_of(writer: MemoryWriter, name: str = MEDIAN) -> list[int]:
@@ -120,45 +140,41 @@ def assert_same_curve(one: dict[int, Record], other: dict[int, Record]) -> None:
 # Nothing is disturbed, and what is measured is the model ------------------------------------------
 
 
-def test_a_watched_training_is_bit_for_bit_the_same(driver: ByHand, tmp_path: Path) -> None:
-    plain = driver.train(tmp_path / "plain")
-    options = {"every": 1, "num_slices": 1, "writer": (writer := MemoryWriter())}
-    watched = driver.train(tmp_path / "watched", driver.watch(**options))
-    assert watched.differences(plain) == []
-    found = records(tmp_path / "watched")
-    assert list(found) == steps_of(writer) == [0, 1, 2, 3, 4, 5, 6]
-    assert len({value for _, value in writer.scalars[MEDIAN]}) == 7
-    assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [0, 1, 2, 4, 6]
+def test_a_watched_training_is_bit_for_bit_the_same(
+    driver: ByHand, tmp_path: Path, unwatched: Unwatched
+) -> None:
+    options: dict[str, Any] = {"every": 1, "num_slices": 1}
+    watched = driver.train(tmp_path, driver.watch(**options, writer=(writer := MemoryWriter())))
+    assert watched.differences(unwatched(driver, gpt2)) == []
+    found = records(tmp_path)
+    assert list(found) == steps_of(writer) == [0, 1, 2, 3, 4]
+    assert len({value for _, value in writer.scalars[MEDIAN]}) == 5
+    assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [0, 1, 2, 4]
+    assert [step for step, _ in writer.texts[run_keys.PROMPTS.name]] == [0]
+    assert writer.closed
     # Step 0 is the model as it was, the last step the one that the training leaves.
-    small: dict[str, Any] = SMALL | {"num_slices": 1}
-    config = WatchOptions(**small)
+    config = WatchOptions(**(SMALL | options))
+    prompts = PromptSet.load(tmp_path / NAME / "prompts.json")
     trained = getattr(watched.model, "model", watched.model)
-    for model, step in ((build("gpt2").model, 0), (trained, 6)):
-        again = take_record(model, prompts_in(tmp_path / "watched"), config, step=step)
+    for model, step in ((gpt2(), 0), (trained, 4)):
+        again = take_record(model, prompts, config, step=step)
         assert_same_curve({step: found[step]}, {step: again})
 
 
-@pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        ({"every": 2}, [0, 2, 4, 6]),
-        ({"every": 4}, [0, 4, 6]),
-        ({"schedule": at([1, 3])}, [1, 3, 6]),
+def test_steps_that_are_measured(driver: ByHand, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], list[int]]] = [
+        ({"every": 2}, [0, 2, 4]),
+        ({"every": 3}, [0, 3, 4]),  # the last step in any case
+        ({"schedule": at([1, 3])}, [1, 3, 4]),
         ({"schedule": budget(1e-9)}, [0]),
-    ],
-    ids=["every", "last", "schedule", "budget"],
-)
-def test_steps_that_are_measured(
-    driver: ByHand, tmp_path: Path, options: dict[str, Any], expected: list[int]
-) -> None:
-    writer = MemoryWriter()
-    driver.train(tmp_path, driver.watch(**copy.deepcopy(options), writer=writer))
-    assert list(records(tmp_path)) == steps_of(writer) == expected
-    assert [step for step, _ in writer.texts[run_keys.PROMPTS.name]] in ([0], [expected[0]])
-    assert writer.closed
+    ]
+    watched = [driver.watch(**case, name=f"case-{i}") for i, (case, _) in enumerate(cases)]
+    driver.train(tmp_path, *watched)
+    measured = [list(records(tmp_path, f"case-{i}")) for i in range(len(cases))]
+    assert measured == [expected for _, expected in cases]
 
 
-def test_extremes_can_be_measured(driver: ByHand, tmp_path: Path) -> None:
+def test_extremes_can_be_measured(tmp_path: Path) -> None:
     extremes: list[dict[str, Any]] = [
         {"num_pairs": 1},
         {"num_pairs": 10_000, "num_slices": 10_000, "slice_resolution": 2},
@@ -168,13 +184,13 @@ def test_extremes_can_be_measured(driver: ByHand, tmp_path: Path) -> None:
         {"max_tokens": 1},
     ]
     few = PromptSet.from_token_ids(torch.tensor([[1, 2], [1, 2], [3, 4]]))  # the first pair is one
+    driver = DRIVERS["lightning"]
     watched = [
-        driver.watch(**options, prompts=few, name=f"case-{case}")
-        for case, options in enumerate(extremes)
+        driver.watch(**options, prompts=few, name=f"case-{i}") for i, options in enumerate(extremes)
     ]
     driver.train(tmp_path, *watched, max_steps=1)
-    for case, options in enumerate(extremes):
-        found = records(tmp_path, f"case-{case}")
+    for i, options in enumerate(extremes):
+        found = records(tmp_path, f"case-{i}")
         assert list(found) == [0, 1], options
         assert found[1].paths.num_left_out == 1, options
         assert found[1].paths.distance.isfinite().all(), options
@@ -184,16 +200,13 @@ def test_extremes_can_be_measured(driver: ByHand, tmp_path: Path) -> None:
 
 
 def test_one_callback_serves_one_training_after_the_other(driver: ByHand, tmp_path: Path) -> None:
-    callback = driver.watch(every=3)
+    callback = driver.watch(every=2)
     for name in ("a", "b"):
-        driver.train(tmp_path / name, callback)
+        driver.train(tmp_path / name, callback, max_steps=2)
     assert_same_curve(records(tmp_path / "a"), records(tmp_path / "b"))
-    driver.train(tmp_path / "a", callback, max_steps=4)  # anew, in the same folder
-    assert list(records(tmp_path / "a")) == [0, 3, 4]
+    driver.train(tmp_path / "a", callback, max_steps=3)  # anew, in the same folder
+    assert list(records(tmp_path / "a")) == [0, 2, 3]
     assert not (tmp_path / "a" / f"{NAME}-2").exists()
-    if hasattr(callback, "watcher"):
-        callback.watcher.end()
-        callback.watcher.end()
 
 
 def test_a_training_that_failed_gives_up_its_folder(driver: ByHand, tmp_path: Path) -> None:
@@ -211,40 +224,30 @@ def test_a_training_that_failed_gives_up_its_folder(driver: ByHand, tmp_path: Pa
 # Resuming -----------------------------------------------------------------------------------------
 
 
-def llama() -> Any:
-    """A model without dropout: Lightning's checkpoints hold no random states."""
-    return build("llama").model
-
-
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(driver: ByHand, tmp_path: Path) -> None:
     options: dict[str, Any] = {"every": 1, "num_slices": 1}
     whole = driver.train(tmp_path / "whole", driver.watch(**options), model=llama())
-    folder, saving = tmp_path / "run", {"save_steps": 3}
+    folder, saving = tmp_path / "run", {"save_steps": 2}
     with pytest.raises(ZeroDivisionError):
-        driver.train(folder, driver.watch(**options), model=llama(), fail_at=6, **saving)
-    assert list(records(folder)) == [0, 1, 2, 3, 4, 5]
+        driver.train(folder, driver.watch(**options), model=llama(), fail_at=4, **saving)
+    assert list(records(folder)) == [0, 1, 2, 3]
     before = {path.name: path.read_bytes() for path in (folder / NAME).glob("*.*")}
     # A seed of another choice of prompts: those of the run count.
-    writer = MemoryWriter()
-    resumed = driver.train(
-        folder,
-        driver.watch(**options, seed=7, writer=writer),
-        model=llama(),
-        resume=driver.checkpoint(folder, 3),
-        **saving,
-    )
-    assert resumed.losses[-3:] == whole.losses[-3:]
+    callback = driver.watch(**options, seed=7, writer=(writer := MemoryWriter()))
+    checkpoint = driver.checkpoint(folder, 2)
+    resumed = driver.train(folder, callback, model=llama(), resume=checkpoint, **saving)
+    assert resumed.losses[-2:] == whole.losses[-2:]
     for fact in ("weights", "optimizer"):
         assert training.equal(resumed.facts[fact], whole.facts[fact]), fact
     assert_same_curve(records(folder), records(tmp_path / "whole"))
     kept = {
         name for name, content in before.items() if (folder / NAME / name).read_bytes() == content
     }
-    assert {"prompts.json", *(f"step-{step:09d}.safetensors" for step in range(4))} <= kept
-    aside = sorted(path.name for path in (folder / NAME / "superseded").iterdir())
-    assert aside == [f"step-{step:09d}.safetensors" for step in (4, 5)]
-    assert steps_of(writer) == [4, 5, 6]
-    assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [4, 6]
+    assert {"prompts.json", *(f"step-{step:09d}.safetensors" for step in range(3))} <= kept
+    aside = [path.name for path in (folder / NAME / "superseded").iterdir()]
+    assert aside == ["step-000000003.safetensors"]
+    assert steps_of(writer) == [3, 4]
+    assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [4]
 
 
 def test_a_resumed_run_keeps_to_its_way(driver: ByHand, tmp_path: Path) -> None:
@@ -261,58 +264,59 @@ def test_a_resumed_run_keeps_to_its_way(driver: ByHand, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         callback = driver.watch(every=1)
-        driver.train(tmp_path, callback, model=picky(llama()), max_steps=3, save_steps=3)
-        checkpoint = driver.checkpoint(tmp_path, 3)
+        driver.train(tmp_path, callback, model=picky(llama()), max_steps=2, save_steps=2)
+        checkpoint = driver.checkpoint(tmp_path, 2)
         driver.train(tmp_path, driver.watch(every=1), model=llama(), resume=checkpoint)
     ways = {step: record.paths.engine for step, record in records(tmp_path).items()}
-    assert ways == dict.fromkeys(range(7), "rows")
+    assert ways == dict.fromkeys(range(5), "rows")
 
 
 def test_two_callbacks_at_once_and_resumed(driver: ByHand, tmp_path: Path) -> None:
     def two() -> list[Any]:
         second = {"name": f"{NAME}-2"} if driver is DRIVERS["by hand"] else {}
-        return [driver.watch(every=1, layer=1), driver.watch(every=2, layer=2, **second)]
+        return [driver.watch(every=1, layer=1), driver.watch(every=3, layer=2, **second)]
 
-    driver.train(tmp_path, *two(), max_steps=3, save_steps=3)
-    driver.train(tmp_path, *two(), resume=driver.checkpoint(tmp_path, 3), save_steps=3)
-    for name, layer, steps in ((NAME, 1, [*range(7)]), (f"{NAME}-2", 2, [0, 2, 3, 4, 6])):
+    driver.train(tmp_path, *two(), max_steps=2, save_steps=2)
+    driver.train(tmp_path, *two(), resume=driver.checkpoint(tmp_path, 2), save_steps=2)
+    for name, layer, steps in ((NAME, 1, [*range(5)]), (f"{NAME}-2", 2, [0, 2, 3, 4])):
         found = records(tmp_path, name)
         assert list(found) == steps
         assert {record.metadata["config"]["layer"] for record in found.values()} == {layer}
 
 
 def test_a_callback_that_is_added_on_resume(driver: ByHand, tmp_path: Path) -> None:
-    driver.train(tmp_path, max_steps=3, save_steps=3)
-    checkpoint = driver.checkpoint(tmp_path, 3)
-    driver.train(tmp_path, driver.watch(every=2), resume=checkpoint, save_steps=3)
-    assert list(records(tmp_path))[-2:] == [4, 6]
+    driver.train(tmp_path, max_steps=2, save_steps=2)
+    checkpoint = driver.checkpoint(tmp_path, 2)
+    driver.train(tmp_path, driver.watch(every=3), resume=checkpoint, save_steps=2)
+    assert list(records(tmp_path))[-2:] == [3, 4]
 
 
-KILLED = """
-import sys, warnings
-warnings.simplefilter("ignore")
-from pathlib import Path
-from tests.integrations.test_contract import DRIVERS
-driver = DRIVERS[sys.argv[2]]
-driver.train(Path(sys.argv[1]), driver.watch(every=1), max_steps=1000, save_steps=2)
-"""
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([__name__])  # imports once what every training needs
+
+
+def train_until_killed(folder: Path, name: str) -> None:
+    warnings.simplefilter("ignore")
+    driver = DRIVERS[name]
+    driver.train(folder, driver.watch(every=1), max_steps=1000, save_steps=2)
 
 
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_killed_run_leaves_whole_records_and_goes_on(tmp_path: Path, name: str) -> None:
     driver = DRIVERS[name]
-    command = [sys.executable, "-c", KILLED, str(tmp_path), name]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + 120
-        while len(list_records(tmp_path)) < 6 and time.monotonic() < deadline:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
+    process = FORKS.Process(target=train_until_killed, args=(tmp_path, name))
+    process.start()
+    deadline = time.monotonic() + 120
+    while len(list_records(tmp_path)) < 4 and time.monotonic() < deadline:
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
     steps = [Record.load(path).step for path in list_records(tmp_path)]
     assert steps == list(range(len(steps)))
-    assert len(steps) >= 6
+    assert len(steps) >= 4
     end = steps[-1] + 2
-    options = {"resume": driver.checkpoint(tmp_path, 4), "max_steps": end, "save_steps": 2}
+    options = {"resume": driver.checkpoint(tmp_path, 2), "max_steps": end, "save_steps": 2}
     driver.train(tmp_path, driver.watch(every=1), **options)
     assert list(records(tmp_path)) == list(range(end + 1))
 
@@ -321,17 +325,15 @@ def test_a_killed_run_leaves_whole_records_and_goes_on(tmp_path: Path, name: str
 
 
 def test_a_probe_of_another_package_is_measured_logged_and_kept(
-    driver: ByHand, tmp_path: Path
+    driver: ByHand, tmp_path: Path, unwatched: Unwatched
 ) -> None:
     """One rides on paths; the other joins on resume, and finds its part in earlier records."""
-    plain = driver.train(tmp_path / "plain", max_steps=2)
     writer, norms = MemoryWriter(), Norms(power=1.0)
     first = driver.watch(every=1, probes=[norms], writer=[writer, TensorBoardWriter(tmp_path)])
-    watched = driver.train(tmp_path, first, max_steps=2, save_steps=2)
-    assert watched.differences(plain) == []
+    watched = driver.train(tmp_path, first, save_steps=2)
+    assert watched.differences(unwatched(driver, gpt2)) == []
     both = driver.watch(every=1, probes=[norms, Steepness()], writer=(later := MemoryWriter()))
-    options = {"resume": driver.checkpoint(tmp_path, 2), "max_steps": 4, "save_steps": 2}
-    driver.train(tmp_path, both, **options)
+    driver.train(tmp_path, both, resume=driver.checkpoint(tmp_path, 2), save_steps=2)
     found = records(tmp_path)
     assert list(found) == [0, 1, 2, 3, 4]  # one curve: a probe more changes none
     for record in found.values():
@@ -343,7 +345,7 @@ def test_a_probe_of_another_package_is_measured_logged_and_kept(
     assert found[3].parts["steepness"]["steepness"].shape == (4,)
     largest, steepest = Norms.LARGEST.name, Steepness.MEDIAN.name
     logged = EventAccumulator(str(tmp_path)).Reload().Scalars(largest)
-    assert [event.step for event in logged] == steps_of(writer, largest) == [0, 1, 2]
+    assert [event.step for event in logged] == steps_of(writer, largest) == [0, 1, 2, 3, 4]
     assert steps_of(later, largest) == steps_of(later, steepest) == [3, 4]
     # In the records from before it existed, what can be derived is found.
     assert found[0].with_derived([Steepness()]).scalars[steepest] > 0
@@ -361,21 +363,19 @@ class Broken(MemoryWriter):
 
 def nan() -> Any:
     """A model that has diverged."""
-    model = build("gpt2").model
     with torch.no_grad():
-        model.get_parameter("transformer.ln_f.weight").fill_(torch.nan)
+        (model := gpt2()).get_parameter("transformer.ln_f.weight").fill_(torch.nan)
     return model
 
 
 def out_of_memory() -> Any:
     """A model that takes too much memory wherever it is not trained."""
-    model = build("gpt2").model
 
     def refuse(*_: Any) -> None:
         if not torch.is_grad_enabled():
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
 
-    model.register_forward_pre_hook(refuse)
+    (model := gpt2()).register_forward_pre_hook(refuse)
     return model
 
 
@@ -395,18 +395,15 @@ TROUBLE: dict[str, tuple[dict[str, Any], Callable[[], Any], str, int]] = {
 
 
 @pytest.mark.parametrize("case", TROUBLE)
-def test_trouble_never_ends_a_training(driver: ByHand, tmp_path: Path, case: str) -> None:
+def test_trouble_never_ends_a_training(
+    driver: ByHand, tmp_path: Path, unwatched: Unwatched, case: str
+) -> None:
     options, model, message, num_told = TROUBLE[case]
-    plain = driver.train(tmp_path / "plain", model=model())
-    log = MemoryWriter()
-    if "writer" in options:
-        options = options | {"writer": [options["writer"], log]}
-    else:
-        options = options | {"writer": log}
+    plain, log = unwatched(driver, model, max_steps=3), MemoryWriter()
+    options = options | {"writer": [*([options["writer"]] if "writer" in options else []), log]}
+    callback = driver.watch(every=1, on_error="warn", **options)
     with pytest.warns(RuntimeWarning, match=message) as told:
-        watched = driver.train(
-            tmp_path / "watched", driver.watch(every=1, on_error="warn", **options), model=model()
-        )
+        watched = driver.train(tmp_path, callback, model=model(), max_steps=3)
     ours = [str(each.message) for each in told if "sr-monitor" in str(each.message)]
     assert len(ours) == num_told  # the cause once, and once that it is off
     assert "sr-monitor is off now; training goes on" in ours[-1]
@@ -414,7 +411,7 @@ def test_trouble_never_ends_a_training(driver: ByHand, tmp_path: Path, case: str
     same = [fact for fact in plain.facts if training.equal(plain.facts[fact], watched.facts[fact])]
     assert same == list(plain.facts)
     # Records are kept whatever the writers do.
-    assert list(records(tmp_path / "watched")) == ([0, 1, 2] if case == "broken writer" else [])
+    assert list(records(tmp_path)) == ([0, 1, 2] if case == "broken writer" else [])
 
 
 def test_errors_are_raised_where_that_is_asked_for(driver: ByHand, tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
 """The callback inside the real Trainer: what only this framework does; see also test_contract."""
 
 import copy
-import gc
 import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +31,6 @@ from tests.training import Run, Stream, arguments, records, rows, train, watch
 from tests.zoo import VOCAB, build
 
 MEDIAN, CURVES = PathsProbe.MAX_SLOPE_MEDIAN.name, PathsProbe.CURVES.name
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _quick_collection() -> Iterator[None]:
-    """The Trainer collects garbage at each start, which takes long when much was imported."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def prompts_in(folder: Path) -> PromptSet:
