@@ -58,13 +58,15 @@ def rows(num: int = 32, length: int = 12, seed: int = 0) -> Any:
 
 
 class Stream(IterableDataset[Any]):
-    """The same rows, with neither a length nor access by index."""
+    """Rows with neither a length nor access by index; each draws from the global random state."""
 
     def __init__(self, given: Sequence[Any]) -> None:
         self._rows = given
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self._rows)
+        for row in self._rows:
+            torch.rand(1)
+            yield row
 
 
 # ---- what a training leaves behind ---------------------------------------------------------------
