@@ -23,6 +23,7 @@ from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.options import declared
 from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.probes.slices import SlicesProbe
 from sr_monitor.results import run_keys
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import WatchOptions
@@ -442,3 +443,28 @@ def test_a_callback_shows_all_its_options_and_holds_a_watcher(kind: Any) -> None
     ours = set(vars(kind())) | {name for name in vars(kind) if not name.startswith("__")}
     framework = {name for base in kind.__mro__[1:] for name in dir(base)}
     assert ours - framework == {"watcher"}
+
+
+@pytest.mark.parametrize("name", ["transformers", "lightning"])
+def test_one_line_is_enough(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], logged_warnings: list[str], name: str
+) -> None:
+    driver, folder = DRIVERS[name], tmp_path / "my run"  # a space, which a command has to quote
+    callback: Any = type(driver.watch())()
+    driver.train(folder, callback, max_steps=2)
+    (line,) = logged_warnings
+    assert "8 pairs of prompts were found" in line
+    logged_warnings.clear()
+    found = records(folder)
+    assert list(found) == [0, 2]
+    assert found[0].slices is not None
+    assert found[0].slices.distance.shape == (4, 3, 41, 41)
+    assert found[0].paths.distance.shape[1] == 51
+    own = folder / NAME
+    said = f"sr-monitor: results in {own}; to watch: tensorboard --logdir '{folder}'\n"
+    assert capfd.readouterr().err.count(said) == 1
+    log = EventAccumulator(str(own)).Reload()
+    assert [event.step for event in log.Scalars(MEDIAN)] == [0, 2]
+    of_slices = (SlicesProbe.SLICE, SlicesProbe.FILM, SlicesProbe.ANIMATION)
+    shown = {PathsProbe.CURVES.name, *(key.numbered(3).name for key in of_slices)}
+    assert shown <= set(log.Tags()["images"])
