@@ -12,11 +12,8 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from sr_monitor_lightning import StableRegionCallback
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import DataLoader
 
 from sr_monitor import Record
@@ -130,62 +127,3 @@ def train(
 def records_in(folder: Path, name: str = "stable_regions") -> list[Record]:
     """The records of a run, by step."""
     return list(training.records(folder, name).values())
-
-
-# Two processes ----------------------------------------------------------------------------------
-
-
-class FullyShardedStrategy(DDPStrategy):
-    """FSDP1 around the whole `LightningModule`, as `FSDPStrategy` does, which refuses a CPU."""
-
-    inside: tuple[str, ...] = ("GPT2Block",)
-
-    def _setup_model(self, model: nn.Module) -> Any:
-        kinds = {type(part) for part in model.modules() if type(part).__name__ in self.inside}
-        return FullyShardedDataParallel(
-            model,
-            auto_wrap_policy=ModuleWrapPolicy(kinds),
-            device_id=torch.device("cpu"),
-            use_orig_params=True,
-        )
-
-
-class NestedStrategy(FullyShardedStrategy):
-    """The model inside is a unit of its own too, as a policy by size would have it."""
-
-    inside = ("GPT2Block", "GPT2LMHeadModel")
-
-
-class InnerRoot(LitLM):
-    """FSDP2 as the documentation has it: the model inside is the root."""
-
-    def configure_model(self) -> None:
-        for block in self.model.transformer.h:
-            fully_shard(block)
-        fully_shard(self.model)
-
-
-class OuterRoot(LitLM):
-    """FSDP2 with the `LightningModule` itself as the root."""
-
-    def configure_model(self) -> None:
-        for block in self.model.transformer.h:
-            fully_shard(block)
-        fully_shard(self)
-
-    def forward(self, batch: Any) -> Tensor:
-        loss: Tensor = self.model(**batch).loss
-        return loss
-
-    def loss(self, batch: Any) -> Tensor:
-        loss: Tensor = self(batch)
-        return loss
-
-
-WAYS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-    "ddp": (DDPStrategy, LitLM),
-    "fsdp1": (FullyShardedStrategy, LitLM),
-    "fsdp1_nested": (NestedStrategy, LitLM),
-    "fsdp2_inner": (ModelParallelStrategy, InnerRoot),
-    "fsdp2_outer": (ModelParallelStrategy, OuterRoot),
-}

@@ -1,13 +1,10 @@
 """Tiny trainings, and all that can be compared of them: with the Hugging Face Trainer, and by hand.
 
-Run by `torchrun`, it is what each of two processes does in the test of sharing.
-
 plain = train(tmp_path / "plain")
 watched = train(tmp_path / "watched", watch(every=2))
 assert watched.differences(plain) == []
 """
 
-import os
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,20 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import transformers
 from sr_monitor_transformers import StableRegionCallback
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from sr_monitor import Monitor, PromptSet, Record
+from sr_monitor import Monitor, PromptSet, Record, measure_paths
+from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.results.record import list_records
 from sr_monitor.watch.config import WatchOptions
 from tests.zoo import VOCAB, build
 
+NAME = "stable_regions"
 SMALL: dict[str, Any] = {
     "num_pairs": 4,
     "num_steps": 5,
@@ -147,10 +144,39 @@ def _whole(value: Any) -> Tensor:
     return whole
 
 
-def records(folder: Path, name: str = "stable_regions") -> dict[int, Record]:
+def records(folder: Path, name: str = NAME) -> dict[int, Record]:
     """The records of a run, by step."""
     found = map(Record.load, list_records(folder / name))
     return {record.step: record for record in found}
+
+
+def prompts_in(folder: Path, name: str = NAME) -> PromptSet:
+    """The prompts of a run."""
+    return PromptSet.load(folder / name / "prompts.json")
+
+
+def event_files(folder: Path) -> list[Path]:
+    """The TensorBoard runs below a folder."""
+    return sorted(folder.rglob("events.out.tfevents.*"))
+
+
+def logged(folder: Path, name: str = PathsProbe.MAX_SLOPE_MEDIAN.name) -> list[int]:
+    """The steps of a scalar in the one TensorBoard run below a folder."""
+    (file,) = event_files(folder)
+    found = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()
+    return [event.step for event in found.Scalars(name)]
+
+
+def assert_curve_of(
+    model: nn.Module, folder: Path, step: int = 0, *, name: str = NAME, gap: float = 1e-4
+) -> None:
+    """What was measured is what the core finds; only the shape of batches may differ."""
+    found = records(folder, name)[step].paths.distance
+    num_pairs, num_steps = found.shape
+    pairs = prompts_in(folder, name).pairs(num_pairs)
+    expected = measure_paths(model, *pairs, num_steps=num_steps).distance
+    torch.testing.assert_close(found, expected, rtol=gap, atol=gap)
+    assert found.dtype == torch.float32
 
 
 @contextmanager
@@ -300,77 +326,3 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
         "dataloader_pin_memory": False,
     }
     return TrainingArguments(output_dir=str(folder), **(usual | options))
-
-
-# ---- what each of two processes does -------------------------------------------------------------
-
-
-def share_trainings(folder: Path) -> None:
-    """Trains with and without a callback in all processes that `torchrun` has started."""
-    torch.set_num_threads(1)
-    options: dict[str, Any] = {"max_steps": 3, "ddp_backend": "gloo"}
-    plain = train(folder / "plain", **options)
-    callback = watch(every=3, num_slices=1, writer=None)
-    watched = train(folder / "watched", callback, report_to="tensorboard", **options)
-    assert dist.get_world_size() == 2
-    assert len(plain.facts["random"]) == 3  # Python's own generator is among what is compared
-    assert watched.differences(plain) == [], watched.differences(plain)
-    options["accelerator_config"] = {"dispatch_batches": False}
-    plain = train(folder / "plain", data=Stream(rows()), **options)
-    stream = train(folder / "stream", watch(every=3), data=Stream(rows()), **options)
-    assert stream.differences(plain) == [], stream.differences(plain)
-    if dist.get_rank() == 0:
-        torch.save(watched.model.state_dict(), folder / "watched.pt")
-        torch.save(stream.model.state_dict(), folder / "stream.pt")
-    for shard in (_shard_1, _shard_2):
-        name = folder / shard.__name__
-        unwatched = _train_sharded(shard(build("llama").model), arguments(name))
-        losses = _train_sharded(shard(build("llama").model), arguments(name), watch(every=1))
-        assert losses == unwatched, (shard, losses, unwatched)
-    print(f"rank {dist.get_rank()} is done", flush=True)  # noqa: T201
-
-
-def _shard_1(model: Any) -> nn.Module:
-    policy = ModuleWrapPolicy({type(model.model.layers[0])})
-    return FullyShardedDataParallel(
-        model, auto_wrap_policy=policy, device_id=torch.device("cpu"), use_orig_params=True
-    )
-
-
-def _shard_2(model: Any) -> nn.Module:
-    for layer in model.model.layers:
-        fully_shard(layer)
-    sharded: nn.Module = fully_shard(model, reshard_after_forward=True)
-    return sharded
-
-
-def _train_sharded(
-    model: nn.Module, args: TrainingArguments, *callbacks: StableRegionCallback
-) -> list[float]:
-    """Three steps with the Trainer's events in their order; on a CPU it does not shard itself."""
-    state = transformers.TrainerState(max_steps=3, is_world_process_zero=dist.get_rank() == 0)
-    told = (args, state, transformers.TrainerControl())
-    objects: Any = {"model": model, "processing_class": None, "train_dataloader": None}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    losses: list[float] = []
-    for callback in callbacks:
-        callback.on_train_begin(*told, **objects)
-        callback.on_epoch_begin(*told, **objects)
-    for row in rows(3, length=48, seed=dist.get_rank()):
-        loss = model(**{name: ids[None] for name, ids in row.items()}).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        state.global_step += 1
-        for callback in callbacks:
-            callback.on_step_end(*told, **objects)
-        losses.append(loss.item())
-    for callback in callbacks:
-        callback.on_train_end(*told, **objects)
-    return losses
-
-
-if __name__ == "__main__":
-    share_trainings(Path(sys.argv[1]))
-    # A thread of gloo that lets go of a tensor while Python ends aborts the process.
-    os._exit(0)

@@ -30,7 +30,7 @@ from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.measure import take_record
 from tests import lightning_runs, training
 from tests.outside_probe import Norms, Steepness
-from tests.training import SMALL, Run, records
+from tests.training import NAME, SMALL, Run, records
 from tests.zoo import build
 
 pytestmark = [
@@ -41,7 +41,6 @@ pytestmark = [
 ]
 
 MEDIAN, FAILURES = PathsProbe.MAX_SLOPE_MEDIAN.name, run_keys.FAILURES.name
-NAME = "stable_regions"
 
 
 class ByHand:
@@ -155,7 +154,7 @@ def test_a_watched_training_is_bit_for_bit_the_same(
     assert writer.closed
     # Step 0 is the model as it was, the last step the one that the training leaves.
     config = WatchOptions(**(SMALL | options))
-    prompts = PromptSet.load(tmp_path / NAME / "prompts.json")
+    prompts = training.prompts_in(tmp_path)
     trained = getattr(watched.model, "model", watched.model)
     for model, step in ((gpt2(), 0), (trained, 4)):
         again = take_record(model, prompts, config, step=step)
@@ -345,8 +344,7 @@ def test_a_probe_of_another_package_is_measured_logged_and_kept(
     assert "steepness" not in found[2].parts
     assert found[3].parts["steepness"]["steepness"].shape == (4,)
     largest, steepest = Norms.LARGEST.name, Steepness.MEDIAN.name
-    logged = EventAccumulator(str(tmp_path)).Reload().Scalars(largest)
-    assert [event.step for event in logged] == steps_of(writer, largest) == [0, 1, 2, 3, 4]
+    assert training.logged(tmp_path, largest) == steps_of(writer, largest) == [0, 1, 2, 3, 4]
     assert steps_of(later, largest) == steps_of(later, steepest) == [3, 4]
     # In the records from before it existed, what can be derived is found.
     assert found[0].with_derived([Steepness()]).scalars[steepest] > 0
@@ -463,8 +461,7 @@ def test_one_line_is_enough(
     own = folder / NAME
     said = f"sr-monitor: results in {own}; to watch: tensorboard --logdir '{folder}'\n"
     assert capfd.readouterr().err.count(said) == 1
-    log = EventAccumulator(str(own)).Reload()
-    assert [event.step for event in log.Scalars(MEDIAN)] == [0, 2]
+    assert training.logged(own) == [0, 2]
     of_slices = (SlicesProbe.SLICE, SlicesProbe.FILM, SlicesProbe.ANIMATION)
     shown = {PathsProbe.CURVES.name, *(key.numbered(3).name for key in of_slices)}
-    assert shown <= set(log.Tags()["images"])
+    assert shown <= set(EventAccumulator(str(own)).Reload().Tags()["images"])

@@ -1,10 +1,7 @@
 """The callback inside real Lightning: what only this framework does; see also test_contract."""
 
 import copy
-import os
-import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +9,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from sr_monitor import PromptSet, at, measure_paths
+from sr_monitor import PromptSet, at
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.probes.keys import STEP
 from sr_monitor.probes.paths import PathsProbe
-from tests.lightning_runs import (
-    BATCH,
-    LENGTH,
-    SMALL,
-    WAYS,
-    LitLM,
-    loader,
-    records_in,
-    rows,
-    shown,
-    small,
-    tiny,
-    train,
-)
-from tests.processes import in_processes
-from tests.training import Run, Stream
+from tests.lightning_runs import BATCH, LENGTH, LitLM, loader, rows, shown, small, tiny, train
+from tests.training import Run, Stream, assert_curve_of, event_files, logged, prompts_in, records
 from tests.zoo import LectureGPT, NanoGPT, build
 
 pytestmark = [
@@ -54,27 +36,12 @@ EACH = BATCH * LENGTH
 MEDIAN = PathsProbe.MAX_SLOPE_MEDIAN.name
 
 
-def steps(run: Run | Path, name: str = "stable_regions") -> list[int]:
-    folder = run if isinstance(run, Path) else run.folder
-    return [record.step for record in records_in(folder, name)]
+def steps(run: Run, name: str = "stable_regions") -> list[int]:
+    return list(records(run.folder, name))
 
 
 def tokens(run: Run) -> list[int | None]:
-    return [record.tokens for record in records_in(run.folder)]
-
-
-def prompts_in(run: Run | Path, name: str = "stable_regions") -> PromptSet:
-    folder = run if isinstance(run, Path) else run.folder
-    return PromptSet.load(folder / name / "prompts.json")
-
-
-def assert_curve_of(model: nn.Module, run: Run | Path, index: int = 0, gap: float = 1e-4) -> None:
-    """What was measured is what the core finds; only the shape of batches may differ."""
-    found = records_in(run if isinstance(run, Path) else run.folder)[index].paths.distance
-    pairs = prompts_in(run).pairs(SMALL["num_pairs"])
-    expected = measure_paths(model, *pairs, num_steps=SMALL["num_steps"]).distance
-    torch.testing.assert_close(found, expected, rtol=gap, atol=gap)
-    assert found.dtype == torch.float32
+    return [record.tokens for record in records(run.folder).values()]
 
 
 def trained_alike(folder: Path, *callbacks: Any, **options: Any) -> Run:
@@ -83,16 +50,6 @@ def trained_alike(folder: Path, *callbacks: Any, **options: Any) -> Run:
     watched = train(folder / "watched", callbacks, **options)
     assert watched.differences(plain) == []
     return watched
-
-
-def logged(folder: Path, name: str = MEDIAN) -> list[int]:
-    """The steps of a scalar in the TensorBoard run of a folder."""
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return [event.step for event in found.Scalars(name)]
-
-
-def event_files(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("events.out.tfevents.*"))
 
 
 # What is measured, and when ---------------------------------------------------------------------
@@ -109,9 +66,9 @@ def test_a_step_is_an_update_and_is_measured_once_right_after_it(tmp_path: Path)
     done = train(tmp_path, [callback], module=Watched, accumulate_grad_batches=3)
     assert [step for step, _ in writer.scalars[MEDIAN]] == steps(done) == [0, 1, 2, 3, 4]
     assert tokens(done) == [update * 3 * EACH for update in range(5)]
-    assert_curve_of(tiny(), done)
-    assert_curve_of(done.model.third, done, 3)
-    assert_curve_of(done.model.model, done, 4)
+    assert_curve_of(tiny(), done.folder)
+    assert_curve_of(done.model.third, done.folder, 3)
+    assert_curve_of(done.model.model, done.folder, 4)
 
 
 def test_evaluations_and_saves_are_measured_if_asked(tmp_path: Path) -> None:
@@ -187,13 +144,11 @@ def test_the_training_is_bit_identical(
 
 def test_it_is_measured_in_the_precision_of_the_run_or_in_full(tmp_path: Path) -> None:
     both = [small(precision="run", **QUICK), small(precision="float32", name="full", **QUICK)]
-    mixed = train(tmp_path, both, precision="bf16-mixed", max_steps=2)
-    paths, full = (records_in(tmp_path, name)[0].paths for name in ("stable_regions", "full"))
+    train(tmp_path, both, precision="bf16-mixed", max_steps=2)
+    paths, full = (records(tmp_path, name)[0].paths for name in ("stable_regions", "full"))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_curve_of(tiny(), mixed, gap=2 * paths.noise_distance)
-    (tmp_path / "alone").mkdir()
-    (tmp_path / "full").rename(tmp_path / "alone" / "stable_regions")
-    assert_curve_of(tiny(), tmp_path / "alone")
+        assert_curve_of(tiny(), tmp_path, gap=2 * paths.noise_distance)
+    assert_curve_of(tiny(), tmp_path, name="full")
     assert paths.distance.sub(full.distance).abs().max() > 1e-4
     assert paths.noise_floor > 1e-3 > 1e-5 > full.noise_floor
 
@@ -213,7 +168,7 @@ def test_a_run_of_another_type_is_measured_as_it_runs(precision: Any, tmp_path: 
     options: dict[str, Any] = {"module": module, "precision": precision, "max_steps": 2}
     done = trained_alike(tmp_path, small(**QUICK), **options)
     assert steps(done) == [0, 2]
-    first = records_in(done.folder)[0]
+    first = records(done.folder)[0]
     assert first.metadata["dtype"] == {"bf16-true": "bfloat16", "64-true": "float64"}[precision]
     assert first.paths.distance.dtype == torch.float32
     assert torch.get_default_dtype() == torch.float32
@@ -295,7 +250,7 @@ def test_the_language_model_is_found(
     module: Callable[[], LitLM], options: dict[str, Any], expected: str, tmp_path: Path
 ) -> None:
     train(tmp_path, [small(**options, **QUICK)], module=module, max_steps=1)
-    assert [record.metadata["model"] for record in records_in(tmp_path)] == [expected] * 2
+    assert [record.metadata["model"] for record in records(tmp_path).values()] == [expected] * 2
 
 
 @pytest.mark.parametrize(
@@ -351,7 +306,7 @@ def test_prompts_are_windows_of_the_data_set(kind: str, tmp_path: Path) -> None:
     callback = small(num_tokens=6, **QUICK)
     options: dict[str, Any] = {"module": Tensors, "data": lambda: loader(data), "max_steps": 2}
     watched = trained_alike(tmp_path, callback, **options)
-    prompts = prompts_in(watched)
+    prompts = prompts_in(watched.folder)
     windows = {tuple(row[start : start + 6]) for row in ids.tolist() for start in range(19)}
     assert prompts.token_ids.shape == (7, 6)
     assert {tuple(row) for row in prompts.token_ids.tolist()} <= windows
@@ -386,8 +341,8 @@ def test_of_several_loaders_the_first_gives_the_prompts(
         return both if kind is list else dict(zip(("lm", "more"), both, strict=True))
 
     watched = trained_alike(tmp_path, small(**QUICK), module=Several, data=data, max_steps=2)
-    assert_curve_of(tiny(), watched)
-    prompts = prompts_in(watched)
+    assert_curve_of(tiny(), watched.folder)
+    prompts = prompts_in(watched.folder)
     assert prompts.source.startswith("a batch of" if streamed else "the training data")
     assert prompts.token_ids.max() < 30
     assert tokens(watched) == [0, 2 * (BATCH + 2) * LENGTH]
@@ -420,7 +375,7 @@ def test_a_batch_without_token_ids_is_said_and_training_goes_on(tmp_path: Path) 
     prompts = PromptSet.from_token_ids(torch.randint(61, (7, 6)))
     done = train(tmp_path, [small(prompts=prompts, **QUICK)], max_steps=1, **options)
     assert tokens(done) == [0, None]
-    assert prompts_in(done).fingerprint == prompts.fingerprint
+    assert prompts_in(done.folder).fingerprint == prompts.fingerprint
 
 
 def test_the_tokenizer_gives_the_prompts_their_texts_and_the_seed_chooses_them(
@@ -501,12 +456,15 @@ def test_a_resumed_run_is_one_curve_whatever_the_data_is_now(tmp_path: Path) -> 
         assert list(states) == ["stable_regions"]
         state = states["stable_regions"]
         assert (state["schema"], state["tokens"]) == (1, num_steps * EACH)
-        assert PromptSet.from_json(state["prompts"]).fingerprint == prompts_in(first).fingerprint
+        assert (
+            PromptSet.from_json(state["prompts"]).fingerprint
+            == prompts_in(first.folder).fingerprint
+        )
     other = [{"input_ids": row["labels"].flip(0), "labels": row["labels"]} for row in rows()]
     second = resumed(tmp_path, shown(every=1, seed=6), data=lambda: loader(other))
     assert first.folder != second.folder
     assert steps(second) == logged(second.folder) == [*range(7)]
-    assert prompts_in(first).fingerprint == prompts_in(second).fingerprint
+    assert prompts_in(first.folder).fingerprint == prompts_in(second.folder).fingerprint
     assert tokens(second) == [step * EACH for step in range(7)]
 
 
@@ -560,77 +518,3 @@ def test_an_exception_in_the_training_closes_everything(tmp_path: Path) -> None:
     assert (writer.closed, list(writer.images)) == (True, [PathsProbe.CURVES.name])
     (path,) = tmp_path.glob("saved/*.ckpt")
     assert torch.load(path, weights_only=True)["sr_monitor"]["stable_regions"]["step"] == 2
-
-
-# Two processes ----------------------------------------------------------------------------------
-
-
-def _as_launched(rank: int) -> None:
-    """What `torchrun` sets, so that Lightning takes these processes for its own."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-        GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1", TORCHELASTIC_RUN_ID="test",
-    )  # fmt: skip
-
-
-def _train_in_every_way(rank: int, folder: Path) -> list[str]:
-    """Every way unwatched and watched; each process asserts."""
-    _as_launched(rank)
-    warnings.simplefilter("ignore")  # the tests with one process look at warnings
-    for way, (strategy, module) in WAYS.items():
-        options: dict[str, Any] = {"module": module, "devices": 2, "max_steps": 2}
-        plain = train(folder / way / "plain", strategy=strategy(), **options)
-        callback = shown() if way == "ddp" else small(**QUICK)
-        if way == "fsdp1_nested":  # passed before it is wrapped, and called through the wrapper
-            lit: Any = module()
-            options["module"], callback = lambda lit=lit: lit, small(model=lit.model, **QUICK)
-        watched = train(folder / way, [callback], strategy=strategy(), **options)
-        assert watched.differences(plain) == [], way
-        assert steps(watched) == [0, 2], way
-    return _fail_on_one_process(folder, rank)
-
-
-def _fail_on_one_process(folder: Path, rank: int) -> list[str]:
-    """A process that cannot find the model, or not measure, does not leave the other waiting."""
-
-    def lost(lit: Any) -> nn.Module:
-        assert rank == 0, "lost here"
-        model: nn.Module = lit.model
-        return model
-
-    def failing(lit: Any) -> nn.Module:
-        if rank == 1:
-            lit.model.transformer.ln_f.register_forward_pre_hook(_fail_without_gradients)
-        model: nn.Module = lit.model
-        return model
-
-    found = []
-    for name, model in (("lost", lost), ("failing", failing)):
-        callback = small(model=model, on_error="warn")
-        with warnings.catch_warnings(record=True) as told:
-            warnings.simplefilter("always")
-            done = train(folder / name, [callback], strategy="ddp", devices=2)
-        assert len(done.losses) == 4
-        assert steps(done) == []
-        found += [str(one.message) for one in told if "sr-monitor" in str(one.message)]
-    return found
-
-
-def _fail_without_gradients(*_: Any) -> None:
-    if not torch.is_grad_enabled():
-        raise RuntimeError("broken on one process")
-
-
-def test_two_processes_share_a_measurement_and_do_not_notice(tmp_path: Path) -> None:
-    told = in_processes(partial(_train_in_every_way, folder=tmp_path), timeout=300)
-    for way in WAYS:
-        assert_curve_of(tiny(), tmp_path / way)
-        found = records_in(tmp_path / way)
-        assert {record.metadata["processes"] for record in found} == {2}
-        assert [record.tokens for record in found] == [0, 4 * EACH]
-    assert len(event_files(tmp_path / "ddp")) == 1  # written once, by the first process
-    assert told[1] == []  # one of two warns
-    lost, failed, off = told[0]
-    assert "rank 1 of 2: AssertionError: lost here" in lost
-    assert "rank 1 of 2: RuntimeError: broken on one process" in failed
-    assert "3 times in a row" in off

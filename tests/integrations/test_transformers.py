@@ -1,16 +1,11 @@
 """The callback inside the real Trainer: what only this framework does; see also test_contract."""
 
 import copy
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
@@ -20,47 +15,21 @@ from transformers import (
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from sr_monitor import PromptSet, Record, measure_paths
 from sr_monitor.display.writers.memory import MemoryWriter
-from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.results.record import list_records
-from tests.training import Run, Stream, arguments, records, rows, train, watch
+from tests.training import (
+    Run,
+    Stream,
+    arguments,
+    assert_curve_of,
+    logged,
+    prompts_in,
+    records,
+    rows,
+    train,
+    watch,
+)
 from tests.zoo import VOCAB, build
-
-MEDIAN, CURVES = PathsProbe.MAX_SLOPE_MEDIAN.name, PathsProbe.CURVES.name
-
-
-def prompts_in(folder: Path) -> PromptSet:
-    return PromptSet.load(folder / "stable_regions" / "prompts.json")
-
-
-def distance_in(model: nn.Module, folder: Path, record: Record, **options: Any) -> Tensor:
-    """The distances of a record's pairs, in `model`."""
-    num_pairs, num_steps = record.paths.distance.shape
-    pairs = prompts_in(folder).pairs(num_pairs)
-    return measure_paths(model, *pairs, num_steps=num_steps, **options).distance
-
-
-def assert_same_curve(folder: Path, record: Record, model: nn.Module) -> None:
-    """Nothing but the shape of batches may differ."""
-    expected = distance_in(model, folder, record)
-    torch.testing.assert_close(record.paths.distance, expected, rtol=1e-4, atol=1e-5)
-
-
-def events(folder: Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
-    accumulator.Reload()
-    return accumulator
-
-
-def logged(folder: Path, name: str = MEDIAN) -> list[int]:
-    """The steps of a scalar in the one run below a folder."""
-    (file,) = event_files(folder)
-    return [event.step for event in events(file.parent).Scalars(name)]
-
-
-def event_files(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("events.out.tfevents.*"))
 
 
 def checkpoint(run: Run, step: int) -> Path:
@@ -111,7 +80,7 @@ class _StopsAt3(TrainerCallback):
 def test_a_training_that_is_stopped_is_measured_where_it_stopped(tmp_path: Path) -> None:
     run = train(tmp_path, watch(name="before"), _StopsAt3(), watch())
     assert list(records(tmp_path, "before")) == list(records(tmp_path)) == [0, 3]
-    assert_same_curve(run.folder, records(tmp_path)[3], run.model)
+    assert_curve_of(run.model, tmp_path, 3)
 
 
 def test_the_last_step_is_not_mistaken_for_the_best_one(tmp_path: Path) -> None:
@@ -129,11 +98,10 @@ def test_the_last_step_is_not_mistaken_for_the_best_one(tmp_path: Path) -> None:
         load_best_model_at_end=True,
     )
     assert run.trainer.state.best_global_step == 1
-    record = records(tmp_path)[3]
     assert not torch.equal(stops.weights["lm_head.weight"], run.model.lm_head.weight)
     last = build("gpt2").model
     last.load_state_dict(stops.weights)
-    assert_same_curve(run.folder, record, last)
+    assert_curve_of(last, tmp_path, 3)
     # Neither was anything written to the Trainer's log after it had been closed.
     assert logged(tmp_path) == [0, 3]
 
@@ -191,7 +159,7 @@ def test_a_watched_training_is_bit_for_bit_the_same(tmp_path: Path, setting: str
         asleep = {name: mode for name, mode in watched.facts["modes"].items() if ".h.1." in name}
         assert set(asleep.values()) == {False}
     if setting == "PEFT":
-        assert_same_curve(watched.folder, found[3], watched.model)
+        assert_curve_of(watched.model, watched.folder, 3)
 
 
 @pytest.mark.slow  # compiles for half a minute; the eager backend is tested above
@@ -208,14 +176,13 @@ def test_a_compiled_training_is_bit_for_bit_the_same(tmp_path: Path) -> None:
 def test_precision_is_the_runs_own_or_full(tmp_path: Path) -> None:
     untouched = build("gpt2").model
     both = [watch(precision="run"), watch(precision="float32")]
-    run = train(tmp_path, *both, bf16=True, max_steps=1)
+    train(tmp_path, *both, bf16=True, max_steps=1)
     first, second = records(tmp_path)[0], records(tmp_path, "stable_regions-2")[0]
-    assert_same_curve(run.folder, second, untouched)
+    assert_curve_of(untouched, tmp_path, name="stable_regions-2")
     assert second.paths.noise_floor < 1e-4
     assert first.paths.noise_floor > 100 * second.paths.noise_floor
     with torch.autocast("cpu", torch.bfloat16):
-        expected = distance_in(untouched, tmp_path, first)
-    torch.testing.assert_close(first.paths.distance, expected, rtol=2e-2, atol=1e-2)
+        assert_curve_of(untouched, tmp_path, gap=2e-2)
     assert not torch.allclose(first.paths.distance, second.paths.distance, rtol=1e-4)
 
 
@@ -233,7 +200,11 @@ def _stream() -> Stream:
 @ignore_compiler
 @pytest.mark.parametrize(
     "options",
-    [{"gradient_accumulation_steps": 2, "eval_on_start": True, "eval_strategy": "steps"}, COMPILED],
+    [
+        {"gradient_accumulation_steps": 2, "eval_on_start": True, "eval_strategy": "steps"},
+        # Loading dynamo takes long; tests/model/test_undisturbed.py has compiled models, too.
+        pytest.param(COMPILED, marks=pytest.mark.slow),
+    ],
     ids=["accumulation, evaluated first", "compiled"],
 )
 def test_a_stream_is_begun_with_its_first_batch(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -243,7 +214,7 @@ def test_a_stream_is_begun_with_its_first_batch(tmp_path: Path, options: dict[st
     assert watched.differences(plain) == []
     found = records(tmp_path / "watched")
     assert list(found) == [0, 1, 2]
-    assert_same_curve(watched.folder, found[0], build("gpt2").model)
+    assert_curve_of(build("gpt2").model, watched.folder)
     prompts = prompts_in(tmp_path / "watched")
     assert prompts.token_ids.max() < 15
     assert prompts.source.startswith("a batch of the training data")
@@ -359,47 +330,6 @@ def test_a_state_that_cannot_be_read_is_refused_while_training_goes_on(tmp_path:
             train(tmp_path, callback, **resume)
     assert list(records(tmp_path)) == [0, 1, 2, 3, 4]
     assert len(list((tmp_path / "stable_regions" / "superseded").iterdir())) == 1
-
-
-# ---- in processes of their own -------------------------------------------------------------------
-
-ROOT = Path(__file__).parents[2]
-
-
-def test_two_processes_share_one_measurement(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
-    command += [f"--master-port={port}", "-m", "tests.training", str(tmp_path)]
-    paths = [str(ROOT), str(ROOT / "integrations"), os.environ.get("PYTHONPATH", "")]
-    own = {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        command, env=os.environ | own, timeout=240, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("is done") == 2
-    for name in ("watched", "stream"):
-        found = records(tmp_path / name)
-        assert list(found) == [0, 3]
-        assert found[0].metadata["processes"] == 2
-        model = build("gpt2").model
-        assert_same_curve(tmp_path / name, found[0], model)
-        model.load_state_dict(torch.load(tmp_path / f"{name}.pt", weights_only=True))
-        assert_same_curve(tmp_path / name, found[3], model)
-    for name in ("_shard_1", "_shard_2"):
-        found = records(tmp_path / name)
-        assert list(found) == [0, 1, 2, 3]
-        assert_same_curve(tmp_path / name, found[0], build("llama").model)
-    assert logged(tmp_path) == [0, 3]
-    # One process alone chooses the same prompts from the same data, and finds the same.
-    train(tmp_path / "alone", watch(num_slices=1), max_steps=1)
-    alone, shared = (tmp_path / name / "stable_regions" for name in ("alone", "watched"))
-    assert (alone / "prompts.json").read_bytes() == (shared / "prompts.json").read_bytes()
-    one, two = records(tmp_path / "alone")[0].slices, records(tmp_path / "watched")[0].slices
-    assert one is not None
-    assert two is not None
-    torch.testing.assert_close(one.distance, two.distance, rtol=1e-4, atol=1e-5)
 
 
 def test_a_loop_without_epochs_is_watched_from_its_first_step(tmp_path: Path) -> None:
