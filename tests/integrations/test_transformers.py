@@ -60,8 +60,8 @@ def test_steps_that_are_measured(tmp_path: Path) -> None:
     train(tmp_path, *callbacks, save_steps=4, eval_strategy="steps", eval_steps=3)
     assert {name: list(records(tmp_path, name)) for name in cases} == cases
     epoch: dict[str, Any] = {"max_steps": -1, "num_train_epochs": 1}
-    counted = {"include_num_input_tokens_seen": "all", "gradient_accumulation_steps": 2}
-    train(tmp_path / "epoch", watch(every=3), **epoch, **counted)
+    epoch |= {"include_num_input_tokens_seen": "all", "gradient_accumulation_steps": 2}
+    train(tmp_path / "epoch", watch(every=3), **epoch)
     found = records(tmp_path / "epoch")
     assert {step: record.tokens for step, record in found.items()} == {0: None, 3: 288, 4: 384}
     assert [record.tokens for record in records(tmp_path, "neither").values()] == [None, None]
