@@ -65,6 +65,7 @@ def test_help_says_what_every_option_is(name: str, capsys: Capture) -> None:
         ("mesure x", "No such command 'mesure'"),
         ("--version-of-what", "No such option"),
         ("demo --out run/checkpoint-1/config.json", "is not a folder; name another"),
+        (f"demo --out {300 * 'a'}", "File name too long; name another"),
         ("demo --out=", "Invalid value for '--out': it is empty; name a folder"),
         ("measure run/checkpoint-1 --out=", "Invalid value for '--out': it is empty"),
         ("measure run/checkpoint-1 --layer -1", "Invalid value for '--layer'"),
