@@ -57,7 +57,7 @@ class Album:
             self._pages[record.step] = _pages(record, prompts)
 
     def repeat(self, record: Record) -> None:
-        """Show the numbers of a record again, to writers that were not there at the time."""
+        """Show the numbers of a record again, to writers that joined later."""
         self._write(_numbers(record), record.step)
 
     def show(self, record: Record, *, prompts: PromptSet, last: bool = False) -> None:
@@ -89,7 +89,7 @@ class Album:
                 yield key.kind, key.name, picture
 
     def _write(self, entries: Iterable[_Entry], step: int) -> None:
-        """Write entries, drawn one by one, while a writer is left; then flush those that are."""
+        """Write entries, drawing each when its turn comes, while any writer works; then flush."""
         left, failures = list(self._writers), list[tuple[Writer, Exception]]()
 
         def call(method: str, *arguments: Any) -> None:

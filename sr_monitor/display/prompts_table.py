@@ -13,7 +13,7 @@ _MOST_CHARACTERS = 160
 
 
 def describe_prompts(prompts: PromptSet) -> str:
-    """Say where the prompts are from and how many there are, and list the first pairs."""
+    """Describe where the prompts are from and how many there are, and list the first pairs."""
     shown = min(prompts.num_pairs, _MOST_PAIRS)
     which = "These are all" if shown == prompts.num_pairs else f"The first {shown} are"
     about = (

@@ -104,7 +104,7 @@ class Probe(Options):
         raise NotImplementedError
 
     def reader(self, session: "Session", num_contexts: int, num_places: int) -> Reader:
-        """Return what reads the points of the probe it rides on, for this rank's contexts."""
+        """Return a reader of the points of the probe it rides on, for this rank's contexts."""
         raise NotImplementedError
 
     def derive(self, parts: Mapping[str, Part]) -> Part | None:

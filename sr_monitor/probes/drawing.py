@@ -83,7 +83,7 @@ def new_page(width: float, height: float) -> Figure:
 
 
 def place_axes(figure: Figure, left: float, bottom: float, width: float, height: float) -> Axes:
-    """Add axes at a fixed place, so that the pictures of all steps lie on each other."""
+    """Add axes at a fixed place, so that the pictures of all steps line up."""
     page_width, page_height = figure.get_size_inches()
     return figure.add_axes(
         (left / page_width, bottom / page_height, width / page_width, height / page_height)
@@ -124,7 +124,7 @@ def write_headline(figure: Figure, title: str, note: str) -> None:
 
 
 def settled(figure: Figure) -> Figure:
-    """Lay the figure out once: matplotlib makes ticks late, in the style of that moment."""
+    """Lay the figure out now: matplotlib makes ticks lazily, in the style then in force."""
     figure.draw_without_rendering()
     return figure
 

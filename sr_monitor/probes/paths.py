@@ -161,7 +161,7 @@ class PathsProbe(PathsOptions, Probe):
         return _Walk(share, self, riders).run(progress)
 
     def scalars(self, part: Paths) -> dict[Key, float]:
-        """Return medians over the pairs that count, and what they can be trusted with."""
+        """Return medians over the pairs that count, the noise, and how many do not count."""
         q25, median, q75 = quartiles(part.max_slope, part.kept)
         return {
             self.MAX_SLOPE_MEDIAN: median,
@@ -260,8 +260,7 @@ class _Walk:
         self.prompts = share.prompts[0]
         self.a, self.b = share.activations()
         self.alphas = torch.linspace(0, 1, options.num_steps, dtype=torch.float64).float()
-        # Adaptive sampling chooses points per pair, so ranks would run different numbers of
-        # forwards.
+        # Adaptive sampling chooses per pair: ranks would run different numbers of forwards.
         self.sample = STRATEGIES["grid" if session.in_step else options.sampling]
         count, place = len(self.prompts), self.a  # float32, whatever torch's default type is
         self.distance = place.new_full((count, options.num_steps), torch.nan)
@@ -272,7 +271,7 @@ class _Walk:
         riders.begin(count, options.num_steps, share.gather)
 
     def _repeated_pairs(self) -> list[int]:
-        """Return this rank's part of those pairs, spread over all, that show the noise."""
+        """Return this rank's share of the pairs that are repeated to find the noise."""
         share = self.share
         num_repeated = min(share.count, _NUM_REPEATED_PAIRS)
         spread = torch.linspace(0, share.count - 1, num_repeated, dtype=torch.float32)

@@ -170,6 +170,6 @@ def _slopes_in_words(paths: Paths) -> str:
 
 
 def _top(behind: Sequence[Float[np.ndarray, " _"]], q75: Float[np.ndarray, " step"]) -> float:
-    """Return the axis' upper end: above the band, and above the curves behind unless wild."""
+    """Return the upper limit of the axis: above the band, and the curves behind up to 1.5."""
     tame = min(1.5, max((np.nanmax(curve, initial=1.0) for curve in behind), default=1.0))
     return 1.04 * float(max(tame, np.nanmax(q75, initial=1.0)))

@@ -39,7 +39,7 @@ _LENGTH = 0.4
 _DEVIATIONS = 3.0
 # Rounding in float32 may add this much to a difference of neighbours.
 _ROUNDING = 5e-7
-# Curves are float32 at best: whatever the process learns below this is rounding.
+# Curves are float32 at best: smaller differences are rounding.
 _RELATIVE_NOISE = 1e-9
 
 

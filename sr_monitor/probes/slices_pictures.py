@@ -31,7 +31,7 @@ Slices: TypeAlias = "sr_monitor.probes.slices.Slices"
 
 _CORNERS = {"A": "#b0182b", "B": "#117a37", "C": "#2340b8"}  # red, green, blue, dark enough to read
 _FRAMES_IN_A_ROW = 8
-# Of a film, in inches; all are whole pixels, so that a frame can be moved to another place in it.
+# Of a film, in inches; each a whole number of pixels, so that a frame fits anywhere in it.
 _FRAME, _ACROSS, _UP, _MARGIN = 1.6, 1.725, 1.925, 0.1
 
 

@@ -176,7 +176,7 @@ def step_of(path: Path) -> int:
 
 
 def _known(probes: Sequence[Probe]) -> dict[str, Probe]:
-    """Return the built-in probes and these by name; these win."""
+    """Return the built-in probes by name, joined or replaced by these."""
     return {**built_in(), **{probe.name: probe for probe in probes}}
 
 

@@ -60,7 +60,7 @@ class RecordStore:
 
     @classmethod
     def at(cls, folder: Path, *, probes: Sequence[Probe] = ()) -> "RecordStore":
-        """Return the store of exactly this folder, for an owner that lets nobody else in."""
+        """Return the store of exactly this folder, without claiming it."""
         store = cls(None, folder.name, probes=probes)
         store.folder = folder
         return store

@@ -66,7 +66,7 @@ class Writer(Protocol):
         """Write a text in Markdown."""
 
     def flush(self) -> None:
-        """Make what was written safe."""
+        """Write out what is buffered."""
 
     def close(self) -> None:
         """End the log; a second call does nothing."""

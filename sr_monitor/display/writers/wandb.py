@@ -16,7 +16,7 @@ from sr_monitor.probes.keys import STEP
 
 
 class WandbWriter:
-    """Writes to a run of Weights & Biases that somebody else has started and will finish.
+    """Writes to a Weights & Biases run, which its owner starts and finishes.
 
     wandb's own step never goes back, so it is left to the run's owner. Values are sent in one call
     when a measurement is complete, and drawn against `stable_regions/step`.
