@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from sr_monitor import InputError, measure_paths, measure_slices
@@ -222,32 +221,25 @@ def test_buffers_that_follow_the_length_of_the_input_are_given_back() -> None:
     assert _changed(before, _state(model)) == []
 
 
-class _Counting(nn.Module):
-    """A module that counts what it is given, even in eval mode, as some mixtures of experts do.
+def _counting() -> zoo.Specimen:
+    """GPT-2 with an MLP that counts what it is given, even in eval mode, as some experts do.
 
     What the last forwards counted goes into the next one of a training.
     """
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-        self.register_buffer("bias", torch.zeros(zoo.WIDTH))
-        self.register_buffer("tokens", torch.zeros(zoo.WIDTH))
-
-    def forward(self, x: Tensor) -> Float[Tensor, "row token width"]:
-        bias, tokens = self.get_buffer("bias"), self.get_buffer("tokens")
-        with torch.no_grad():
-            if self.training:
-                bias.add_(1e-3 * tokens)
-                tokens.zero_()
-            tokens.add_((x > 0).sum((0, 1)))
-        out: Tensor = self.inner(x) + bias
-        return out
-
-
-def _counting() -> zoo.Specimen:
     specimen = zoo.build("gpt2")
-    specimen.stack[1].mlp = _Counting(specimen.stack[1].mlp)
+    mlp = specimen.stack[1].mlp
+    mlp.register_buffer("bias", torch.zeros(zoo.WIDTH))
+    mlp.register_buffer("tokens", torch.zeros(zoo.WIDTH))
+
+    def count(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+        with torch.no_grad():
+            if mlp.training:
+                mlp.bias.add_(1e-3 * mlp.tokens)
+                mlp.tokens.zero_()
+            mlp.tokens.add_((args[0] > 0).sum((0, 1)))
+        return output + mlp.bias
+
+    mlp.register_forward_hook(count)
     return specimen
 
 
