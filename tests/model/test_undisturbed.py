@@ -231,7 +231,7 @@ def _counting() -> zoo.Specimen:
     mlp.register_buffer("bias", torch.zeros(zoo.WIDTH))
     mlp.register_buffer("tokens", torch.zeros(zoo.WIDTH))
 
-    def count(_: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def count(_: nn.Module, args: Any, output: Tensor) -> Any:
         with torch.no_grad():
             if mlp.training:
                 mlp.bias.add_(1e-3 * mlp.tokens)
