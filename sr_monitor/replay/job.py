@@ -1,4 +1,4 @@
-"""From a planned checkpoint to its record: fetch it, load it, measure it, delete the download.
+"""Turn a planned checkpoint into its record: fetch it, load it, measure it, delete the download.
 
 job = Job(config=MonitorConfig(), loading=Loading(), downloads=Path("out/.downloads"))
 find_local = partial(job.fetch, planned)

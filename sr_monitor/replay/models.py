@@ -1,7 +1,7 @@
-"""One model in memory for all checkpoints of a run.
+"""Keep one model in memory for all checkpoints of a run.
 
 While the config stays the same, the weights of each checkpoint go into the same model; another
-config gets a new one. Either is equal, bit for bit, to what `from_pretrained` returns.
+config gets a new one. Both equal, bit for bit, what `from_pretrained` returns.
 
     keeper = ModelKeeper(Loading(device="auto"))
     models = (keeper.load(checkpoint) for checkpoint in find_checkpoints("runs/gpt2"))

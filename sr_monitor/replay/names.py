@@ -1,8 +1,8 @@
-"""Names of checkpoints: what they say, how they are ordered, and which to choose.
+"""Parse the names of checkpoints, sort them into runs, and choose among them.
 
 One regular expression reads the names of OLMo 1 to 3, Pythia, SmolLM3, the Trainer and Lightning.
-Names are chosen from a listing, never computed: the number of tokens in them is rounded down in
-some families and up in others, so a computed name may not exist.
+Names are chosen from a listing, never computed: some families round the number of tokens in them
+down and others up, so a computed name may not exist.
 
     names = read_names(revisions)
     chosen = choose_spaced(names, 20)
@@ -55,7 +55,7 @@ class CheckpointName:
 
     @property
     def has_step(self) -> bool:
-        """Whether a step is known, be it step 0."""
+        """Whether a step is known, even if it is step 0."""
         return self.step > 0 or read_name(self.text) is not None
 
     @property
@@ -98,8 +98,8 @@ def split_runs(names: Iterable[CheckpointName]) -> dict[str, list[CheckpointName
     """Group names into runs, by run name, with steps that grow; "" is the main run.
 
     Parallel branches are runs of their own. So is a stage whose steps restart (OLMo 2 and 3); a
-    stage whose steps continue those of the stage before (SmolLM3) stays in its run. Pass all the
-    names, not a selection: where a stage starts shows how it counts.
+    stage that continues the steps of the one before (SmolLM3) stays in its run. Pass all the names:
+    only the first step of a stage shows which of the two it is.
     """
     ordered = sorted(names)
     first = min((name.stage for name in ordered if name.stage), default=0)

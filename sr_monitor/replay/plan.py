@@ -1,8 +1,8 @@
-"""Which checkpoints are measured, in which order, and which curve each belongs to.
+"""Plan which checkpoints are measured, in which order, and which curve each belongs to.
 
 Each run of a training (its main line, a parallel branch, a stage whose steps restart) is a curve
-in a folder of its own; sources of the same training are put together. Several models without steps
-are a sweep: one curve over the number of parameters.
+in a folder of its own; sources of the same training are merged. Several models without steps are a
+sweep: one curve over the number of parameters.
 
     planned = make_plan(["allenai/OLMo-1B-0724-hf@step*"], num=20)
     sum(each.source.missing_bytes for each in planned)

@@ -30,10 +30,10 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromptChoice:
-    """The prompts that were asked for, made for one training or model after another."""
+    """Which prompts were asked for; makes them for each training, or each model of a sweep."""
 
     given: PromptSet | str | None = None
-    """A set, a file or a data set; None is those of the live run, else Python's help topics."""
+    """A set, a file or a data set; None: the live run's prompts, else Python's help topics."""
     loading: Loading
     """How models are loaded; its base, if any, has the tokenizer."""
     num_tokens: int = 10
@@ -74,7 +74,7 @@ class PromptChoice:
         return planned.training
 
     def described(self) -> str:
-        """Describe what the prompts of a sweep are made from, to tell one replay from another."""
+        """Describe the source of a sweep's prompts, for a later replay to compare."""
         if isinstance(self.given, PromptSet):
             return self.given.fingerprint
         text = self.given or "the help topics of Python"

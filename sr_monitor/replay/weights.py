@@ -1,8 +1,8 @@
-"""The weights of a checkpoint, put into a model.
+"""Put the weights of a checkpoint into a model.
 
-The names in a checkpoint are those of the model behind a prefix: the attribute of a trainer's
-module, a compiled or a sharded wrapper. It is found by matching them with the model's own names.
-The model is not touched before everything is known to fit.
+Names in a checkpoint may have a prefix: the attribute of a trainer's module, or a wrapper that
+compiles or shards the model. It is found by matching them with the model's own names. The model
+changes only once everything is known to fit.
 
     model = build_model(config_of(checkpoint, Loading()), torch.float32)
     put_weights(model, checkpoint.read(), str(checkpoint.path))
@@ -73,10 +73,8 @@ def _match(weights: Weights, model: nn.Module, own: Weights, source: str) -> _Fi
 
 def _find_prefix(names: Sequence[str], own: Weights, source: str) -> str:
     """Find the prefix that maps the most names onto the model, and the fewest onto nothing."""
-    dots = {name: [0, *(dot.end() for dot in re.finditer(r"\.", name))] for name in names}
-    counts = Counter(
-        n[:start] for n, starts in dots.items() for start in starts if n[start:] in own
-    )
+    starts = ((name, dot.end()) for name in names for dot in re.finditer(r"^|\.", name))
+    counts = Counter(name[:start] for name, start in starts if name[start:] in own)
     ranks = {
         prefix: (-count, sum(name.startswith(prefix) for name in names))
         for prefix, count in counts.items()

@@ -178,23 +178,6 @@ def test_a_failed_download_is_retried(
     assert hub.count(request_line) == times + 1
 
 
-@pytest.mark.parametrize(
-    ("request_line", "status", "words", "tries"),
-    [
-        (WEIGHTS, 503, r".*503.*tries: 5\)", 5),
-        ("HEAD .*config.json", 403, "cannot be downloaded: the hub does not give it out", 1),
-    ],
-)
-def test_what_cannot_be_had_is_told_in_one_line(
-    hub: HubServer, private: Path, request_line: str, status: int, words: str, tries: int
-) -> None:
-    hub.fail(request_line, Fault("error", times=-1, status=status))
-    with pytest.raises(InputError, match=rf"^{REPO}@{ONE_FILE} {words}") as caught:
-        fetched(ONE_FILE, private)
-    assert "\n" not in str(caught.value)
-    assert hub.count(request_line) == tries
-
-
 def test_files_are_as_large_as_listed(hub: HubServer, private: Path) -> None:
     claimed = len(FIRST) + 1
     (one,) = listed(ONE_FILE)

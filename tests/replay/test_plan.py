@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.plan import find_duplicates, is_sweep, make_plan
+from sr_monitor.replay.plan import is_sweep, make_plan
 from tests.hub_server import Fault, HubServer, hub_server
 from tests.replays import OLMO, STEPS, put
 
@@ -244,12 +244,6 @@ def test_a_folder_goes_before_a_repository(hub: HubServer, tmp_path: Path) -> No
     for path in ("./lab/twice", "../lab/twice", "lab/twice/", "lab/.twice"):
         with pytest.raises(InputError, match=r"there is no folder '[^;]*; the closest in '[^;]*$"):
             make_plan([path])
-
-
-def test_equal_weights_are_known(hub: HubServer) -> None:
-    duplicates = find_duplicates(make_plan(["lab/twice@step*"]))
-    found = {label: first.label for label, first in duplicates.items()}
-    assert found == {"lab/twice@step2": "lab/twice@step1"}
 
 
 def test_a_revision_that_cannot_be_measured_is_named_and_kept(hub: HubServer) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that have to be converted first, each with the command that does it."""
+"""Checkpoints that have to be converted first: which command converts them."""
 
 from pathlib import Path
 from shlex import quote
