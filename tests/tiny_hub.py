@@ -54,9 +54,9 @@ def tiny_hub(monkeypatch: pytest.MonkeyPatch, home: Path) -> Iterator[HubServer]
 def downloaded(name: str) -> Path:
     """Where the client's cache holds this revision, once it does."""
     (found,) = listed(name)
-    for file in found.files:
-        path = huggingface_hub.hf_hub_download(REPO, file.name, revision=found.commit)
-    return Path(path).parent
+    download = huggingface_hub.hf_hub_download
+    paths = [download(REPO, file.name, revision=found.commit) for file in found.files]
+    return Path(paths[0]).parent
 
 
 def listed(*names: str) -> list[HubCheckpoint]:

@@ -162,7 +162,8 @@ class _Replay:
         self.live: dict[str, Ways] = {}
         self.prompts = {} if job.sweep else choice.for_trainings(planned)
         self.duplicates = self._same_measurements()
-        options = job.config.recorded("curve", "record") | {"dtype": job.loading.dtype}
+        options = job.config.recorded("curve", "record")
+        options["dtype"] = job.loading.dtype
         # One entry for each probe and each training, so that a later replay may add some.
         probes = options.pop("probes", {}).items()
         options |= {f"probe {name}": described for name, described in probes}

@@ -132,6 +132,7 @@ WRAPPED: dict[str, Callable[[Any], dict[str, Tensor]]] = {
         for name, t in model.state_dict().items()
     },
     "average": lambda model: around(model=model, ema=tiny_model()),
+    "second head": lambda m: around(model=m) | {"other.lm_head.weight": torch.ones(300, 32)},
     "larger teacher": lambda m: around(student=m, model=tiny_model(num_hidden_layers=5)),
 }
 
