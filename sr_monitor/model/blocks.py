@@ -127,5 +127,5 @@ def _items(container: _Container) -> list[nn.Module]:
 def _how_to_name(module: nn.Module) -> str:
     found = ", ".join(f"{path!r} ({len(items)})" for path, items in _candidates(module).items())
     if not found:
-        return "pass its decoder blocks themselves, as a list of modules: layer_path=[...]"
+        return "pass its decoder blocks as a list of modules: layer_path=[...]"
     return f"name its decoder blocks with layer_path=, one of: {found}, or pass a list of modules"

@@ -142,7 +142,7 @@ ALONE = RankGroup()
 
 
 def _device() -> torch.device:
-    """Return where the process group exchanges tensors: the CPU, if its backend knows it."""
+    """Return the device of what the group exchanges: the CPU, if its backend supports it."""
     if "cpu:" in dist.get_backend_config():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())

@@ -111,8 +111,8 @@ class _Check:
         elif not can_share_rows(anatomy, cache, num_tokens - 1):
             possible = ("rows",)
             reason = (
-                "its attention takes no mask of ours there (a sliding window shorter than the "
-                "prompt, ALiBi, or flash attention); pass engine='rows' or 'auto'"
+                "its attention cannot take a mask of shared rows (a sliding window shorter than "
+                "the prompt, ALiBi, or flash attention); pass engine='rows' or 'auto'"
             )
         if wanted == "auto":
             return [way for way in possible if way in ways]

@@ -35,8 +35,8 @@ from sr_monitor.options import Effect, Options, option
 # A few tokens show how a model is built.
 _SAMPLE_TOKENS = 8
 
-# Known by its first block, which all wrappers of a model share.
-_turns: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
+# One lock for each model, known by its first block, which all its wrappers share.
+_locks: WeakKeyDictionary[nn.Module, AbstractContextManager[Any]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def open_session(
     a, b = (item[:2].to(anatomy.device, torch.long) for item in examples[:2])
     with (
         # Without a lock, hooks of two threads would see each other's forwards.
-        _turns.setdefault(anatomy.blocks[0], RLock()),
+        _locks.setdefault(anatomy.blocks[0], RLock()),
         ranks.failing_together(),
         undisturbed(model),
         in_precision(options.precision, anatomy),

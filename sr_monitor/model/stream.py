@@ -177,7 +177,7 @@ class Stream:
 
     @property
     def bytes_per_token(self) -> int:
-        """About what a token takes while it runs: one block's work, and keys and values of all.
+        """Estimate the memory of one token: one block's work, and keys and values of all blocks.
 
         Keys and values count twice, once kept and once in the rows that grow from them; the inside
         of a block is taken to be four times as wide as the stream.

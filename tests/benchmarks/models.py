@@ -36,7 +36,7 @@ def smollm2() -> tuple[str, nn.Module]:
 
 def olmo(name: str, dtype: torch.dtype, device: torch.device) -> Any:
     """A randomly initialised model of OLMo's shape, made on `device`."""
-    from transformers import OlmoConfig, OlmoForCausalLM
+    from transformers import AutoModelForCausalLM, OlmoConfig
 
     config: Any = OlmoConfig(
         vocab_size=50304,
@@ -46,13 +46,8 @@ def olmo(name: str, dtype: torch.dtype, device: torch.device) -> Any:
         **_OLMO[name],
     )
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            model: Any = OlmoForCausalLM(config)
-    finally:
-        torch.set_default_dtype(before)
+    with device:
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
     return model.eval()
 
 
