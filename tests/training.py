@@ -140,6 +140,7 @@ def _bits(values: Any) -> bytes:
 
 
 def _whole(value: Any) -> Tensor:
+    """The value, gathered from all ranks if it is sharded."""
     whole: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     return whole
 

@@ -21,6 +21,7 @@ from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.watcher import Training, Watcher
+from tests.training import event_files
 from tests.zoo import VOCAB, build
 
 SMALL: dict[str, Any] = {"num_pairs": 3, "num_steps": 4, "num_slices": 0, "on_error": "raise"}
@@ -217,26 +218,25 @@ def test_prompts_that_are_given_on_resume_count(make: Make) -> None:
 # ---- writers -------------------------------------------------------------------------------------
 
 
-def test_the_users_writers_come_first(make: Make, tmp_path: Path) -> None:
-    memory, lines = MemoryWriter(), JSONLWriter(tmp_path / "log.jsonl")
+def test_the_users_writers_come_first_then_the_frameworks(
+    make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    users, frameworks, lines = MemoryWriter(), MemoryWriter(), JSONLWriter(tmp_path / "log.jsonl")
     with SummaryWriter(str(tmp_path / "tb")) as summary:
-        framework = make(writer=[memory, lines, summary])
+        framework = make(writer=[users, lines, summary])
         framework.begin(loggers=lambda: pytest.fail("the framework's are not asked for"))
-        framework.at_step(0)
         assert framework.watcher.monitor is not None
         kinds = [type(writer) for writer in framework.watcher.monitor.writers]
+        framework.at_step(0)
+        framework.watcher.end()
     assert kinds == [MemoryWriter, JSONLWriter, TensorBoardWriter]
-    assert [step for step, _ in memory.scalars[PathsProbe.WIDTH.name]] == [0]
     assert PathsProbe.WIDTH.name in (tmp_path / "log.jsonl").read_text()
-
-
-def test_the_frameworks_writers_are_used(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
-    memory = MemoryWriter()
-    framework = make()
-    framework.begin(loggers=lambda: [memory])
-    framework.at_step(0)
-    assert PathsProbe.WIDTH.name in memory.scalars
-    assert list(framework.folder.rglob("events.out.tfevents.*")) == []
+    second = make(tmp_path / "second")
+    second.begin(loggers=lambda: [frameworks])
+    second.at_step(0)
+    for memory in (users, frameworks):
+        assert [step for step, _ in memory.scalars[PathsProbe.WIDTH.name]] == [0]
+    assert event_files(tmp_path / "second") == []
     assert capfd.readouterr().err == ""
 
 
