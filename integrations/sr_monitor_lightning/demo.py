@@ -45,15 +45,11 @@ def train(
 
 
 class _Module(LightningModule):
-    """Next-token training of a model."""
-
     def __init__(
         self, model: nn.Module, plan: DemoPlan, tell: Callable[[int, float], None]
     ) -> None:
         super().__init__()
-        self.model = model
-        self.plan = plan
-        self.tell = tell
+        self.model, self.plan, self.tell = model, plan, tell
 
     def training_step(self, batch: dict[str, Tensor], _: int) -> Tensor:
         loss: Tensor = self.model(**batch).loss
@@ -61,9 +57,8 @@ class _Module(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        rate, warm_up = self.plan.learning_rate, self.plan.warm_up
-        optimizer = torch.optim.AdamW(
-            self.parameters(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0
-        )
+        options: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.0}
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.plan.learning_rate, **options)
+        warm_up = self.plan.warm_up
         scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-2, 1, total_iters=warm_up)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]

@@ -15,7 +15,7 @@ from sr_monitor.model.wrappers import class_names
 
 
 def parts_of(given: Any, loaders: Any) -> list[Any]:
-    """Return what is each loader's: of several, batches come in a dict or a list, as they do."""
+    """Return what each loader gave: of several, batches come in a dict or a list, like them."""
     if isinstance(loaders, Mapping) and isinstance(given, Mapping):
         return list(given.values()) if given.keys() == loaders.keys() else [given]
     if isinstance(loaders, list | tuple) and isinstance(given, list | tuple):
@@ -26,8 +26,8 @@ def parts_of(given: Any, loaders: Any) -> list[Any]:
 def writers_of(trainer: Trainer) -> list[Writer]:
     """Return the runs of TensorBoard and Weights & Biases that Lightning writes to."""
     found: list[Writer] = []
-    loggers: list[Any] = trainer.loggers
-    for logger in loggers:
+    logger: Any
+    for logger in trainer.loggers:
         names = class_names(logger)
         if "TensorBoardLogger" in names:
             found.append(TensorBoardWriter(logger.experiment))

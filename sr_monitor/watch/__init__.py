@@ -1,4 +1,4 @@
-"""A training, watched: when to measure, and what happens if something fails.
+"""Watch a training: when to measure, what to do with results, and what if something fails.
 
 monitor = Monitor(prompts, writers=[TensorBoardWriter("runs/1")], log_dir="runs/1")
 """

@@ -18,6 +18,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -86,8 +87,7 @@ class Watcher(Generic[_Options]):
         self.states: dict[str, Mapping[str, Any]] = {}
         """States by name: those that were restored, and those of trainings that have ended."""
         self._closing = ExitStack()
-        self._rows: list[list[int]] = []  # of the batches so far
-        self._num_batches = 0
+        self._batches: list[list[list[int]]] = []  # the rows of each batch so far
 
     @property
     def is_waiting(self) -> bool:
@@ -136,7 +136,7 @@ class Watcher(Generic[_Options]):
             self.monitor.step(model, step, tokens=tokens, also=also, last=last)
 
     def until_end(self, call: Callable[[], object]) -> None:
-        """Have this called when the training ends."""
+        """Call this when the training ends."""
         self._closing.callback(call)
 
     def end(self) -> None:
@@ -147,7 +147,7 @@ class Watcher(Generic[_Options]):
         self.states = states
         monitor, self.monitor, self.training = self.monitor, None, None
         self.has_begun = self.wanted = False
-        self._rows, self._num_batches = [], 0
+        self._batches = []
         if monitor is not None:
             monitor.close()
 
@@ -205,9 +205,8 @@ class Watcher(Generic[_Options]):
         if batch is None:
             return False
         found = [rows for part in batch if (rows := token_ids_of(part)) is not None]
-        self._rows += found[0] if found else []
-        self._num_batches += 1
-        return not found or self._num_batches >= _MOST_BATCHES
+        self._batches += found[:1]
+        return not found or len(self._batches) >= _MOST_BATCHES
 
     def _choose_prompts(
         self,
@@ -246,7 +245,8 @@ class Watcher(Generic[_Options]):
             seed=self.options.seed,
         )
         if batch is not None:
-            return prompts_from_batch({"input_ids": self._rows}, request, training.tokenizer)
+            rows = list(chain(*self._batches))
+            return prompts_from_batch({"input_ids": rows}, request, training.tokenizer)
         datasets = (getattr(loader, "dataset", None) for loader in training.loaders)
         drawn = (prompts_from_dataset(each, request, training.tokenizer) for each in datasets)
         return next((prompts for prompts in drawn if prompts is not None), None)
