@@ -50,7 +50,8 @@ class ByHand:
         return WatchOptions(**(SMALL | options))
 
     def train(self, folder: Path, *watched: Any, **options: Any) -> Run:
-        return training.train_by_hand(folder, *watched, **({"max_steps": 4} | options))
+        options = {"max_steps": 4, **options}
+        return training.train_by_hand(folder, *watched, **options)
 
     def checkpoint(self, folder: Path, step: int) -> Path:
         return folder / f"step={step}.ckpt"
