@@ -1,8 +1,7 @@
 """The callback for Lightning: hands its events to a `sr_monitor` watcher.
 
-It measures the step that training begins at, each step of the schedule right after the update of
-the optimizer, and the last step, in the precision of the run. What a resumed run needs lies in
-Lightning's checkpoints, under "sr_monitor" and the name of the folder of records.
+It measures the first step, each step of the schedule right after the update of the optimizer, and
+the last step. Checkpoints hold what a resumed run needs under "sr_monitor".
 
     L.Trainer(callbacks=[StableRegionCallback(every=500)]).fit(module)
 """
