@@ -79,12 +79,16 @@ def takes(options: Callable[_P, Options]) -> Callable[[Any], Callable[Concatenat
 
 
 def explains(*options: type[Options]) -> Callable[[_F], _F]:
-    """Say in the docstring of a function what those of its arguments mean that are options."""
+    """Say in the docstring of a function what those of its arguments mean that are options.
+
+    All options are arguments of a function that takes `**options`.
+    """
 
     def decorate(function: _F) -> _F:
         docs = {name: each.metadata["doc"] for of in options for name, each in declared(of).items()}
         taken = inspect.signature(function).parameters
-        lines = [f"    {name}: {docs[name]}" for name in docs if name in taken]
+        names = docs if "options" in taken else docs.keys() & taken
+        lines = [f"    {name}: {doc}" for name, doc in docs.items() if name in names]
         doc = inspect.cleandoc(function.__doc__ or "")
         function.__doc__ = "\n".join([doc, "", "Args:", *lines])
         return function

@@ -1,8 +1,7 @@
 """A small model hub on this machine, for the real client of the real one.
 
-It serves what `huggingface_hub` asks for: refs, the info of a revision, and files by HEAD and GET
-with ranges; weights come, as on the real hub, by a redirect to a second server. It fails on demand,
-and counts.
+It serves refs, the info of a revision, and files by HEAD and GET with ranges; weights come, as on
+the real hub, by a redirect to another host. It fails on demand, and counts.
 
     with hub_server({"some/model": {"main": {"config.json": b"{}"}, "step1": folder}}) as server:
         server.use(monkeypatch, tmp_path / "home")
@@ -12,7 +11,7 @@ and counts.
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,9 +40,7 @@ class Fault:
     times: int = 1
     """How many requests it is for; afterwards all is well."""
     status: int = 500
-    """Of an error."""
     headers: dict[str, str] = field(default_factory=dict)
-    """Of an error, such as X-Error-Code."""
     seconds: float = 30.0
     """How long a stall is, or a slow body."""
 
@@ -65,7 +62,6 @@ class HubServer:
             for repo, revisions in repos.items()
         }
         self.endpoint = ""
-        self.storage = ""
         self.claimed_sizes: dict[str, int] = {}
         """Sizes, by file name, that the listings give in place of the true ones."""
         self.claimed_hashes: dict[str, str] = {}
@@ -77,19 +73,19 @@ class HubServer:
         self._lock = Lock()
 
     def fail(self, pattern: str, fault: Fault) -> None:
-        """Lets the requests fail in which the pattern is found, as in `requests`."""
+        """Let the requests fail in which the pattern is found, as in `requests`."""
         self._faults.append((re.compile(pattern), fault))
 
     def count(self, pattern: str) -> int:
-        """How many requests there were in which the pattern is found."""
+        """Return how many requests there were in which the pattern is found."""
         return sum(re.search(pattern, request) is not None for request in self.requests)
 
     def commit(self, repo: str, name: str) -> str:
-        """The commit that a revision stands for."""
+        """Return the commit that a revision stands for."""
         return self.repos[repo][name].commit
 
     def note(self, request: str) -> Fault | None:
-        """Counts a request, and gives what goes wrong with it."""
+        """Count a request, and return what goes wrong with it."""
         with self._lock:
             self.requests.append(request)
             for pattern, fault in self._faults:
@@ -99,20 +95,22 @@ class HubServer:
         return None
 
     def use(self, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-        """Makes this process's client talk to this hub, with its cache in `home`."""
-        constants = huggingface_hub.constants
-        template = self.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", self.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        """Make this process's client talk to this hub, with its cache in `home`."""
+        for name, value in {
+            "ENDPOINT": self.endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.endpoint}/{{repo_id}}/resolve/{{revision}}/"
+            "{filename}",
+            "HF_HUB_CACHE": str(home / "hub"),
+            "HF_TOKEN_PATH": str(home / "token"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+        }.items():
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
         for name, value in self.environment(home).items():
             monkeypatch.setenv(name, value)
 
     def environment(self, home: Path) -> dict[str, str]:
-        """The same for a new process."""
+        """Return the same for a new process."""
         return {
             "HF_ENDPOINT": self.endpoint,
             "HF_HOME": str(home),
@@ -126,33 +124,28 @@ class HubServer:
 
 @contextmanager
 def hub_server(repos: Repos) -> Iterator[HubServer]:
-    """Serves these repositories until the block ends."""
-    server = HubServer(repos)
-    with ExitStack() as stack:
-        server.endpoint = stack.enter_context(_listening(type("Hub", (_Hub,), {"hub": server})))
-        storage = stack.enter_context(_listening(type("Store", (_Store,), {"hub": server})))
-        # Another host to the client, which then leaves the user's token away.
-        server.storage = storage.replace("127.0.0.1", "localhost")
-        stack.callback(huggingface_hub.close_session)
-        stack.callback(server.closing.set)
-        yield server
-
-
-@contextmanager
-def _listening(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    """Serve these repositories until the block ends."""
+    hub = HubServer(repos)
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (_Hub,), {"hub": hub})) as server:
         server.daemon_threads = True
         server.block_on_close = False
+        hub.endpoint = f"http://127.0.0.1:{server.server_port}"
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield hub
         finally:
+            hub.closing.set()
+            huggingface_hub.close_session()
             server.shutdown()
             thread.join()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Refused(Exception):
+    """A status and an error code."""
+
+
+class _Hub(BaseHTTPRequestHandler):
     """Answers one request; faults come first."""
 
     hub: HubServer
@@ -162,19 +155,38 @@ class _Handler(BaseHTTPRequestHandler):
         self.fault = self.hub.note(f"{self.command} {self.path}")
         match self.fault:
             case Fault(kind="error", status=status, headers=headers):
-                self.answer(status, b"", **headers)
+                self._answer(status, b"", **headers)
             case Fault(kind="stall" | "drop" as kind, seconds=seconds):
                 self.hub.closing.wait(seconds if kind == "stall" else 0)
                 self.close_connection = True
             case _:
-                self.route(urlsplit(self.path).path)
+                try:
+                    self._route(urlsplit(self.path).path)
+                except _Refused as refused:
+                    status, code = refused.args
+                    self._answer(status, b"", X_Error_Code=code, X_Error_Message=f"{code} here")
 
     do_HEAD = do_GET
 
-    def route(self, path: str) -> None:
-        raise NotImplementedError
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
 
-    def answer(self, status: int, body: bytes, **headers: str) -> None:
+    def _route(self, path: str) -> None:
+        # Another host to the client, which then leaves the user's token away.
+        if self.headers["Host"].startswith("localhost"):
+            self._store(path.rpartition("/")[2])
+        elif found := re.fullmatch(r"/api/models/(.+?)/refs", path):
+            self._refs(found[1])
+        elif "/tree/" in path:  # transformers asks for a folder of chat templates
+            raise _Refused(404, "EntryNotFound")
+        elif found := re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path):
+            self._info(found[1], unquote(found[2] or "main"))
+        elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
+            self._resolve(found[1], unquote(found[2]), unquote(found[3]))
+        else:
+            raise _Refused(404, "")
+
+    def _answer(self, status: int, body: bytes, **headers: str) -> None:
         if self.fault and self.fault.kind == "short":
             body = body[: len(body) // 2]
         self.send_response(status)
@@ -185,93 +197,54 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self._send(body)
 
-    def answer_range(self, body: bytes, **headers: str) -> None:
+    def _answer_range(self, body: bytes, **headers: str) -> None:
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(asked[1]) if asked else 0
         if start:
             headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        self.answer(206 if start else 200, body[start:], **headers)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+        self._answer(206 if start else 200, body[start:], **headers)
 
     def _send(self, body: bytes) -> None:
-        kind = self.fault.kind if self.fault else None
-        if kind == "truncate":
-            self.wfile.write(body[: len(body) // 2])
-            self.close_connection = True
-        elif kind == "slow":
-            self._send_slowly(body)
-        else:
-            self.wfile.write(body)
+        match self.fault:
+            case Fault(kind="truncate"):
+                self.wfile.write(body[: len(body) // 2])
+                self.close_connection = True
+            case Fault(kind="slow", seconds=seconds):
+                size = -(-len(body) // 20)
+                for start in range(0, len(body), size):
+                    if self.hub.closing.wait(seconds / 20):
+                        break
+                    try:
+                        self.wfile.write(body[start : start + size])
+                    except OSError:  # nobody listens any more
+                        break
+                self.close_connection = True
+            case _:
+                self.wfile.write(body)
 
-    def _send_slowly(self, body: bytes, pieces: int = 20) -> None:
-        assert self.fault
-        size = -(-len(body) // pieces)
-        for start in range(0, len(body), size):
-            if self.hub.closing.wait(self.fault.seconds / pieces):
-                break
-            try:
-                self.wfile.write(body[start : start + size])
-            except OSError:  # nobody listens any more
-                break
-        self.close_connection = True
-
-
-class _Store(_Handler):
-    """Where the weights come from: another server, by their hash, and without any log-in."""
-
-    def route(self, path: str) -> None:
+    def _store(self, digest: str) -> None:
         assert not self.headers.get("Authorization"), "a token must not leave the hub"
-        every = (
-            content
-            for revisions in self.hub.repos.values()
-            for revision in revisions.values()
-            for content in revision.files.values()
-        )
-        self.answer_range(next(body for body in every if path.endswith(sha256(body).hexdigest())))
-
-
-class _Hub(_Handler):
-    """The hub itself: what there is, and where."""
-
-    def route(self, path: str) -> None:
-        if found := re.fullmatch(r"/api/models/(.+?)/refs", path):
-            self._refs(found[1])
-        elif "/tree/" in path:  # transformers asks for a folder of chat templates
-            self._refuse(404, "EntryNotFound")
-        elif found := re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path):
-            self._info(found[1], unquote(found[2] or "main"))
-        elif found := re.fullmatch(r"/(.+?)/resolve/([^/]+)/(.+)", path):
-            self._resolve(found[1], unquote(found[2]), unquote(found[3]))
-        else:
-            self._refuse(404, "")
+        revisions = (r for names in self.hub.repos.values() for r in names.values())
+        every = (body for revision in revisions for body in revision.files.values())
+        self._answer_range(next(body for body in every if sha256(body).hexdigest() == digest))
 
     def _json(self, value: Any) -> None:
-        self.answer(200, json.dumps(value).encode(), Content_Type="application/json")
+        self._answer(200, json.dumps(value).encode(), Content_Type="application/json")
 
-    def _refuse(self, status: int, code: str) -> None:
-        self.answer(status, b"", X_Error_Code=code, X_Error_Message=f"{code} here")
-
-    def _revisions(self, repo: str) -> Mapping[str, Revision] | None:
+    def _revisions(self, repo: str) -> Mapping[str, Revision]:
         if repo not in self.hub.repos:  # what is hidden and what is not there look the same
-            self._refuse(401, "RepoNotFound")
-        return self.hub.repos.get(repo)
+            raise _Refused(401, "RepoNotFound")
+        return self.hub.repos[repo]
 
-    def _revision(self, repo: str, name: str) -> Revision | None:
-        if (revisions := self._revisions(repo)) is None:
-            return None
-        by_name = {_short(known): revision for known, revision in revisions.items()}
-        by_commit = {revision.commit: revision for revision in revisions.values()}
-        if (revision := by_name.get(name) or by_commit.get(name)) is None:
-            self._refuse(404, "RevisionNotFound")
-        return revision
+    def _revision(self, repo: str, name: str) -> Revision:
+        for known, revision in self._revisions(repo).items():
+            if name in (_short(known), revision.commit):
+                return revision
+        raise _Refused(404, "RevisionNotFound")
 
     def _refs(self, repo: str) -> None:
-        if (revisions := self._revisions(repo)) is None:
-            return
         listed: dict[str, list[Any]] = {"branches": [], "converts": [], "tags": []}
-        for name, revision in revisions.items():
+        for name, revision in self._revisions(repo).items():
             kind = "tags" if name.startswith("refs/tags/") else "branches"
             ref = name if kind == "tags" else f"refs/heads/{name}"
             entry = {"name": _short(name), "ref": ref, "targetCommit": revision.commit}
@@ -279,8 +252,7 @@ class _Hub(_Handler):
         self._json(listed)
 
     def _info(self, repo: str, name: str) -> None:
-        if (revision := self._revision(repo, name)) is None:
-            return
+        revision = self._revision(repo, name)
         detailed = "blobs" in parse_qs(urlsplit(self.path).query)
         siblings = [
             {"rfilename": file} | (self._details(file, body) if detailed else {})
@@ -298,20 +270,20 @@ class _Hub(_Handler):
         return details
 
     def _resolve(self, repo: str, name: str, file: str) -> None:
-        if (revision := self._revision(repo, name)) is None:
-            return
+        revision = self._revision(repo, name)
         commit = revision.commit
         if (body := revision.files.get(file)) is None:
-            self.answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+            self._answer(404, b"", X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
         elif not file.endswith(_LFS):
             etag = f'"{_git_hash(body)}"'
-            self.answer_range(body, ETag=etag, X_Repo_Commit=commit)
+            self._answer_range(body, ETag=etag, X_Repo_Commit=commit)
         else:
             digest = sha256(body).hexdigest()
-            self.answer(
+            storage = self.hub.endpoint.replace("127.0.0.1", "localhost")
+            self._answer(
                 302,
                 b"",
-                Location=f"{self.hub.storage}/{repo}/{file}/{digest}",
+                Location=f"{storage}/{repo}/{file}/{digest}",
                 X_Repo_Commit=commit,
                 X_Linked_ETag=f'"{digest}"',
                 X_Linked_Size=str(self.hub.claimed_sizes.get(file, len(body))),

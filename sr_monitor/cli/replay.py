@@ -15,8 +15,8 @@ from sr_monitor.cli.terminal import complain, pasteable, print_table, progress, 
 from sr_monitor.errors import InputError
 from sr_monitor.replay import Report
 from sr_monitor.replay import replay as run_replay
-from sr_monitor.replay.models import Loading
 from sr_monitor.replay.names import parse_tokens
+from sr_monitor.replay.options import Loading
 from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, make_plan
 from sr_monitor.replay.run import check_base
 from sr_monitor.watch.config import MonitorConfig

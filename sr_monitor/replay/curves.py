@@ -1,8 +1,7 @@
 """The curve of one run: its records, and the TensorBoard run that shows them as they come.
 
-What an earlier process showed is shown anew from the records, so that there is one curve however
-often a replay was stopped. If records did not come in the order of their steps, all are shown once
-more at the end, in order.
+However often a replay was stopped, there is one curve: everything is shown anew from the records
+at the start, and at the end if records did not come in the order of their steps.
 
     curve = Curve(Path("replays/gpt2/stable_regions"))
     curve.begin();  curve.add(record, prompts);  curve.finish()

@@ -1,10 +1,7 @@
 """Find the checkpoints in a folder, and tell folders from repositories on the hub.
 
-A path that exists is that path; other names of the form `owner/name` are the hub's. The `readers`
-recognise a checkpoint by its files; some only explain how to convert it.
-
-    for checkpoint in find_checkpoints("runs/gpt2"):
-        print(checkpoint.name.step, checkpoint.path)
+for checkpoint in find_checkpoints("runs/gpt2"):
+    print(checkpoint.name.step, checkpoint.path)
 """
 
 import re
@@ -33,9 +30,7 @@ class LocalCheckpoint:
     """One saved state of a model, on this machine."""
 
     name: CheckpointName
-    """From its path, or else from what is inside."""
     path: Path
-    """The folder or the file."""
     reader: CheckpointReader | None
     """What reads files of its kind; None if the kind is not known."""
     config: Path | None = None
@@ -129,7 +124,6 @@ def _exists(path: Path) -> bool:
 
 
 def _fix(source: str) -> str:
-    """Return how to write what was probably meant, if that is known."""
     if address := _ADDRESS.fullmatch(source):
         name = "@".join(filter(None, address.group("repo", "revision")))
         return f"for that address on the hub, name {name}"

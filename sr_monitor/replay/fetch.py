@@ -1,7 +1,6 @@
 """Revisions of the hub on this machine, each in a private folder that is deleted as a whole.
 
-Files that are in the hub's shared cache are linked from there, and stay there. `one_ahead` fetches
-the next checkpoint while the caller works on the current one.
+Files that are in the hub's shared cache are linked from there, and stay there.
 
     with temporary_folder(out / ".downloads") as folder:
         fetch(checkpoint, folder)
@@ -18,8 +17,7 @@ from typing import Any, TypeVar
 
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import Progress, no_progress
-from sr_monitor.replay.hub import File, HubCheckpoint
-from sr_monitor.replay.retry import Stopped, retry
+from sr_monitor.replay.hub import File, HubCheckpoint, Stopped, retry
 
 _PARTING_SECONDS = 2.0
 
@@ -101,8 +99,6 @@ def _in_thread(fetch: Callable[[Key, Event], Value], key: Key, stop: Event) -> F
 
 
 class _Download:
-    """The download of one revision into a folder, or into the hub's cache."""
-
     def __init__(
         self, checkpoint: HubCheckpoint, folder: Path | None, progress: Progress, stop: Event
     ) -> None:
@@ -161,7 +157,6 @@ def _bar_class(count: Callable[[int], None]) -> Any:
 
 
 def _check_disk(checkpoint: HubCheckpoint, folder: Path, *, keep: bool) -> None:
-    """Refuse a download that the disk cannot hold."""
     from huggingface_hub import constants
 
     place = Path(constants.HF_HUB_CACHE) if keep else folder

@@ -1,10 +1,8 @@
 """The folder of a replay: which curves are in it, and how they were measured.
 
-`replay.json` holds the options, the prompts' fingerprints and which curve lies in which folder. A
-later replay that contradicts them is refused, and so is a folder that no replay has written.
+`replay.json` holds the options, the prompts' fingerprints and the folder of each curve.
 
     with Folder(out, options, {"": "/runs/gpt2"}) as folder:
-        folder.begin([planned])
         folder.save(planned, record, prompts)
 """
 
@@ -23,8 +21,8 @@ from sr_monitor.files import write_whole
 from sr_monitor.probes.base import Probe
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.curves import Curve
-from sr_monitor.replay.live import RECORDS, Ways
 from sr_monitor.replay.plan import SIZES, PlannedCheckpoint
+from sr_monitor.replay.prompts import RECORDS, Ways
 from sr_monitor.results.record import Record, list_records
 
 _SCHEMA = 1
@@ -201,7 +199,6 @@ class Folder:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Lock the folder for this process; the lock ends with it."""
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
@@ -217,7 +214,6 @@ class Folder:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn an error of the disk into one line."""
         try:
             yield
         except (OSError, WriterError) as error:

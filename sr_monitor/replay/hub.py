@@ -1,24 +1,22 @@
 """What the hub holds: the revisions of a repository, and the files that a measurement needs.
 
-Revisions are listed, never computed from a naming scheme. A measurement needs the config and the
-weights (safetensors where there are any), no tokenizer. Sizes and hashes come with the listing, so
-equal weights are known before a byte is downloaded.
+Sizes and hashes come with the listing, so equal weights are known before a byte is downloaded.
 
     found = list_files("allenai/OLMo-1B-hf", list_revisions("allenai/OLMo-1B-hf"))
-    total = sum(checkpoint.missing_bytes for checkpoint in found)
 """
 
+import errno
 import hashlib
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from sr_monitor.errors import InputError
-from sr_monitor.replay.retry import retry
 
 _SECONDS = 10.0  # until a listing has timed out
 _AT_ONCE = 8  # an answer takes a fifth of a second, and there may be a thousand to get
@@ -31,6 +29,18 @@ _WEIGHTS = (
     re.compile(r"pytorch_model(-\d+-of-\d+\.bin|\.bin\.index\.json)"),
 )
 """In the order in which transformers looks for them: one file, or shards and their index."""
+_TRIES = 5
+_FIRST_PAUSE = 1.0  # seconds; each later one is twice as long
+_BUDGET = 30.0  # seconds, not counting what the hub asks to wait
+_LONGEST_WAIT = 300.0  # the hub counts requests in windows of five minutes
+_LOG_IN = "log in with an account that may see it (hf auth login)"
+_DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
+}
+_BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +49,6 @@ class File:
 
     name: str
     size: int
-    """Bytes."""
     hash: str
     """The sha256 of weights, git's hash of small files; the client's cache keeps it under that."""
 
@@ -49,17 +58,13 @@ class HubCheckpoint:
     """One saved state of a model, as a revision on the hub."""
 
     repo: str
-    """`owner/name`."""
     revision: str
-    """The branch or tag, such as "step1000-tokens2B"."""
     commit: str
     """What is downloaded, even if the revision moves meanwhile."""
     files: tuple[File, ...] = ()
-    """The config and the weights, by name."""
     problem: str | None = None
     """Why it cannot be measured, if so."""
-    needs_base: ClassVar[bool] = False
-    """Without a config.json there is a problem."""
+    needs_base: ClassVar[bool] = False  # without a config.json there is a problem
 
     @property
     def label(self) -> str:
@@ -135,7 +140,6 @@ def _api() -> Any:
 
 
 def _files(repo: str, commit: str) -> tuple[File, ...]:
-    """Return the files that a measurement needs, by name."""
     info = _api().model_info(repo, revision=commit, files_metadata=True, timeout=_SECONDS)
     named = {sibling.rfilename: sibling for sibling in info.siblings or []}
     # Code is small, and needed with --trust-remote-code; it is not run by being here.
@@ -157,3 +161,82 @@ def _problem(files: tuple[File, ...]) -> str | None:
     if not any(name.endswith((".safetensors", ".bin")) for name in names):
         return "it holds no weights (model.safetensors or pytorch_model.bin)"
     return None if _CONFIG in names else "it holds no config.json"
+
+
+class Stopped(Exception):
+    """The caller no longer wants the result."""
+
+
+def retry(
+    request: Callable[[], T], what: str, *, wait: Callable[[float], object] = time.sleep
+) -> T:
+    """Return the result of a request for `what`, made up to five times with growing pauses."""
+    started, tries = time.monotonic(), 0
+    while True:
+        try:
+            return request()
+        except (InputError, Stopped, *_BUGS):
+            raise
+        except Exception as error:  # the client's HTTP library has no common base across versions
+            if reason := next(filter(None, map(_refusal, _chain(error))), None):
+                raise InputError(f"{what} cannot be downloaded: {reason}") from error
+            tries += 1
+            if tries == _TRIES or time.monotonic() - started > _BUDGET:
+                raise InputError(
+                    f"{what} could not be downloaded ({_first_line(error)}; tries: {tries}); "
+                    "check the connection and run the same again"
+                ) from error
+            asked = _asked_wait(error)
+        started += asked
+        wait(max(_FIRST_PAUSE * 2 ** (tries - 1), asked))
+
+
+def _refusal(error: BaseException) -> str | None:
+    """Return why a retry cannot help, and what to do; None if it may help."""
+    from huggingface_hub import errors
+
+    said = _first_line(error)
+    match error:
+        case errors.OfflineModeIsEnabled():
+            return "HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or name a folder"
+        case errors.HFValidationError():
+            return f"this is no name of a repository ({said}); it looks like owner/name"
+        case errors.GatedRepoError():
+            return f"the repository is gated; accept its terms on its page, then {_LOG_IN}"
+        case errors.RepositoryNotFoundError():
+            return f"the hub has no such repository, or hides it; check the name, or {_LOG_IN}"
+        case errors.RevisionNotFoundError():
+            return "the repository has no such revision"
+        case errors.HfHubHTTPError():
+            status = error.response.status_code
+            if status in (401, 403):
+                return f"the hub does not give it out ({said}); {_LOG_IN}"
+            if 400 <= status < 500 and status not in (408, 416, 429):
+                return f"the hub refuses it ({said}); check the name"
+        case OSError() if error.errno in _DISK_ERRORS:
+            return f"it cannot be written ({said}); make room there, or write elsewhere"
+    return None
+
+
+def _asked_wait(error: BaseException) -> float:
+    """Return the seconds that the hub asks to wait, or 0."""
+    response = getattr(error, "response", None)
+    headers: Any = getattr(response, "headers", {})
+    limit = re.search(r"\bt=(\d+)", headers.get("ratelimit", ""))
+    is_limited = limit is not None and getattr(response, "status_code", None) == 429
+    seconds = limit.group(1) if limit and is_limited else headers.get("retry-after", "")
+    return min(float(seconds), _LONGEST_WAIT) if seconds.isdigit() else 0.0
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the cause in one line: the client wraps what happened in advice of its own."""
+    *_, cause = _chain(error)
+    lines = (str(cause).strip() or str(error).strip() or type(cause).__name__).splitlines()
+    return lines[0].strip().rstrip(".")

@@ -1,8 +1,7 @@
 """Turn a planned checkpoint into its record: fetch it, load it, measure it, delete the download.
 
-job = Job(config=MonitorConfig(), loading=Loading(), downloads=Path("out/.downloads"))
-find_local = partial(job.fetch, planned)
-outcome = job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.loading))
+job = Job(config=MonitorConfig(), options=ReplayOptions(), downloads=Path("out/.downloads"))
+outcome = job.outcome(planned, partial(job.fetch, planned), lambda: prompts, ModelKeeper(options))
 """
 
 import shutil
@@ -22,7 +21,8 @@ from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.fetch import fetch
-from sr_monitor.replay.models import Loading, ModelKeeper
+from sr_monitor.replay.models import ModelKeeper
+from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
@@ -43,13 +43,9 @@ class Job:
     """What to do with each checkpoint."""
 
     config: MonitorConfig
-    """What is measured."""
-    loading: Loading
-    """How a checkpoint becomes a model."""
+    options: ReplayOptions
     downloads: Path
     """Where each checkpoint from the hub has a private folder, while it is needed."""
-    keep_downloads: bool = False
-    """Download into the hub's cache, to stay."""
     sweep: bool = False
     """Whether models are compared by their size."""
 
@@ -63,8 +59,8 @@ class Job:
         if isinstance(planned.source, LocalCheckpoint):
             return planned.source
         # Code of its own is imported under the folder's name: a commit is a good one.
-        folder = self._private_folder(planned) / planned.source.commit
-        fetch(planned.source, folder, keep=self.keep_downloads, progress=progress, stop=stop)
+        folder, keep = self._folder(planned) / planned.source.commit, self.options.keep_downloads
+        fetch(planned.source, folder, keep=keep, progress=progress, stop=stop)
         return replace(find_checkpoints(folder)[0], name=planned.name, config=folder)
 
     def outcome(
@@ -88,11 +84,13 @@ class Job:
             except InputError as error:
                 return Failure(reason=str(error), is_general=not self.sweep)
         except Exception as error:
-            return Failure(reason=_reason(error))
+            if isinstance(error, OSError):  # `describe` speaks to somebody who trains
+                error = InputError(f"{type(error).__name__}: {error}")
+            return Failure(reason=describe(error))
         finally:
-            shutil.rmtree(self._private_folder(planned), ignore_errors=True)
+            shutil.rmtree(self._folder(planned), ignore_errors=True)
 
-    def _private_folder(self, planned: PlannedCheckpoint) -> Path:
+    def _folder(self, planned: PlannedCheckpoint) -> Path:
         return self.downloads / quote(planned.label, safe="@")
 
     def _measure(
@@ -119,10 +117,3 @@ class Job:
             texts=prompts.source,
             **about,
         )
-
-
-def _reason(error: Exception) -> str:
-    """Return what went wrong in one line; `describe` speaks to somebody who trains."""
-    if isinstance(error, OSError) and not isinstance(error, InputError):
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return describe(error)

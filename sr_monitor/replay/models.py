@@ -1,16 +1,13 @@
 """Keep one model in memory for all checkpoints of a run.
 
-While the config stays the same, the weights of each checkpoint go into the same model; another
-config gets a new one. Both equal, bit for bit, what `from_pretrained` returns.
+Another config gets a new one. Both equal, bit for bit, what `from_pretrained` returns.
 
     keeper = ModelKeeper(Loading(device="auto"))
-    models = (keeper.load(checkpoint) for checkpoint in find_checkpoints("runs/gpt2"))
+    model = keeper.load(checkpoint)
 """
 
 from copy import deepcopy
-from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,43 +22,11 @@ from sr_monitor.model.loading import (
     torch_dtype,
 )
 from sr_monitor.replay.discover import LocalCheckpoint
+from sr_monitor.replay.options import Loading
 from sr_monitor.replay.weights import put_weights
-
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""What the weights may be converted to."""
 
 _IRRELEVANT = ("_name_or_path", "transformers_version", "architectures", "dtype")
 """Entries of a config that make no difference to the model."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Loading:
-    """How a checkpoint becomes a model."""
-
-    base: str | None = None
-    """A model of the same architecture, for checkpoints without a config."""
-    dtype: str = "auto"
-    """"auto" is as stored, and float32 on a CPU."""
-    device: str = "auto"
-    """"auto" is the accelerator if there is one."""
-    device_map: str | None = None
-    """"auto" spreads a model over all accelerators; None keeps it on one device."""
-    trust_remote_code: bool = False
-    """Run the code that comes with a model."""
-
-    def __post_init__(self) -> None:
-        """Refuse what contradicts itself; keep a folder by its real path."""
-        if self.dtype not in DTYPES:
-            raise InputError(f"replay: dtype={self.dtype!r}: pass one of {', '.join(DTYPES)}")
-        if self.device_map not in (None, "auto"):
-            raise InputError(f"replay: device_map={self.device_map!r}: pass 'auto' or nothing")
-        if self.device_map and self.device != "auto":
-            raise InputError(
-                f"replay: device={self.device!r} and device_map='auto': a model lies on one "
-                "device or on all of them; pass one of the two"
-            )
-        if self.base is not None and Path(self.base).exists():
-            object.__setattr__(self, "base", str(Path(self.base).resolve()))
 
 
 class ModelKeeper:
@@ -89,16 +54,13 @@ class ModelKeeper:
         return model.eval()
 
     def _model_for(self, config: Any, dtype: torch.dtype) -> nn.Module:
-        """Return the model at hand if its config is the same, else a new one in its place."""
         kind = (dtype, {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT})
         if self._model is None or self._kind != kind:
             self._model = self._kind = None  # two at a time may not fit
             model = build_model(config, dtype, trust_remote_code=self.loading.trust_remote_code)
-            spread_out = self.loading.device_map is not None
-            self._model = (
-                spread(model) if spread_out else model.to(find_device(self.loading.device))
-            )
-            self._kind = kind
+            is_whole = self.loading.device_map is None
+            place = find_device(self.loading.device)
+            self._model, self._kind = model.to(place) if is_whole else spread(model), kind
         return self._model
 
 

@@ -1,8 +1,6 @@
 """Parse the names of checkpoints, sort them into runs, and choose among them.
 
-One regular expression reads the names of OLMo 1 to 3, Pythia, SmolLM3, the Trainer and Lightning.
-Names are chosen from a listing, never computed: some families round the number of tokens in them
-down and others up, so a computed name may not exist.
+Names are chosen from a listing, never computed: some families round their tokens down, others up.
 
     names = read_names(revisions)
     chosen = choose_spaced(names, 20)
@@ -41,7 +39,6 @@ class CheckpointName:
     """What a name says; names sort by stage, branch and step."""
 
     text: str
-    """The name itself."""
     step: int = 0
     """Optimizer steps; some families count from the start of the stage."""
     tokens: int | None = None
@@ -51,7 +48,6 @@ class CheckpointName:
     ingredient: int | None = None
     """Which of several parallel runs of a stage."""
     rest: str = ""
-    """Everything else in the name."""
 
     @property
     def has_step(self) -> bool:
@@ -122,8 +118,6 @@ def choose_spaced(names: Iterable[CheckpointName], num: int) -> list[CheckpointN
 
     The first and the last are always among them.
     """
-    if num < 2:
-        raise InputError(f"choose_spaced(num={num}): `num` must be at least 2, the first and last")
     runs = split_runs(names).values()
     return sorted(name for run in runs for name in _spaced(run, num))
 
@@ -183,7 +177,6 @@ def closest(text: str, texts: Sequence[str], num: int = 3) -> list[str]:
 
 
 def _spaced(run: list[CheckpointName], num: int) -> list[CheckpointName]:
-    """Choose the first name, and then the nearest to log-spaced steps, each once."""
     if len(run) <= num:
         return run
     start = int(run[0].step == 0)  # step 0 has no logarithm: it is taken by itself

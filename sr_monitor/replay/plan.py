@@ -1,11 +1,9 @@
 """Plan which checkpoints are measured, in which order, and which curve each belongs to.
 
-Each run of a training (its main line, a parallel branch, a stage whose steps restart) is a curve
-in a folder of its own; sources of the same training are merged. Several models without steps are a
-sweep: one curve over the number of parameters.
+Each run of a training (its main line, a parallel branch, a stage whose steps restart) is a curve.
+Several models without steps are a sweep: one curve over the number of parameters.
 
     planned = make_plan(["allenai/OLMo-1B-0724-hf@step*"], num=20)
-    sum(each.source.missing_bytes for each in planned)
 """
 
 import re
@@ -43,11 +41,9 @@ class PlannedCheckpoint:
     """One checkpoint to measure."""
 
     name: CheckpointName
-    """Step, tokens, stage, branch."""
     training: str
     """The repository, or the folder that the steps of its training lie in."""
     source: LocalCheckpoint | HubCheckpoint
-    """Where it is."""
     run: str = ""
     """The folder of its curve; "" if that is the only one."""
     curve: str = ""
@@ -181,7 +177,6 @@ def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[Checkpoint
 
 
 def _with_files(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
-    """Look up the files of those on the hub."""
     commits: dict[str, dict[str, str]] = {}
     for each in planned:
         if isinstance(each.source, HubCheckpoint):

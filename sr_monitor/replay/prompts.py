@@ -1,9 +1,8 @@
-"""Which prompts a replay measures: the same ones at every step of a training.
+"""Which prompts a replay measures, and what it takes over from a live run beside the checkpoints.
 
-Each training, and each model of a sweep, tokenises the same text with its own tokenizer; those
-that share a tokenizer share their prompts.
+Each training, and each model of a sweep, tokenises the same text with its own tokenizer.
 
-    choice = PromptChoice(given="corpus.txt", loading=Loading())
+    choice = PromptChoice(ReplayOptions(prompts="corpus.txt"), num_prompts=257)
     choice.for_trainings(checkpoints);  choice.for_model(planned)
 """
 
@@ -11,16 +10,25 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias, get_args
 
 from sr_monitor.errors import InputError
+from sr_monitor.model.engine import Way
 from sr_monitor.model.loading import TokenizerOnDemand
+from sr_monitor.probes.keys import PREFIX
 from sr_monitor.prompts.choose import choose_prompts
 from sr_monitor.prompts.corpora import encode
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint
-from sr_monitor.replay.live import live_prompts
-from sr_monitor.replay.models import Loading
+from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint
+from sr_monitor.results.store import RecordStore
+from sr_monitor.watch.config import MonitorConfig
+
+RECORDS = PREFIX.rstrip("/")
+"""The folder of records in that of a run."""
+Ways: TypeAlias = list[tuple[int, str]]
+"""The way each step of a curve was measured in, `record.paths.engine`."""
 
 _TOKENIZER_FILES = (
     *("tokenizer_config.json", "tokenizer.json", "tokenizer.model"),
@@ -28,60 +36,85 @@ _TOKENIZER_FILES = (
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class PromptChoice:
-    """Which prompts were asked for; makes them for each training, or each model of a sweep."""
+    """Makes the prompts that were asked for, for each training, or each model of a sweep."""
 
-    given: PromptSet | str | None = None
-    """A set, a file or a data set; None: the live run's prompts, else Python's help topics."""
-    loading: Loading
-    """How models are loaded; its base, if any, has the tokenizer."""
-    num_tokens: int = 10
-    """The length of a prompt that is drawn."""
+    options: ReplayOptions
     num_prompts: int = 257
-    """How many prompts to draw."""
-    seed: int = 0
-    """The seed they are drawn with."""
 
     def for_trainings(self, checkpoints: Iterable[PlannedCheckpoint]) -> dict[str, PromptSet]:
         """Map each training to the prompts of its live run, or else `for_model`."""
         prompts: dict[str, PromptSet] = {}
         for each in checkpoints:
             if each.training not in prompts:
-                live = live_prompts(each) if self.given is None else None
+                store = _live_store(each) if self.options.prompts is None else None
+                live = store and store.load_prompts()
                 prompts[each.training] = live or self.for_model(each)
         return prompts
 
     def for_model(self, planned: PlannedCheckpoint) -> PromptSet:
         """Return the given set, or draw from the given text with this model's tokenizer."""
-        tokenizer = TokenizerOnDemand(self.tokenizer_of(planned), self.loading.trust_remote_code)
+        options, source = self.options, self.tokenizer_of(planned)
+        tokenizer = TokenizerOnDemand(source, options.trust_remote_code)
+        given = options.prompts
         prompts = choose_prompts(
-            self.given,
+            str(given) if isinstance(given, Path) else given,
             tokenizer,
-            num_tokens=self.num_tokens,
+            num_tokens=options.num_tokens,
             num_prompts=self.num_prompts,
-            seed=self.seed,
+            seed=options.seed,
         )
         _check_tokenizer(tokenizer, prompts)
         return prompts
 
     def tokenizer_of(self, planned: PlannedCheckpoint) -> str:
         """Return the folder or repository whose tokenizer is used: the nearest that has one."""
-        if self.loading.base is not None:
-            return self.loading.base
+        if self.options.base is not None:
+            return self.options.base
         if isinstance(planned.source, LocalCheckpoint) and _has_tokenizer(planned.source.path):
             return str(planned.source.path)
         return planned.training
 
     def described(self) -> str:
         """Describe the source of a sweep's prompts, for a later replay to compare."""
-        if isinstance(self.given, PromptSet):
-            return self.given.fingerprint
-        text = self.given or "the help topics of Python"
+        given = self.options.prompts
+        if isinstance(given, PromptSet):
+            return given.fingerprint
+        text = str(given or "the help topics of Python")
         if Path(text).is_file():
             digest = hashlib.sha256(Path(text).read_bytes()).hexdigest()[:16]
             text = f"{Path(text).name} ({digest})"
-        return f"{text}, {self.num_tokens} tokens a prompt, seed {self.seed}"
+        return f"{text}, {self.options.num_tokens} tokens a prompt, seed {self.options.seed}"
+
+
+def live_ways(planned: PlannedCheckpoint, prompts: PromptSet, config: MonitorConfig) -> Ways:
+    """Return the ways of the live run's records, those that were measured as `config` says."""
+    wanted = {"prompts": prompts.fingerprint} | config.recorded("curve")
+    wanted.pop("probes", None)
+    store = _live_store(planned)
+    ways: Ways = []
+    for record in () if store is None else store.records():
+        found = record.metadata | record.metadata.get("config", {})
+        if all(found.get(name) == value for name, value in wanted.items()):
+            ways.append((record.step, record.paths.engine))
+    return ways
+
+
+def slowest_way(ways: Ways, step: int) -> Way | None:
+    """Return the slowest way up to a step: a curve takes no faster one from there on."""
+    earlier = {way for at, way in ways if at <= step}
+    found: list[Way] = [way for way in get_args(Way) if way in earlier]
+    return found[-1] if found else None
+
+
+def _live_store(planned: PlannedCheckpoint) -> RecordStore | None:
+    """Return the records that a live run left beside its checkpoints or beside their folder."""
+    folder = Path(planned.training)
+    places = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
+    stores = [RecordStore.at(place / RECORDS) for place in places]
+    is_local = isinstance(planned.source, LocalCheckpoint)
+    return next((s for s in stores if is_local and s.prompts_path().is_file()), None)
 
 
 def _has_tokenizer(folder: Path) -> bool:

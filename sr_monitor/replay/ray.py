@@ -1,9 +1,8 @@
 """Checkpoints as Ray tasks: one GPU each where there are GPUs, else one CPU.
 
-A worker fetches, loads and measures a checkpoint, and deletes its download; the outcomes come back
-in the order of the checkpoints. A worker that dies is started again by Ray.
+Outcomes come back in the order of the checkpoints; a worker that dies is started again by Ray.
 
-    for planned, outcome in on_ray(checkpoints, find_prompts, find_way, job, address=None):
+    for planned, outcome in on_ray(checkpoints, find_prompts, find_way, job):
         ...
 """
 
@@ -38,16 +37,14 @@ def on_ray(
     find_prompts: Callable[[PlannedCheckpoint], PromptSet],
     find_way: Callable[[PlannedCheckpoint], Way | None],
     job: Job,
-    *,
-    address: str | None,
 ) -> Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]:
     """Yield the record of each checkpoint, or why there is none.
 
     `find_way` says how the earlier steps of a checkpoint's curve, as far as they are known, ran
-    points; an `address` of None is that of RAY_ADDRESS, or else a Ray on this machine.
+    points.
     """
     ray = import_ray()
-    with _running(ray, address):
+    with _running(ray, job.options.ray_address):
         task, at_once = _task(ray)
 
         def begin(planned: PlannedCheckpoint, way: Way | None) -> Any:
@@ -97,7 +94,6 @@ def import_ray() -> Any:
 
 @contextmanager
 def _running(ray: Any, address: str | None) -> Iterator[None]:
-    """Start Ray unless the caller has, and end what was started."""
     if ray.is_initialized():
         yield
         return
@@ -153,10 +149,9 @@ def _is_faster(outcome: Record | Failure, way: Way | None) -> bool:
 def _measure(
     planned: PlannedCheckpoint, prompts: PromptSet, way: Way | None, job: Job
 ) -> Record | Failure:
-    """Measure in a worker."""
     job = replace(job, downloads=_on_this_machine(job.downloads))
     find_local = partial(job.fetch, planned)
-    return job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.loading), way=way)
+    return job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.options), way=way)
 
 
 def _on_this_machine(downloads: Path) -> Path:

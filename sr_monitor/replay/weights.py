@@ -1,10 +1,8 @@
 """Put the weights of a checkpoint into a model.
 
-Names in a checkpoint may have a prefix: the attribute of a trainer's module, or a wrapper that
-compiles or shards the model. It is found by matching them with the model's own names. The model
-changes only once everything is known to fit.
+Names in a checkpoint may have a prefix (of a trainer's module, or of a wrapper), which is found by
+matching them with the model's own. The model changes only once everything is known to fit.
 
-    model = build_model(config_of(checkpoint, Loading()), torch.float32)
     put_weights(model, checkpoint.read(), str(checkpoint.path))
 """
 
@@ -125,7 +123,6 @@ def _convert(fit: _Fit, model: Any) -> _Fit:
 
 
 def _check_names(fit: _Fit, own: Weights, refusal: str) -> None:
-    """Refuse weights that are not the model's, with both sides."""
     shapes = {n: (tuple(t.shape), tuple(own[n].shape)) for n, t in fit.weights.items()}
     wrong = [f"{n} {a} and not {b}" for n, (a, b) in shapes.items() if a != b]
     told = []
@@ -172,6 +169,5 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _shown(names: Sequence[str]) -> str:
-    """Return the first of the names, in brackets."""
     dots = ", ..." if len(names) > _SHOWN else ""
     return f" ({', '.join(names[:_SHOWN])}{dots})" if names else ""

@@ -40,15 +40,11 @@ def copy(trainer_run: Path, tmp_path: Path) -> Path:
 
 
 def steps_in(source: Path | str) -> list[tuple[str, int]]:
-    """The names of the checkpoints and their steps, in order."""
     return [(found.path.name, found.name.step) for found in find_checkpoints(source)]
 
 
 def kind_of(checkpoint: LocalCheckpoint) -> str:
     return type(checkpoint.reader).__name__
-
-
-# What frameworks leave
 
 
 def test_a_trainers_folder_is_its_checkpoints(
@@ -92,16 +88,9 @@ def test_lightning_files_are_found_and_copies_are_left_out(
     for name in ("epoch=0-step=4", "epoch=0-step=4-v1", "last"):
         (run / f"{name}.ckpt").unlink()
     assert ("last-v1.ckpt", 4) in steps_in(run)  # no other has its step
-
-
-def test_the_step_of_a_lightning_file_is_read_from_it(lightning_run: Path, tmp_path: Path) -> None:
-    shutil.copy(lightning_run / "epoch=0-step=2.ckpt", tmp_path / "epoch=0.ckpt")
-    shutil.copy(lightning_run / "epoch=0-step=4.ckpt", tmp_path / "last.ckpt")
-    assert steps_in(tmp_path) == [("epoch=0.ckpt", 2), ("last.ckpt", 4)]
-    (tmp_path / "last.ckpt").write_bytes(b"")
-    problems = [checkpoint.problem for checkpoint in find_checkpoints(tmp_path)]
-    assert "last.ckpt' is empty; copy or download it again" in str(problems[0])
-    assert problems[1:] == [None]
+    (run / "last-v1.ckpt").write_bytes(b"")
+    problems = [checkpoint.problem for checkpoint in find_checkpoints(run)]
+    assert ["is empty; copy or" in str(problem) for problem in problems] == [True, False, False]
 
 
 def test_a_link_is_no_second_checkpoint(copy: Path, tmp_path: Path) -> None:
@@ -128,9 +117,6 @@ def test_sharded_checkpoints_are_found(tmp_path: Path) -> None:
     assert steps_in(folder) == [("last.ckpt", 7)]
     (folder / "meta.pt").unlink()
     assert steps_in(folder) == [("last.ckpt", 0)]
-
-
-# What cannot be read
 
 
 def refused(source: Path, words: str) -> str:

@@ -15,7 +15,8 @@ from sr_monitor.model.loading import load_model
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.replay import replay
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
-from sr_monitor.replay.models import Loading, ModelKeeper, build_model, config_of, spread
+from sr_monitor.replay.models import ModelKeeper, build_model, config_of, spread
+from sr_monitor.replay.options import Loading
 from tests.saved import save_folder, tiny_model
 from tests.zoo import ARCHITECTURES, OWN, build
 

@@ -503,7 +503,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_measured(
         ({"num_steps": 1}, "num_steps"),
         ({"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({"dtype": "int8"}, "dtype='int8': pass one of auto, float32"),
-        ({"num": 1}, "`num` must be at least 2"),
+        ({"num": 1}, "num=1: pass 2 or more"),
         ({"tokens": [4e9]}, "no name says how many tokens"),
         ({"sources": "run"}, "sources='run': pass a list of folders"),
         ({"sources": [Path("nope")]}, "there is no folder 'nope'"),

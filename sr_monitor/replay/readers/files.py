@@ -71,7 +71,6 @@ def explained(path: Path) -> Iterator[Path]:
 
 
 def _describe(error: Exception) -> str:
-    """Return what is wrong with a file and what helps."""
     lines = [line.strip().split(". ")[0][:_MOST_CHARACTERS] for line in str(error).splitlines()]
     for line in lines:
         if REFUSED in line:

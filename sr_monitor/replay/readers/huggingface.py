@@ -68,7 +68,6 @@ class HuggingFaceFolder(CheckpointReader):
 
 
 def _weights(path: Path) -> Path | None:
-    """Return the file, the index or the table that the weights are found by."""
     return next((path / name for name in _WEIGHTS if (path / name).is_file()), None)
 
 
