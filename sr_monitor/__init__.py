@@ -27,23 +27,6 @@ if TYPE_CHECKING:
     from sr_monitor.watch.schedule import every as every
     from sr_monitor.watch.schedule import log_spaced as log_spaced
 
-__all__ = [
-    "InputError",
-    "Monitor",
-    "MonitorConfig",
-    "Paths",
-    "PromptSet",
-    "Record",
-    "Slices",
-    "TensorBoardWriter",
-    "at",
-    "budget",
-    "every",
-    "log_spaced",
-    "measure_paths",
-    "measure_slices",
-]
-
 _HOMES = {
     "display.writers.tensorboard": ["TensorBoardWriter"],
     "errors": ["InputError"],
@@ -57,6 +40,7 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # to a type checker, a module with __getattr__ has any name
+    __all__ = sorted(name for names in _HOMES.values() for name in names)
 
     def __getattr__(name: str) -> object:
         """Import a public name."""

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sr_monitor.model.loading import quiet
-from sr_monitor.prompts.python_corpus import python_texts
+from sr_monitor.prompts.choose import help_topics
 
 VOCABULARY = 300
 SIZES: dict[str, Any] = {
@@ -46,7 +46,7 @@ def save_model(folder: Path, kind: str = "Llama", head: str = "ForCausalLM", **c
 
 def save_tokenizer(folder: Path) -> Path:
     """Save a tokenizer of the help topics of Python."""
-    return save_folder(train_tokenizer(python_texts()[:5], VOCABULARY), folder)
+    return save_folder(train_tokenizer(help_topics()[:5], VOCABULARY), folder)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int, **options: Any) -> PreTrainedTokenizerFast:

@@ -20,13 +20,14 @@ def demo(
 ) -> None:
     """Train it here in about three minutes, on text that Python brings along."""
     # Imported here, so that the help need not wait for torch.
-    from sr_monitor.cli.demo_training import DemoPlan, Framework, run_demo
+    from sr_monitor.cli.demo_training import DemoPlan, run_demo
     from sr_monitor.probes.statistics import summarise
 
     check_writable(out)
     with progress() as bar:
-        trainer: Framework = "lightning" if lightning else "transformers"
-        records, losses = run_demo(out, DemoPlan(), trainer, bar)
+        records, losses = run_demo(
+            out, DemoPlan(), "lightning" if lightning else "transformers", bar
+        )
     rows = [("step", "loss", "median", "quartiles")]
     for record in records:
         slope = summarise(record.paths.max_slope, record.paths.kept)

@@ -23,8 +23,8 @@ from sr_monitor.probes.drawing import save_figure
 from sr_monitor.probes.measuring import Bar
 from sr_monitor.probes.paths_pictures import draw_curves
 from sr_monitor.probes.slices_pictures import draw_film
-from sr_monitor.prompts.corpora import Tokenizer, encode
-from sr_monitor.prompts.python_corpus import docstrings, python_prompts, python_texts
+from sr_monitor.prompts.choose import choose_prompts, docstrings, help_topics
+from sr_monitor.prompts.corpora import encode
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.schedule import at
@@ -50,7 +50,7 @@ class DemoPlan:
     """A multiple of 32, the size of a head."""
     num_layers: int = 6
     seed: int = 0
-    """Seed of the weights, the batches and the prompts."""
+    """Of the weights, the batches and the prompts."""
     config: MonitorConfig = field(default_factory=lambda: MonitorConfig(num_slices=3))
     """The other defaults are those of `sr-monitor measure`, so that both print the same numbers."""
 
@@ -70,13 +70,12 @@ def run_demo(
 ) -> tuple[list[Record], dict[int, float]]:
     """Train a model, watch it, and leave it in `folder` with its records and pictures.
 
-    Returns:
-        The measurements, and the loss of each step.
+    Return the measurements, and the loss of each step.
     """
     transformers = require_transformers("the demo")
     adapter = import_module(f"sr_monitor_{framework}")
     trainer = import_module(f"sr_monitor_{framework}.demo")
-    texts = [*python_texts(), *docstrings()]
+    texts = [*help_topics(), *docstrings()]
     losses: dict[int, float] = {}
     progress = bar("training")
 
@@ -85,8 +84,10 @@ def run_demo(
         progress(step, plan.num_steps)
 
     with quiet(transformers), _one_thread(), torch.random.fork_rng(devices=[]):
-        tokenizer = _train_tokenizer(texts, plan.vocab_size)
-        prompts = python_prompts(tokenizer, num_prompts=plan.config.num_prompts, seed=plan.seed)
+        tokenizer, model = _make(plan, texts)
+        prompts = choose_prompts(
+            None, tokenizer, num_prompts=plan.config.num_prompts, seed=plan.seed
+        )
         callback = adapter.StableRegionCallback(
             prompts,
             schedule=at(plan.steps),
@@ -94,7 +95,10 @@ def run_demo(
             on_error="raise",
             **vars(plan.config),
         )
-        model, rows = _new_model(plan), _rows(tokenizer, texts, plan)
+        corpus = torch.tensor(encode(tokenizer, "\n".join(texts)))
+        # (token,) becomes (window, token); what does not fill a window is left out.
+        windows = corpus[: len(corpus) // plan.window * plan.window].view(-1, plan.window)
+        rows: Rows = [{"input_ids": window, "labels": window} for window in windows]
         torch.manual_seed(plan.seed)
         trainer.train(model, rows, plan, callback, folder, tell)
         model.save_pretrained(folder / "model")
@@ -104,11 +108,27 @@ def run_demo(
     return records, losses
 
 
-def _rows(tokenizer: Tokenizer, texts: Sequence[str], plan: DemoPlan) -> Rows:
-    corpus = torch.tensor(encode(tokenizer, "\n".join(texts)))
-    # (token,) becomes (window, token); what does not fill a window is left out.
-    windows = corpus[: len(corpus) // plan.window * plan.window].view(-1, plan.window)
-    return [{"input_ids": window, "labels": window} for window in windows]
+def _make(plan: DemoPlan, texts: Sequence[str]) -> tuple[Any, Any]:
+    """Return a byte-level BPE tokenizer of these texts, and a new model."""
+    import transformers
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained: Any = ByteLevelBPETokenizer()
+    trained.train_from_iterator(texts, plan.vocab_size, min_frequency=0, show_progress=False)
+    fast: Any = transformers.PreTrainedTokenizerFast
+    torch.manual_seed(plan.seed)
+    config = transformers.OlmoConfig(
+        vocab_size=plan.vocab_size,
+        hidden_size=plan.hidden_size,
+        intermediate_size=4 * plan.hidden_size,
+        num_hidden_layers=plan.num_layers,
+        num_attention_heads=plan.hidden_size // 32,
+        max_position_embeddings=512,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return fast(tokenizer_object=trained), transformers.OlmoForCausalLM(config)
 
 
 @contextmanager
@@ -120,42 +140,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _train_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
-    """Return a byte-level BPE tokenizer of these texts."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer: Any = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    fast: Any = PreTrainedTokenizerFast
-    return fast(tokenizer_object=tokenizer)
-
-
-def _new_model(plan: DemoPlan) -> Any:
-    from transformers import OlmoConfig, OlmoForCausalLM
-
-    config = OlmoConfig(
-        vocab_size=plan.vocab_size,
-        hidden_size=plan.hidden_size,
-        intermediate_size=4 * plan.hidden_size,
-        num_hidden_layers=plan.num_layers,
-        num_attention_heads=plan.hidden_size // 32,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    torch.manual_seed(plan.seed)
-    return OlmoForCausalLM(config)
 
 
 def _draw(folder: Path, records: Sequence[Record]) -> None:

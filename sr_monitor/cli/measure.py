@@ -5,7 +5,7 @@ sr-monitor measure runs/demo/model --num-pairs 64 --out stable-regions/demo
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,10 +19,9 @@ from sr_monitor.display.writers.base import encode_png
 from sr_monitor.errors import InputError, is_out_of_memory
 from sr_monitor.files import write_whole
 from sr_monitor.model.loading import TokenizerOnDemand, load_model
-from sr_monitor.probes.base import ALWAYS, Page, Part, Probe
-from sr_monitor.probes.drawing import save_figure
+from sr_monitor.probes.base import ALWAYS, RGB, Page, Part, Probe
+from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import PREFIX
-from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
 from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.probes.slices_pictures import draw_slice
@@ -62,29 +61,22 @@ def measure(
         )
         loading(1, 1)
         try:
-            record = take_record(network, chosen, config, step=0, bar=bar)
+            record = take_record(network, chosen, config, step=0, bar=bar, source=model)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 raise
             raise InputError(f"{model!r} cannot be measured: {error}") from error
-    weight = next(network.parameters())
-    about = {
-        "source": model,
-        "model": type(network).__name__,
-        "dtype": str(weight.dtype).removeprefix("torch."),
-        "device": str(weight.device),
-    }
     try:
-        written = list(_write(folder, record, chosen, config, about))
+        written = list(_write(folder, record, chosen, config))
     except OSError as error:
         raise InputError(f"cannot write to {str(folder)!r}: {error}; name another") from error
-    print_table(list(_facts(record, chosen, about).items()), "<<", title=model)
+    print_table(list(_facts(record, chosen).items()), "<<", title=model)
     say(f"wrote {folder}: {', '.join(written)}")
 
 
-def _facts(record: Record, prompts: PromptSet, about: Mapping[str, str]) -> dict[str, str]:
+def _facts(record: Record, prompts: PromptSet) -> dict[str, str]:
     """Return the lines of the table."""
-    paths = record.paths
+    paths, about = record.paths, record.metadata
     lines = {
         "model": f"{about['model']}, {about['dtype']} on {about['device']}",
         "prompts": f"{len(paths.distance)} pairs of {prompts.num_tokens} tokens, {prompts.source}",
@@ -93,80 +85,71 @@ def _facts(record: Record, prompts: PromptSet, about: Mapping[str, str]) -> dict
         lines |= probe.facts(part)
     points = record.scalars[NUM_POINTS.name]
     return lines | {
-        "seconds": f"{record.metadata['seconds']:.1f}",
+        "seconds": f"{about['seconds']:.1f}",
         "points": f"{points:,.0f} ({paths.engine})",
     }
 
 
 def _write(
-    folder: Path,
-    record: Record,
-    prompts: PromptSet,
-    config: MonitorConfig,
-    about: Mapping[str, str],
+    folder: Path, record: Record, prompts: PromptSet, config: MonitorConfig
 ) -> Iterator[str]:
     """Write the pictures, the prompts and the numbers; yield the names of their files."""
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("slice-*.png"):  # there may be more of them than now
         earlier.unlink()
-    others = [each for each in record.known() if each[0].name not in ALWAYS]
-    yield from _draw(folder, record, prompts, others)
+    for name, picture in _pictures(record, prompts, folder.name):
+        write_whole(folder / name, encode_png(picture))
+        yield name
     prompts.save(folder / "prompts.json")
     yield "prompts.json"
-    values = {
-        **about,
-        **config.recorded("curve", "record", "nothing"),
-        "num_tokens": prompts.num_tokens,
-        "prompts": prompts.source,
-        "prompts_fingerprint": prompts.fingerprint,
-        "seconds": record.metadata["seconds"],
-        **_numbers(record.paths),
-        **{probe.name: probe.pack(part) for probe, part in others},
-    }
-    write_whole(folder / "measurement.json", _to_json(values).encode())
+    # One line for each entry at the top.
+    lines = [
+        f"  {json.dumps(name)}: {json.dumps(_plain(value), allow_nan=False)}"
+        for name, value in _values(record, prompts, config).items()
+    ]
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    write_whole(folder / "measurement.json", text.encode())
     yield "measurement.json"
 
 
-def _draw(
-    folder: Path, record: Record, prompts: PromptSet, others: Sequence[tuple[Probe, Part]]
-) -> Iterator[str]:
-    for name, draw in (("curves.png", draw_curves), ("slopes.png", draw_slopes)):
-        save_figure(draw(record.paths, title=folder.name), folder / name)
-        yield name
-    for index in range(len(record.slices.foot) if record.slices else 0):
-        assert record.slices is not None
-        figure = draw_slice(record.slices, index, prompts=prompts.texts_of_triple(index))
-        save_figure(figure, folder / f"slice-{index}.png")
-        yield f"slice-{index}.png"
-    for probe, part in others:
-        page = Page(title=folder.name, part=part, parts=record.parts, prompts=prompts)
+def _pictures(record: Record, prompts: PromptSet, title: str) -> Iterator[tuple[str, RGB]]:
+    """Draw each picture, with the name of its file."""
+    yield "curves.png", pixels(draw_curves(record.paths, title=title))
+    yield "slopes.png", pixels(draw_slopes(record.paths, title=title))
+    if (slices := record.slices) is not None:
+        for index in range(len(slices.foot)):
+            picture = draw_slice(slices, index, prompts=prompts.texts_of_triple(index))
+            yield f"slice-{index}.png", pixels(picture)
+    for probe, part in _others(record):
+        page = Page(title=title, part=part, parts=record.parts, prompts=prompts)
         for key, image in probe.pictures(page, ()):
             if key.kind == "image":
-                name = key.name.removeprefix(PREFIX).replace("/", "-") + ".png"
-                write_whole(folder / name, encode_png(image))
-                yield name
+                yield key.name.removeprefix(PREFIX).replace("/", "-") + ".png", image
 
 
-def _numbers(paths: Paths) -> dict[str, Any]:
-    """Return what was found on the paths, with the median curve."""
+def _others(record: Record) -> list[tuple[Probe, Part]]:
+    return [(probe, part) for probe, part in record.known() if probe.name not in ALWAYS]
+
+
+def _values(record: Record, prompts: PromptSet, config: MonitorConfig) -> dict[str, Any]:
+    """Return what was measured, how, and what was found."""
+    paths, about = record.paths, record.metadata
     q25, median, q75 = median_curve(fill_gaps(paths.alphas, paths.relative), paths.kept)
     by_pair = "kept", "max_slope", "location", "width", "end_distance", "input_distance"
     alone = "noise_floor", "noise_distance", "num_points", "engine"
     return {
+        **{name: about[name] for name in ("source", "model", "dtype", "device")},
+        **config.recorded("curve", "record", "nothing"),
+        "num_tokens": prompts.num_tokens,
+        "prompts": prompts.source,
+        "prompts_fingerprint": prompts.fingerprint,
+        "seconds": about["seconds"],
         "max_slope": asdict(summarise(paths.max_slope, paths.kept)),
         **{name: getattr(paths, name) for name in alone},
         "curve": {"alpha": paths.alphas, "q25": q25, "median": median, "q75": q75},
         "pairs": {name: getattr(paths, name) for name in by_pair},
+        **{probe.name: probe.pack(part) for probe, part in _others(record)},
     }
-
-
-def _to_json(values: Mapping[str, Any]) -> str:
-    """Return a JSON object with one line for each entry at the top."""
-    lines = [
-        f"  {json.dumps(key)}: {json.dumps(_plain(value), allow_nan=False)}"
-        for key, value in values.items()
-    ]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def _plain(value: Any) -> Any:

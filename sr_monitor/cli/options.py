@@ -1,36 +1,56 @@
 """Options of more than one subcommand; those of a config are made from its declarations.
 
+`--probe NAME[:OPTION=VALUE,...]` names a probe, with values for the fields of its dataclass.
+
 @takes_config
 def measure(model: str, config: MonitorConfig, *, seed: Seed = 0) -> None: ...
 """
 
+import ast
 import inspect
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
+from dataclasses import fields
+from difflib import get_close_matches
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import typer
 
 from sr_monitor.errors import InputError
 from sr_monitor.options import Options, declared
 
+if TYPE_CHECKING:
+    from sr_monitor.probes.base import Probe
+
 _FLAGS = {
     "engine": "--way",  # replay's --engine says where checkpoints are measured
     "probes": "--probe",
 }
-
-
-def folder(text: str | Path) -> Path:
-    """Return the folder of this name; refuse an empty one, as of a variable that is not set."""
-    if not text:
-        raise typer.BadParameter("it is empty; name a folder ('.' is this one)")
-    return Path(text)
+_CONSTANTS = {"true": True, "false": False, "none": None}
 
 
 def path_option(help: str) -> Any:
     """Declare an option that names a folder for results."""
+
+    def folder(text: str | Path) -> Path:
+        if not text:  # as of a variable that is not set
+            raise typer.BadParameter("it is empty; name a folder ('.' is this one)")
+        return Path(text)
+
     return typer.Option(parser=folder, metavar="PATH", help=help)
 
 
@@ -60,7 +80,6 @@ def takes_config(command: Callable[..., None]) -> Callable[..., None]:
     """Replace a command's `config` by one option for each field that its class declares."""
     own = inspect.signature(command).parameters
     kind: type[Options] = own["config"].annotation
-    from sr_monitor.cli.probe_option import parse_probe  # not for the demo: torch comes with it
 
     def run(**given: Any) -> None:
         options = {name: given.pop(name) for name in declared(kind)}
@@ -88,6 +107,60 @@ def _parameters_of(options: type[Options]) -> Iterator[Parameter]:
             help=field.metadata["doc"],
         )
         yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+
+
+def parse_probe(text: str) -> "Probe":
+    """Make the probe that `text` names, with the options it gives."""
+    from sr_monitor.probes.base import available, probe_class  # not for the demo: with torch
+
+    call = f"--probe {text!r}"
+    name, _, given = text.partition(":")
+    _check_known(call, "probe", name, available())
+    kind = probe_class(name)
+    hints = get_type_hints(kind)
+    hints = {each.name: hints[each.name] for each in fields(kind) if each.init}
+    options: dict[str, Any] = {}
+    # Only a comma before another OPTION= separates, so that a value may be "1,2,3".
+    for each in re.split(r",(?=[\w-]+=)", given) if given else ():
+        option, _, value = each.partition("=")
+        _check_known(call, "option", option, hints)
+        options[option] = _read(call, option, value, hints[option])
+    try:
+        return kind(**options)
+    except (TypeError, ValueError) as error:  # an option is missing, or out of range
+        raise InputError(f"{call}: {error}") from error
+
+
+def _check_known(call: str, what: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        nearest = "".join(f"did you mean {each!r}? " for each in get_close_matches(name, known, 1))
+        available = ", ".join(known) or "none"
+        raise InputError(f"{call}: there is no {what} {name!r}; {nearest}available: {available}")
+
+
+def _read(call: str, option: str, text: str, hint: Any) -> Any:
+    """Return the first reading of `text` that is of the option's type."""
+    for value in _readings(text):
+        if _is_of(value, hint):
+            return value
+    expected = inspect.formatannotation(hint)
+    raise InputError(f"{call}: {option} is {text!r}; pass {option}= and a value of {expected}")
+
+
+def _readings(text: str) -> Iterator[Any]:
+    if text.lower() in _CONSTANTS:
+        yield _CONSTANTS[text.lower()]
+    for read in (int, float, ast.literal_eval, str):
+        with suppress(ValueError, SyntaxError):
+            yield read(text)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_is_of(value, each) for each in get_args(hint))
+    return hint is Any or isinstance(value, get_origin(hint) or hint)
 
 
 def check_writable(folder: Path) -> None:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _Bar: TypeAlias = Callable[[str], Callable[[int, int], None]]
 _ALL = "checkpoints"
 _BYTES = "download"
 _DAY = 24 * 3600.0
-_UNITS = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "KB": 1e3, "B": 1}
 
 
 def visible(text: str) -> str:
@@ -35,8 +35,7 @@ def visible(text: str) -> str:
 
 def size(num_bytes: int) -> str:
     """Return a number of bytes in words, such as "5.12 GB"."""
-    unit = next((unit for unit, scale in _UNITS.items() if num_bytes >= scale), "B")
-    return f"{num_bytes / _UNITS[unit]:.4g} {unit}"
+    return decimal(num_bytes, precision=2)
 
 
 def pasteable(command: str, *words: str | Path) -> str:

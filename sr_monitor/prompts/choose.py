@@ -1,8 +1,11 @@
-"""Prompts by one word: a file, a data set, or nothing.
+"""Prompts by one word: a file, a data set, or the text that comes with any Python.
 
 prompts = choose_prompts("corpus.txt", tokenizer, num_tokens=10, num_prompts=257, seed=0)
 """
 
+import ast
+import sysconfig
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,6 @@ from sr_monitor.errors import InputError
 from sr_monitor.model.loading import check_hub
 from sr_monitor.prompts.corpora import Tokenizer
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.prompts.python_corpus import python_prompts
 
 
 def choose_prompts(
@@ -23,7 +25,8 @@ def choose_prompts(
     if isinstance(source, PromptSet):
         return source
     if source is None:
-        return python_prompts(tokenizer, **options)
+        topics = "the help topics of Python"
+        return PromptSet.from_texts(help_topics(), tokenizer, source=topics, **options)
     if Path(source).is_file():
         return PromptSet.from_file(source, tokenizer, **options)
     if not Path(source).is_dir():
@@ -31,3 +34,22 @@ def choose_prompts(
             raise InputError(f"--prompts {source!r}: there is no such file")
         check_hub(source, "dataset")
     return PromptSet.from_dataset(source, tokenizer, **options)
+
+
+def help_topics() -> list[str]:
+    """Return Python's help topics: about 460,000 characters of English."""
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def docstrings() -> list[str]:
+    """Return the docstrings of the standard library's single-file modules."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found: list[str | None] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old string escapes in other people's code
+        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+            nodes = ast.walk(ast.parse(path.read_bytes()))
+            found += [ast.get_docstring(node) for node in nodes if isinstance(node, documented)]
+    return [text for text in found if text]

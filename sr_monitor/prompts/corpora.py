@@ -3,10 +3,9 @@
 A corpus is its texts joined by line breaks and tokenised without special tokens. Prompts are drawn
 from its non-overlapping windows of `num_tokens`, without replacement, in a seeded order.
 
-Of a large corpus only a part is tokenised: blocks of about 4,000 characters, cut at single spaces,
-until there are 20 windows for each prompt. Of texts these are random blocks, taken in corpus order;
-of a data set, which may be a stream, the first ones. A corpus with fewer windows is used whole, so
-that a text, a file and a data set give the same prompts.
+Of a large corpus only enough blocks of about 4,000 characters are tokenised to hold 20 windows for
+each prompt: random blocks of texts, and the first ones of a data set, which may be a stream. A
+smaller corpus is used whole, so a text, a file and a data set give the same prompts.
 
     request = WindowRequest("example", num_tokens=10, num_prompts=257, seed=0)
     windows = request.from_texts(["a long text", "another"], tokenizer)  # "prompt token"
@@ -55,10 +54,10 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return list(tokenizer(text, **options)["input_ids"])
 
 
-def decode_all(tokenizer: object, windows: Int64[Tensor, "prompt token"]) -> tuple[str, ...] | None:
+def decode_all(tokenizer: object, ids: Int64[Tensor, "prompt token"]) -> tuple[str, ...] | None:
     """Return the text of each prompt; None without a tokenizer that decodes."""
     decode = getattr(tokenizer, "decode", None)
-    return None if decode is None else tuple(str(decode(ids)) for ids in windows.tolist())
+    return decode and tuple(str(decode(prompt)) for prompt in ids.tolist())
 
 
 def special_ids(tokenizer: object) -> set[int]:
@@ -120,9 +119,38 @@ class WindowRequest:
         encoded = dict(self._enough((i, encode(tokenizer, parts[i])) for i in order))
         return self.draw(chain.from_iterable(encoded[i] for i in sorted(encoded)))
 
-    def from_stream(self, parts: Iterable[list[int]]) -> Int64[Tensor, "prompt token"]:
-        """Draw from the first parts, reading no more of them than it takes."""
-        return self.draw(chain.from_iterable(ids for _, ids in self._enough(enumerate(parts))))
+    def from_rows(
+        self, dataset: Iterable[Any], tokenizer: Tokenizer | None, column: str
+    ) -> Int64[Tensor, "prompt token"]:
+        """Draw from the first rows of a data set, reading no more of them than it takes."""
+        parts = enumerate(self._ids_of(dataset, tokenizer, column))
+        return self.draw(chain.from_iterable(ids for _, ids in self._enough(parts)))
+
+    def _ids_of(
+        self, dataset: Iterable[Any], tokenizer: Tokenizer | None, column: str
+    ) -> Iterator[list[int]]:
+        """Tokenise the texts in `column`, or else read `input_ids` without special tokens."""
+        rows = iter(dataset)
+        first = next(rows, None)
+        if not isinstance(first, Mapping):
+            found = "no rows" if first is None else f"rows of type {type(first).__name__}"
+            raise InputError(
+                f"{self.call}: the data set has {found}; rows must be mappings of columns; pass "
+                "one split of a data set that has several"
+            )
+        rows = chain([first], rows)
+        if tokenizer is not None and column in first and column != "input_ids":
+            texts = (row[column] for row in rows if row[column] is not None)
+            return (encode(tokenizer, block) for block in blocks(texts, self.call))
+        if "input_ids" in first:
+            special = special_ids(tokenizer)
+            found_ids = (chain.from_iterable(token_ids_of(row) or ()) for row in rows)
+            return ([token for token in ids if token not in special] for ids in found_ids)
+        has = "no tokenizer" if tokenizer is None else "a tokenizer"
+        raise InputError(
+            f"{self.call}: the columns are {sorted(first)} and there is {has}; pass a tokenizer "
+            "and column= the name of a text column, or a data set with a column 'input_ids'"
+        )
 
     def draw(self, ids: Iterable[int]) -> Int64[Tensor, "prompt token"]:
         """Cut `ids` into windows and draw from them without replacement."""
@@ -145,13 +173,13 @@ class WindowRequest:
         """Follow each window by a copy that ends with the last token of another window."""
         generator = self.generator("swaps")
         last, swapped = windows[:, -1], windows.clone()
+        if bool((last == last[0]).all()):
+            raise InputError(
+                f"{self.call}: all {len(windows)} prompts drawn end with the same token, "
+                f"{int(last[0])}; give more varied text"
+            )
         for index, token in enumerate(last):
             others = last[last != token]
-            if len(others) == 0:
-                raise InputError(
-                    f"{self.call}: all {len(windows)} prompts drawn end with the same token, "
-                    f"{int(token)}; give more varied text"
-                )
             swapped[index, -1] = others[torch.randint(len(others), (), generator=generator)]
         # (window, side, token) becomes (window * side, token): the sides of a pair are neighbours.
         return torch.stack([windows, swapped], dim=1).flatten(0, 1)
@@ -179,33 +207,3 @@ def open_dataset(name: str, config: str | None, split: str, call: str) -> Iterat
         what = f"cannot open {name!r} (config={config!r}, split={split!r})"
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{call}: {what}: {reason}") from error
-
-
-def dataset_ids(
-    dataset: Iterable[Any], tokenizer: Tokenizer | None, column: str, call: str
-) -> Iterator[list[int]]:
-    """Yield the token ids of a data set piece by piece, reading rows as they are needed.
-
-    They come from the texts in `column`, or else from `input_ids`, without special tokens.
-    """
-    rows = iter(dataset)
-    first = next(rows, None)
-    if not isinstance(first, Mapping):
-        found = "no rows" if first is None else f"rows of type {type(first).__name__}"
-        raise InputError(
-            f"{call}: the data set has {found}; rows must be mappings of columns; pass one split "
-            "of a data set that has several"
-        )
-    rows = chain([first], rows)
-    if tokenizer is not None and column in first and column != "input_ids":
-        texts = (row[column] for row in rows if row[column] is not None)
-        return (encode(tokenizer, block) for block in blocks(texts, call))
-    if "input_ids" in first:
-        special = special_ids(tokenizer)
-        found_ids = (chain.from_iterable(token_ids_of(row) or ()) for row in rows)
-        return ([token for token in ids if token not in special] for ids in found_ids)
-    has = "no tokenizer" if tokenizer is None else "a tokenizer"
-    raise InputError(
-        f"{call}: the columns are {sorted(first)} and there is {has}; pass a tokenizer and column= "
-        "the name of a text column, or a data set with a column 'input_ids'"
-    )

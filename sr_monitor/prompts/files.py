@@ -7,6 +7,7 @@ saved = parse_saved(text, call) if is_saved(text) else parse_entries(text, path,
 import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ from sr_monitor.errors import InputError
 _SCHEMA = 1
 _FORMAT = "sr-monitor prompts"
 _SAVED = re.compile(rf'\s*{{\s*"format"\s*:\s*"{_FORMAT}"')
+_json = partial(json.dumps, ensure_ascii=False)
 
 
 def read_text(path: Path, call: str) -> str:
     """Read a file as utf-8; refuse a folder and a missing, empty or binary file."""
-    if path.is_dir():
-        raise InputError(f"{call}: this is a folder; name a file in it")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -92,7 +92,3 @@ def _parse_json(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
-from sr_monitor.prompts import corpora, files
-from sr_monitor.prompts.corpora import Tokenizer, WindowRequest
+from sr_monitor.prompts import files
+from sr_monitor.prompts.corpora import Tokenizer, WindowRequest, decode_all, encode, open_dataset
 from sr_monitor.prompts.token_ids import token_matrix
 
 
@@ -86,46 +86,34 @@ class PromptSet:
         content.update(self.token_ids.numpy().astype("<i8").tobytes())
         return content.hexdigest()[:16]
 
-    def pairs(
-        self, num_pairs: int | None = None
-    ) -> tuple[Int64[Tensor, "pair token"], Int64[Tensor, "pair token"]]:
-        """Return both sides of the first `num_pairs` pairs, or of all."""
-        a, b = self._members(2, num_pairs, self.num_pairs, "pairs")
-        return a, b
+    def pairs(self, num: int | None = None) -> tuple[Int64[Tensor, "pair token"], ...]:
+        """Return both sides of the first `num` pairs, or of all."""
+        return self._members(2, num, self.num_pairs, "pairs")
 
-    def triples(
-        self, num: int | None = None
-    ) -> tuple[
-        Int64[Tensor, "triple token"], Int64[Tensor, "triple token"], Int64[Tensor, "triple token"]
-    ]:
-        """Return the corners of the first `num` triples, or of all."""
-        a, b, c = self._members(3, num, self.num_triples, "triples")
-        return a, b, c
+    def triples(self, num: int | None = None) -> tuple[Int64[Tensor, "triple token"], ...]:
+        """Return the three corners of the first `num` triples, or of all."""
+        return self._members(3, num, self.num_triples, "triples")
 
     def texts_of_triple(self, index: int) -> tuple[str, ...] | None:
         """Return the texts of the corners of a triple; None where there are no texts."""
-        if not 0 <= index < self.num_triples:
-            raise InputError(
-                f"PromptSet.texts_of_triple({index}): the set has {self.num_triples} triples; "
-                f"ask for 0 to {self.num_triples - 1}"
-            )
-        first = index * self._step
+        first = index * self._stride
         return self.texts and self.texts[first : first + 3]
 
     @property
-    def _step(self) -> int:
+    def _stride(self) -> int:
         """The distance between the first prompts of neighbouring pairs."""
         return 1 if self.pairing == "chain" else 2
 
-    def _members(self, size: int, num: int | None, available: int, what: str) -> list[Tensor]:
-        if num is None:
-            num = available
+    def _members(
+        self, size: int, num: int | None, available: int, what: str
+    ) -> tuple[Int64[Tensor, "item token"], ...]:
+        num = available if num is None else num
         if not 0 <= num <= available:
             raise InputError(
                 f"PromptSet.{what}({num}): the set has {available} {what}; ask for 0 to "
                 f"{available}, or make a larger set"
             )
-        return [self.token_ids[k :: self._step][:num].clone() for k in range(size)]
+        return tuple(self.token_ids[first :: self._stride][:num].clone() for first in range(size))
 
     def save(self, path: str | Path) -> None:
         """Write the set as JSON, one line per prompt; the file appears whole or not at all."""
@@ -192,13 +180,11 @@ class PromptSet:
         seed: int = 0,
         source: str = "texts",
     ) -> "PromptSet":
-        """Draw windows of `num_tokens` tokens from the corpus that `texts` form, without a BOS.
-
-        See `sr_monitor.prompts.corpora` for how they are drawn, also from a very large corpus.
-        """
-        call = f"PromptSet.from_texts({source}, {num_tokens=}, {num_prompts=})"
+        """Draw windows from the corpus that `texts` form; see `sr_monitor.prompts.corpora`."""
+        call = f"PromptSet.from_texts({source})"
         request = WindowRequest(call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed)
-        return cls._drawn(request.from_texts(texts, tokenizer), tokenizer, source, seed)
+        ids = request.from_texts(texts, tokenizer)
+        return cls(token_ids=ids, texts=decode_all(tokenizer, ids), source=source, seed=seed)
 
     @classmethod
     def from_last_token_swaps(
@@ -216,10 +202,16 @@ class PromptSet:
         The first of a pair is a window as in `from_texts`; the second ends with the last token of
         another window of the sample.
         """
-        call = f"PromptSet.from_last_token_swaps({source}, {num_tokens=}, {num_pairs=})"
+        call = f"PromptSet.from_last_token_swaps({source})"
         request = WindowRequest(call, num_tokens=num_tokens, num_prompts=num_pairs, seed=seed)
-        prompts = request.swap_last_tokens(request.from_texts(texts, tokenizer))
-        return cls._drawn(prompts, tokenizer, f"last-token swaps in {source}", seed, "explicit")
+        ids = request.swap_last_tokens(request.from_texts(texts, tokenizer))
+        return cls(
+            token_ids=ids,
+            texts=decode_all(tokenizer, ids),
+            source=f"last-token swaps in {source}",
+            seed=seed,
+            pairing="explicit",
+        )
 
     @classmethod
     def from_dataset(
@@ -243,27 +235,22 @@ class PromptSet:
         source = f"data set ({type(dataset).__name__})"
         if isinstance(dataset, str):
             source = " ".join(filter(None, ["data set", dataset, config, split]))
-        call = f"PromptSet.from_dataset({source}, {num_tokens=}, {num_prompts=})"
+        call = f"PromptSet.from_dataset({source})"
         request = WindowRequest(call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed)
         if isinstance(dataset, str):
-            dataset = corpora.open_dataset(dataset, config, split, call)
-        windows = request.from_stream(corpora.dataset_ids(dataset, tokenizer, column, call))
-        return cls._drawn(windows, tokenizer, source, seed)
+            dataset = open_dataset(dataset, config, split, call)
+        ids = request.from_rows(dataset, tokenizer, column)
+        return cls(token_ids=ids, texts=decode_all(tokenizer, ids), source=source, seed=seed)
 
     @classmethod
     def from_file(
-        cls,
-        path: str | Path,
-        tokenizer: Tokenizer | None = None,
-        *,
-        num_tokens: int = 10,
-        num_prompts: int = 257,
-        seed: int = 0,
+        cls, path: str | Path, tokenizer: Tokenizer | None = None, **options: int
     ) -> "PromptSet":
         """Read a saved set, a text, JSON lines of texts, or JSON lines of pairs.
 
         A saved set needs no tokenizer. JSON lines are all {"text": ...}, a corpus, or all
-        {"a": ..., "b": ..., "label": ...}, explicit pairs.
+        {"a": ..., "b": ..., "label": ...}, explicit pairs. A corpus is drawn from with the options
+        num_tokens, num_prompts and seed of `from_texts`.
         """
         path, call = Path(path), f"PromptSet.from_file({str(path)!r})"
         content = files.read_text(path, call)
@@ -274,14 +261,8 @@ class PromptSet:
         entries = files.parse_entries(content, path, call)
         if files.is_pair(entries[0]):
             return cls.from_pairs(entries, tokenizer, source=str(path))
-        return cls.from_texts(
-            [entry["text"] for entry in entries],
-            tokenizer,
-            num_tokens=num_tokens,
-            num_prompts=num_prompts,
-            seed=seed,
-            source=str(path),
-        )
+        texts = [entry["text"] for entry in entries]
+        return cls.from_texts(texts, tokenizer, source=str(path), **options)
 
     @classmethod
     def from_pairs(
@@ -298,21 +279,9 @@ class PromptSet:
         texts = tuple(pair[side] for pair in pairs for side in ("a", "b"))
         labels = tuple(str(pair.get("label", "")) for pair in pairs)
         return cls(
-            token_ids=token_matrix([corpora.encode(tokenizer, text) for text in texts], call),
+            token_ids=token_matrix([encode(tokenizer, text) for text in texts], call),
             texts=texts,
             source=source,
             labels=labels if any(labels) else None,
             pairing="explicit",
         )
-
-    @classmethod
-    def _drawn(
-        cls,
-        token_ids: Int64[Tensor, "prompt token"],
-        tokenizer: Tokenizer | None,
-        source: str,
-        seed: int,
-        pairing: str = "chain",
-    ) -> "PromptSet":
-        texts = corpora.decode_all(tokenizer, token_ids)
-        return cls(token_ids=token_ids, texts=texts, source=source, seed=seed, pairing=pairing)

@@ -106,19 +106,17 @@ def _vectors(values: Any) -> list[Any] | None:
 
 
 def _holds_ids(values: Any) -> bool:
-    if isinstance(values, Tensor):
-        return _is_integer(values)
     try:
-        return _is_integer(_to_tensor(values[:_PROBED]))
+        return _is_integer(values if isinstance(values, Tensor) else torch.tensor(values[:_PROBED]))
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return False
 
 
 def _is_integer(values: Tensor) -> bool:
+    """Return whether these are token ids; an empty list makes a tensor of floats."""
     kind = values.dtype
-    if values.ndim != 1:
-        return False
-    return not (len(values) and (kind.is_floating_point or kind.is_complex or kind == torch.bool))
+    is_number = kind.is_floating_point or kind.is_complex or kind == torch.bool
+    return values.ndim == 1 and (len(values) == 0 or not is_number)
 
 
 def _to_tensor(values: Any) -> Tensor:

@@ -1,20 +1,20 @@
 """Prompts from the training data, for a run that was given none.
 
-A data set is read before the training only if reading a row by its index runs no code of its
-owner's and leaves nothing behind: a list, a tuple, a tensor, an array, a `TensorDataset`, a Hugging
-Face `Dataset` without a transform, a `Subset` or a `ConcatDataset` of these. Any other may draw
-random numbers or count its reads, and so may a collate function: there, prompts are drawn from the
-first batch, as the training loop gets it. No loader is iterated.
+A data set is read before the training only if reading a row runs no code of its owner's and leaves
+nothing behind: a list, a tuple, a tensor, an array, a `TensorDataset`, a Hugging Face `Dataset`
+without a transform, a `Subset` or a `ConcatDataset` of these. Any other data set, and any collate
+function, may draw random numbers or count its reads: there, prompts come from the first batch as
+the training loop gets it. No loader is iterated.
 
-Rows are read in a seeded order, short ones whole, of long ones a piece at a random place, about
-four prompts long. Pieces are joined until there are four windows for each prompt; no window reaches
-across a cut.
+Rows are read in a seeded order: short ones whole, long ones about four prompts long at a random
+place. Pieces are joined until there are four windows for each prompt; none reaches across a cut.
 
     request = WindowRequest("a run", num_tokens=10, num_prompts=257, seed=0)
     prompts = prompts_from_dataset(loader.dataset, request, tokenizer)
     prompts = prompts or prompts_from_batch(first_batch, request, tokenizer)
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -46,10 +46,8 @@ def prompts_from_dataset(
     """Draw prompts from a data set, reading only as many rows as it takes.
 
     The tokenizer, or a processor's, names the special tokens and gives the prompts their texts.
-
-    Returns:
-        The prompts, fewer than requested where the data has no more; None where there are fewer
-        than three, where rows hold no token ids, or where reading rows could have consequences.
+    Return fewer prompts where the data has no more; None where there are fewer than three, where
+    rows hold no token ids, or where reading rows could have consequences.
     """
     if not _reads_without_consequences(dataset):
         return None
@@ -96,23 +94,21 @@ def _draw(rows: Any, request: WindowRequest, tokenizer: Any, source: str) -> Pro
 
 @dataclass(frozen=True, slots=True)
 class _Sampler:
-    """Pieces of rows at random places, joined."""
+    """Pieces of rows at random places, joined, without `special` tokens."""
 
     rows: Any
-    """Rows that can be read by index."""
     request: WindowRequest
     special: Int64[Tensor, " special"]
-    """Tokens to leave out."""
 
     def gather(self) -> list[int]:
         """Join pieces of rows; where that is too little, longer pieces."""
         num_prompts, num_tokens = self.request.num_prompts, self.request.num_tokens
-        num_windows = _WINDOWS_PER_PROMPT * num_prompts
-        prompts_per_row = -(-num_prompts // max(len(self.rows), 1))
-        share = _WINDOWS_PER_PROMPT * num_tokens * prompts_per_row
-        ids, was_cut = self._join(num_windows * num_tokens, share, _LOOKED_AT)
+        tokens_per_prompt = _WINDOWS_PER_PROMPT * num_tokens
+        prompts_per_row = math.ceil(num_prompts / max(len(self.rows), 1))
+        wanted, share = tokens_per_prompt * num_prompts, tokens_per_prompt * prompts_per_row
+        ids, was_cut = self._join(wanted, share, _LOOKED_AT)
         if was_cut and len(ids) < num_prompts * num_tokens:
-            ids, _ = self._join(num_windows * num_tokens, num_windows * num_tokens, sys.maxsize)
+            ids, _ = self._join(wanted, wanted, sys.maxsize)
         return ids
 
     def _join(self, wanted: int, share: int, look: int) -> tuple[list[int], bool]:

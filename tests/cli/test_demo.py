@@ -2,8 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from sr_monitor.cli.demo_training import DemoPlan, Framework, run_demo
 from sr_monitor.errors import InputError
 from sr_monitor.probes.measuring import no_bar
 from sr_monitor.probes.paths import PathsProbe
-from sr_monitor.prompts.python_corpus import docstrings, python_texts
+from sr_monitor.prompts.choose import help_topics
 from sr_monitor.results.record import list_records
 from sr_monitor.watch.config import MonitorConfig
 
@@ -33,25 +32,23 @@ TINY = DemoPlan(
 )
 
 
-@contextmanager
-def little_text() -> Iterator[pytest.MonkeyPatch]:
-    """Take a fifth of the text: most of a tiny demo's time goes into tokenising it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sr_monitor.cli.demo_training.docstrings", lambda: docstrings()[:500])
-        patch.setattr("sr_monitor.cli.demo_training.python_texts", lambda: python_texts()[:20])
-        yield patch
-
-
 @pytest.fixture(scope="module", params=["transformers", "lightning"])
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """The folder that the command left, with a tiny plan, and what it said."""
     folder, before = tmp_path_factory.mktemp(request.param), torch.get_rng_state()
     option = ["--lightning"] if request.param == "lightning" else []
-    with little_text() as patch, redirect_stdout(StringIO()) as out:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as out:
+        _little_text(patch)
         patch.setattr("sr_monitor.cli.demo_training.DemoPlan", lambda: TINY)
         assert main(["demo", "--out", str(folder), *option]) == 0
     assert torch.equal(torch.get_rng_state(), before)
     return request.param, folder, out.getvalue()
+
+
+def _little_text(patch: pytest.MonkeyPatch) -> None:
+    """Take a fifth of the text: most of a tiny demo's time goes into tokenising it."""
+    patch.setattr("sr_monitor.cli.demo_training.docstrings", lambda: help_topics()[20:40])
+    patch.setattr("sr_monitor.cli.demo_training.help_topics", lambda: help_topics()[:20])
 
 
 def test_a_model_its_measurements_and_pictures_are_left(demo: Demo, tmp_path: Path) -> None:
@@ -74,10 +71,12 @@ def test_a_model_its_measurements_and_pictures_are_left(demo: Demo, tmp_path: Pa
     assert numbers["pairs"]["max_slope"] == records[-1].paths.max_slope.tolist()
 
 
-def test_the_same_training_gives_the_same_numbers(demo: Demo, tmp_path: Path) -> None:
+def test_the_same_training_gives_the_same_numbers(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     framework, folder, out = demo
-    with little_text():
-        records, losses = run_demo(tmp_path, TINY, framework, no_bar)
+    _little_text(monkeypatch)
+    records, losses = run_demo(tmp_path, TINY, framework, no_bar)
     assert sorted(losses) == [1, 2, 3, 4, 5, 6]
     assert losses[1] > losses[6]
     printed = [line.split() for line in out.splitlines() if line.split()[0].isdigit()]
@@ -86,14 +85,9 @@ def test_the_same_training_gives_the_same_numbers(demo: Demo, tmp_path: Path) ->
         median = record.scalars[PathsProbe.MAX_SLOPE_MEDIAN.name]
         loss = [f"{losses[record.step]:.2f}"] if record.step else []
         assert row[:-3] == [str(record.step), *loss, f"{median:.3f}"]
-
-
-def test_a_missing_library_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"the demo needs .* 'sr-monitor\[transformers\]'"):
-        run_demo(tmp_path, TINY, "transformers", no_bar)
+        run_demo(tmp_path, TINY, framework, no_bar)
 
 
 @pytest.mark.slow

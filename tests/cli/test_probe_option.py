@@ -8,7 +8,7 @@ from typing import Literal
 import pytest
 
 from sr_monitor.cli import main
-from sr_monitor.cli.probe_option import parse_probe
+from sr_monitor.cli.options import parse_probe
 from sr_monitor.errors import InputError
 from sr_monitor.options import option
 from sr_monitor.probes.base import Probe

@@ -42,7 +42,7 @@ def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sizes_have_the_unit_that_suits_them() -> None:
     found = [size(num_bytes) for num_bytes in (0, 999, 3_210_000, 20_480_000_000)]
-    assert found == ["0 B", "999 B", "3.21 MB", "20.48 GB"]
+    assert found == ["0 bytes", "999 bytes", "3.21 MB", "20.48 GB"]
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])

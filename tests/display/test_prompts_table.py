@@ -6,11 +6,9 @@ import re
 import warnings
 from dataclasses import replace
 
-import pytest
 import torch
 
 from sr_monitor.display.prompts_table import describe_prompts
-from sr_monitor.errors import InputError
 from sr_monitor.prompts.prompt_set import PromptSet
 from tests.made import PROMPTS, make_prompts
 
@@ -86,6 +84,3 @@ def test_the_texts_of_a_triple() -> None:
             texts = tuple(f"prompt {first // 3}" for first, _, _ in ids)
             assert prompts.texts_of_triple(index) == texts
     assert replace(PROMPTS, texts=None).texts_of_triple(0) is None
-    for index in (-1, 5):
-        with pytest.raises(InputError, match=rf"texts_of_triple\({index}\): the set has 5 triples"):
-            PROMPTS.texts_of_triple(index)

@@ -116,7 +116,7 @@ def test_a_dry_run_tells_what_it_would_cost(
         "run step tokens size to download checkpoint",
         f"- 0 0B 5.12 GB 5.12 GB {OLMO}@{STEPS[0]}",
         f"- 1000 2B 5.12 GB 5.12 GB {OLMO}@{STEPS[1]}",
-        f"- 4000 8B 5.12 GB 0 B {OLMO}@{TWIN} (the same weights as {OLMO}@{STEPS[1]})",
+        f"- 4000 8B 5.12 GB 0 bytes {OLMO}@{TWIN} (the same weights as {OLMO}@{STEPS[1]})",
         "3 checkpoints, 2 to measure: 10.24 GB, 10.24 GB of it to download",
     ]
     assert main(["replay", f"{OLMO}@step[09]*", "--dry-run"]) == 1
