@@ -1,10 +1,9 @@
 """Find the parts of a causal language model that a measurement touches.
 
-A Hugging Face model answers for itself (`get_decoder`, `config`). Any other module is looked at:
-`blocks` finds its decoder blocks; its final vector is found when it runs (see `examination`).
+A Hugging Face model names them (`get_decoder`, `config`); of any other module, `blocks` finds the
+decoder blocks, and `examination` the final vector.
 
-    anatomy = dissect(model)
-    anatomy.blocks, anatomy.final, anatomy.vocabulary
+    anatomy = dissect(model, layer_path="transformer.h")
 """
 
 import inspect
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.model.blocks import LayerPath, find_blocks, find_decoder_blocks
+from sr_monitor.model.blocks import LayerPath, find_blocks
 from sr_monitor.model.wrappers import core_of, execution_device, unwrap
 
 
@@ -72,23 +71,16 @@ def dissect(model: nn.Module, layer_path: LayerPath = None) -> Anatomy:
     root = unwrap(model)
     core = core_of(root)
     if _is_hugging_face(core):
-        anatomy = _dissect_hugging_face(root, core, layer_path)
-    else:
-        embeddings = (module for module in core.modules() if isinstance(module, nn.Embedding))
-        anatomy = Anatomy(
-            root=root,
-            core=core,
-            blocks=find_blocks(core, layer_path),
-            final=None,
-            vocabulary=next((each.num_embeddings for each in embeddings), None),
-            max_tokens=None,
-        )
-    if len(set(anatomy.blocks)) < len(anatomy.blocks):
-        raise InputError(
-            f"{type(core).__name__} uses the same module as more than one block: a layer cannot be "
-            "told by it; this architecture cannot be measured"
-        )
-    return anatomy
+        return _dissect_hugging_face(root, core, layer_path)
+    embeddings = (module for module in core.modules() if isinstance(module, nn.Embedding))
+    return Anatomy(
+        root=root,
+        core=core,
+        blocks=find_blocks(core, layer_path),
+        final=None,
+        vocabulary=next((each.num_embeddings for each in embeddings), None),
+        max_tokens=None,
+    )
 
 
 def check_layer(anatomy: Anatomy, layer: int) -> None:
@@ -106,25 +98,19 @@ def _is_hugging_face(core: nn.Module) -> bool:
 
 
 def _dissect_hugging_face(root: nn.Module, core: Any, layer_path: LayerPath) -> Anatomy:
-    name = type(core).__name__
     if getattr(core.config, "is_encoder_decoder", False):
         raise InputError(
-            f"{name} is an encoder-decoder: its decoder reads a second sequence; measure a "
-            "decoder-only (causal) model"
+            f"{type(core).__name__} is an encoder-decoder: its decoder reads a second sequence; "
+            "measure a decoder-only (causal) model"
         )
     config = core.config.get_text_config(decoder=True)
     decoder = core.get_decoder()
-    if layer_path is None:
-        blocks = find_decoder_blocks(decoder, config.num_hidden_layers, owner=name)
-    else:
-        blocks = find_blocks(core, layer_path)
-    embedding = core.get_input_embeddings()
     return Anatomy(
         root=root,
         core=core,
-        blocks=blocks,
+        blocks=find_blocks(core, layer_path, decoder=decoder, length=config.num_hidden_layers),
         # A model that names itself its decoder puts out logits: its final vector is looked for.
         final=None if decoder is core else decoder,
-        vocabulary=getattr(embedding, "num_embeddings", None),
+        vocabulary=getattr(core.get_input_embeddings(), "num_embeddings", None),
         max_tokens=getattr(config, "max_position_embeddings", None),
     )

@@ -1,16 +1,13 @@
 """Find the decoder blocks of a model.
 
-Blocks are given as modules, named by the path of their container, or the items of the only
-container that can be meant: an `nn.ModuleList`, an `nn.ModuleDict` whose keys count up ("0", "1",
-...), or an `nn.Sequential` of blocks of one class. Containers inside another one (experts, heads)
-do not count, nor do those whose items have no `forward`, which hold the parts of a layer.
+They are in the only outermost container of modules with a `forward`: an `nn.ModuleList`, an
+`nn.ModuleDict` whose keys count up ("0", "1", ...), or an `nn.Sequential` of one class.
 
-    blocks = find_blocks(model)
-    blocks = find_blocks(model, [*model.encoder, *model.middle])
+    blocks = find_blocks(model, "transformer.h")
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -22,28 +19,41 @@ LayerPath: TypeAlias = str | Sequence[nn.Module] | None
 _Container: TypeAlias = nn.ModuleList | nn.Sequential | nn.ModuleDict
 
 
-def find_blocks(core: nn.Module, layer_path: LayerPath = None) -> list[nn.Module]:
-    """Return the blocks that `layer_path` gives or names, or those of the only container."""
-    if layer_path is None:
-        found = list(_candidates(core).values())
-        return _only(found, f"{type(core).__name__} is no Hugging Face model and", "blocks", core)
-    return _named(core, layer_path) if isinstance(layer_path, str) else _given(core, layer_path)
-
-
-def find_decoder_blocks(decoder: nn.Module, length: int, *, owner: str) -> list[nn.Module]:
-    """Return the blocks of a decoder that says how many it has; `owner` is its model's name."""
-    found = [blocks for blocks in _candidates(decoder).values() if len(blocks) == length]
-    what = f"num_hidden_layers={length} blocks in its decoder"
-    return _only(found, owner, what, decoder)
-
-
-def _only(
-    found: list[list[nn.Module]], owner: str, what: str, searched: nn.Module
+def find_blocks(
+    core: nn.Module,
+    layer_path: LayerPath = None,
+    *,
+    decoder: nn.Module | None = None,
+    length: int | None = None,
 ) -> list[nn.Module]:
-    if len(found) != 1:
+    """Return the blocks that `layer_path` names or gives, or those of the only container.
+
+    A Hugging Face model says which part is its `decoder`, and the number of its blocks.
+    """
+    if isinstance(layer_path, str):
+        blocks = _named(core, layer_path)
+    elif layer_path is not None:
+        blocks = _given(core, layer_path)
+    else:
+        blocks = _only_candidate(core, decoder, length)
+    if len(set(blocks)) < len(blocks):
         raise InputError(
-            f"{owner} has {len(found)} lists of {what}, not one; {_how_to_name(searched)}"
+            f"{type(core).__name__} uses the same module as more than one block: a layer cannot be "
+            "told by it; this architecture cannot be measured"
         )
+    return blocks
+
+
+def _only_candidate(
+    core: nn.Module, decoder: nn.Module | None, length: int | None
+) -> list[nn.Module]:
+    name, searched = type(core).__name__, core if decoder is None else decoder
+    found = [items for items in _candidates(searched).values() if length in (None, len(items))]
+    if len(found) != 1:
+        what = f"{name} is no Hugging Face model and has {len(found)} lists of blocks"
+        if decoder is not None:
+            what = f"{name} has {len(found)} lists of num_hidden_layers={length} blocks"
+        raise InputError(f"{what}, not one; {_how_to_name(searched)}")
     return found[0]
 
 
@@ -77,19 +87,18 @@ def _given(core: nn.Module, modules: Sequence[Any]) -> list[nn.Module]:
 
 
 def _candidates(module: nn.Module) -> dict[str, list[nn.Module]]:
-    """Map the path of each container that may hold the blocks to its items."""
-    found = {path: _items(container) for path, container in _outermost_lists(module)}
-    return {path: items for path, items in found.items() if items and all(map(_runs, items))}
+    """Map the path of each container that may hold the blocks to its items.
 
-
-def _outermost_lists(module: nn.Module) -> Iterator[tuple[str, _Container]]:
-    inside: tuple[str, ...] = ()
+    A container inside another one holds experts or heads; items without a forward are the parts of
+    a layer.
+    """
+    found: dict[str, list[nn.Module]] = {}
     for path, child in module.named_modules():
-        if not path or path.startswith(inside):
+        if not path or path.startswith(tuple(outer + "." for outer in found)):
             continue
         if isinstance(child, _Container) and _is_list(child):
-            inside = (*inside, path + ".")
-            yield path, child
+            found[path] = _items(child)
+    return {path: items for path, items in found.items() if items and all(map(_runs, items))}
 
 
 def _is_list(container: _Container) -> bool:
@@ -114,10 +123,10 @@ def _count_up(keys: list[str]) -> bool:
 
 
 def _runs(module: nn.Module | None) -> bool:
-    """Whether a module has a `forward` of its own."""
-    if module is None:  # a place in a list that is left free
-        return False
-    return "forward" in vars(module) or type(module).forward is not nn.Module.forward
+    # None is a place in a list that is left free.
+    return module is not None and (
+        "forward" in vars(module) or type(module).forward is not nn.Module.forward
+    )
 
 
 def _items(container: _Container) -> list[nn.Module]:

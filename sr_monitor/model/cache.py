@@ -1,8 +1,7 @@
 """The keys and values of earlier tokens, as Hugging Face models keep them.
 
-cache = new_cache(anatomy)   # None where the model keeps no plain ones
+cache = new_cache(anatomy)
 model(prompts[:, :-1], past_key_values=cache)
-twice = rows_of(cache, torch.tensor([0, 0]))
 """
 
 import copy
@@ -18,14 +17,14 @@ _PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 
 def new_cache(anatomy: Anatomy) -> Any:
-    """Return an empty cache of the plain kind, or None if the model has no such one."""
+    """Return an empty cache, or None if the model keeps none of the plain kind."""
     if not (anatomy.is_hugging_face and "past_key_values" in anatomy.arguments):
         return None
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache(config=anatomy.config)
-    kinds = {type(layer).__name__ for layer in cache.layers}
-    return cache if kinds <= _PLAIN_LAYERS else None
+    is_plain = all(type(layer).__name__ in _PLAIN_LAYERS for layer in cache.layers)
+    return cache if is_plain else None
 
 
 def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:

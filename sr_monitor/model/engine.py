@@ -1,12 +1,7 @@
-"""Run the points of many contexts, in one of three ways.
+"""Run the points of many contexts, in one of three ways that give the same outputs F(x).
 
-All of them give the same outputs F(x):
-
-- `plain`: a whole forward pass for each point, the definition;
-- `rows`: one token for each point, on a copy of the earlier tokens' keys and values;
-- `shared`: many points in one row, on one copy, kept apart by a mask.
-
-Outputs are handed over chunk by chunk and not kept: whoever looks at them keeps what it needs.
+`plain` is the definition, a whole forward pass for each point. `rows` runs one token for each point
+on a copy of the earlier tokens' keys and values; `shared` many in a row, kept apart by a mask.
 
     context = engine.open(prompts)
     engine.run(context, points, lambda chunk: print(chunk.distance))
@@ -32,20 +27,18 @@ POINTS_PER_ROW = 64
 
 @dataclass(frozen=True)
 class Chunk:
-    """The outputs of some points of one pass, on the device; their numbers, on the CPU.
+    """The outputs F of some points, on the device; their numbers, on the CPU.
 
     A *context* is a prompt whose last activation is replaced: a pair of paths, or 3 times a triple
-    plus a corner in slices. A *place* is a point's number within its context: the step of a path,
-    or row times resolution plus column of a slice.
+    plus a corner in slices, counted within this rank's share. A *place* is a point's number within
+    its context: the step of a path, or row times resolution plus column of a slice.
     """
 
     contexts: Int[Tensor, " point"]
-    """The context of each point, counted within this rank's share."""
     places: Int[Tensor, " point"]
     outputs: Float[Tensor, "point d_output"]
-    """F at the point."""
     clean: Float[Tensor, "point d_output"]
-    """F of the context as it is: the output at the first point of a path, or at the corner."""
+    """F of each context as it is: the output at the first point of a path, or at the corner."""
 
     @property
     def distance(self) -> Float[Tensor, " point"]:
@@ -149,7 +142,6 @@ class Engine:
         owner: Int[Tensor, " row"],
         points: Float[Tensor, "row point d_model"],
     ) -> Float[Tensor, "row point d_output"]:
-        """Run some rows; `owner` is the context of each."""
         first, last = int(owner[0]), int(owner[-1])
         # Consecutive contexts are a view; only rows that share a context need copies.
         rows = slice(first, last + 1) if last - first + 1 == len(owner) else owner

@@ -1,12 +1,10 @@
 """Look at a model once before anything is measured: what its blocks and last modules put out.
 
-Two prompts that differ in their last token are run, and every output is noted. Most models take
-both as one batch, and their blocks put out (prompt, token, width). Some pack all prompts into one
-stream of (token, width): they are run together only if each prompt alone gives the same. Models
-that take one prompt at a time are given one at a time.
+Most models take prompts as one batch, and their blocks put out (prompt, token, width). Some pack
+them into one stream of (token, width), in which prompts may see one another. The arrangement is
+found by running two prompts that differ in their last token.
 
     findings = examine(Forward(anatomy, with_logits=False), sample)
-    findings.width, findings.final
 """
 
 from collections.abc import Sequence
@@ -29,7 +27,6 @@ class Findings:
     """What a running model shows of its residual stream."""
 
     forward: Forward
-    """How the model is called from now on."""
     is_packed: bool
     """Whether prompts come as one stream (token, width), one after another."""
     width: int
@@ -39,7 +36,6 @@ class Findings:
     final: nn.Module | None
     """The module that puts out the final vector; None where only the unembedding reads it."""
     final_output: Any
-    """What `final` put out for the sample."""
 
 
 @dataclass
@@ -125,7 +121,6 @@ def _find(forward: Forward, pair: Int[Tensor, "2 token"]) -> Findings:
 def _run(
     forward: Forward, pair: Int[Tensor, "2 token"]
 ) -> tuple[list[_Look], Float[Tensor, "2 position width"]]:
-    """Run the pair, and return what was seen and the stream after the last block, by prompt."""
     looks, streams = [], []
     for prompts in [pair] if forward.arrangement == "batch" else [pair[:1], pair[1:]]:
         look = _look(forward, prompts)
@@ -161,7 +156,6 @@ def _look(forward: Forward, prompts: Int[Tensor, "prompt token"]) -> _Look:
 
 
 def _check_blocks(anatomy: Anatomy, look: _Look, prompts: Int[Tensor, "prompt token"]) -> None:
-    """Refuse blocks that do not run, or do not put out the stream as one tensor."""
     name = type(anatomy.core).__name__
     if len(look.blocks) < len(anatomy.blocks):
         raise InputError(
@@ -186,8 +180,7 @@ def _is_stream(hidden: Any, prompts: Int[Tensor, "prompt token"]) -> bool:
     if not isinstance(hidden, Tensor):
         return False
     # Some models put tokens of their own before the prompt's, so a batch may be longer.
-    is_batch = hidden.ndim == 3 and len(hidden) == len(prompts)
-    return is_batch or (hidden.ndim == 2 and len(hidden) == prompts.numel())
+    return (hidden.ndim, *hidden.shape[:1]) in ((3, len(prompts)), (2, prompts.numel()))
 
 
 def _gap(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> float:

@@ -4,7 +4,6 @@ Each is a context manager that leaves the module as it was, also after an except
 
     with editing(block, replace_last, before=True), capturing(norm) as seen:
         model(prompts)
-    seen[-1]
 """
 
 import copy
@@ -28,11 +27,23 @@ def editing(
     nothing is replaced; that it was never called is an error.
     """
     calls: list[None] = []
+
+    def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        calls.append(None)
+        name = None if args else _first_tensor_name(kwargs)
+        new = edit(args[0] if name is None else kwargs[name])
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+    def on_output(_: nn.Module, __: Any, output: Any) -> Any:
+        calls.append(None)
+        new = edit(pick(output))
+        return None if new is None else with_first_tensor(output, new)
+
     if before:
-        on_input = partial(_edit_input, edit, calls)
         handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
     else:
-        on_output = partial(_edit_output, edit, pick or first_tensor, calls)
         handle = module.register_forward_hook(on_output)
     try:
         yield
@@ -44,25 +55,6 @@ def editing(
             "exported code, or calls a module's forward; pass the module that was compiled, and "
             "call modules themselves"
         )
-
-
-def _edit_input(
-    edit: Any, calls: list[None], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Any:
-    calls.append(None)
-    name = None if args else _first_tensor_name(kwargs)
-    new = edit(args[0] if name is None else kwargs[name])
-    if new is None:
-        return None
-    return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
-
-
-def _edit_output(
-    edit: Any, pick: Any, calls: list[None], _: nn.Module, __: Any, output: Any
-) -> Any:
-    calls.append(None)
-    new = edit(pick(output))
-    return None if new is None else with_first_tensor(output, new)
 
 
 @contextmanager

@@ -1,11 +1,9 @@
 """Load models and tokenizers by name, and find devices and dtypes, for the command line.
 
 Safe on files from strangers: safetensors first, torch files with `weights_only=True`, and a model's
-own code is run only when asked for. A checkpoint that lacks weights is refused: transformers would
-fill them with random numbers, and those would be measured.
+own code is run only when asked for.
 
     model = load_model("runs/demo/model", dtype="auto", device="auto")
-    tokenizer = load_tokenizer("runs/demo/model")
 """
 
 import logging
@@ -96,7 +94,6 @@ class TokenizerOnDemand:
     """A tokenizer that is loaded when first used: a saved set of prompts needs none."""
 
     source: str
-    """The folder or hub name of its model."""
     trust_remote_code: bool = False
 
     @cached_property
@@ -142,10 +139,11 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype | Literal["auto"
 def check_hub(name: str, kind: Literal["model", "dataset"]) -> None:
     """Refuse at once what the hub does not have, or does not give out."""
     # NOTE: its own libraries would retry for half a minute, and then not say which it was.
-    hub = _hub()
+    from huggingface_hub import HfApi, errors
+
     try:
-        hub.HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS)
-    except hub.errors.HfHubHTTPError as error:
+        HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS)
+    except errors.HfHubHTTPError as error:
         reason = f"the hub does not give it out ({_first_line(error)}); check the name"
     except Exception as error:  # its HTTP library's errors have no common base across versions
         reason = f"the hub cannot be reached ({_first_line(error)}); check both"
@@ -168,6 +166,8 @@ def require_transformers(call: str) -> ModuleType:
 @contextmanager
 def quiet(transformers: ModuleType) -> Iterator[None]:
     """Keep the noise of loading off the terminal, and put the user's settings back."""
+    from huggingface_hub.utils import enable_progress_bars
+
     log = transformers.utils.logging
     hub_log = logging.getLogger("huggingface_hub")
     verbosity, bars, hub_level = log.get_verbosity(), log.is_progress_bar_enabled(), hub_log.level
@@ -177,7 +177,7 @@ def quiet(transformers: ModuleType) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            _hub().utils.enable_progress_bars()  # downloads show theirs
+            enable_progress_bars()  # downloads show theirs
             yield
     finally:
         log.set_verbosity(verbosity)
@@ -186,12 +186,9 @@ def quiet(transformers: ModuleType) -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _hub() -> ModuleType:
-    return import_module("huggingface_hub")
-
-
 def _check_source(source: str) -> None:
-    """Refuse what is neither a folder with a model nor a name that the hub knows."""
+    from huggingface_hub import try_to_load_from_cache
+
     path = Path(source)
     if path.is_dir():
         if not (path / "config.json").is_file():
@@ -205,7 +202,7 @@ def _check_source(source: str) -> None:
         raise InputError(f"{source!r} is a file; name the folder it lies in, with its config.json")
     elif not _HUB_NAME.fullmatch(source) or source.startswith("."):
         raise InputError(f"there is no folder {source!r}; name a folder that holds a model")
-    elif not isinstance(_hub().try_to_load_from_cache(source, "config.json"), str):
+    elif not isinstance(try_to_load_from_cache(source, "config.json"), str):
         check_hub(source, "model")
 
 

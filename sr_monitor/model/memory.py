@@ -1,8 +1,7 @@
 """Bound the memory of a measurement by a token budget, halved whenever memory runs out.
 
-A forward over n tokens needs memory in proportion to n, so the budget counts tokens. It starts at
-what is fast on the device and fits into a quarter of its free memory. Running out of memory halves
-it, and the chunk is run again in smaller ones, down to one token. Results do not depend on it.
+The budget starts at what is fast on the device and fits into a quarter of its free memory; results
+do not depend on it.
 
     budget = TokenBudget.for_device(device, bytes_per_token=stream.bytes_per_token)
     in_chunks(num_prompts, tokens_each=10, budget=budget, work=lambda chunk: ...)
@@ -46,10 +45,6 @@ class TokenBudget:
         """Return how many items of `tokens_each` tokens fit into one forward; at least one."""
         return max(1, self.tokens // tokens_each)
 
-    def halve(self) -> None:
-        """Allow half as many tokens from now on."""
-        self.tokens = max(1, self.tokens // 2)
-
 
 def in_chunks(
     count: int, *, tokens_each: int, budget: TokenBudget, work: Callable[[slice], None]
@@ -69,4 +64,4 @@ def in_chunks(
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        budget.halve()
+        budget.tokens //= 2

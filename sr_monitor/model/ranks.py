@@ -1,8 +1,6 @@
 """The ranks of one training: they share a measurement, and none waits for one that failed.
 
-Every rank measures its share of the pairs, and the results are gathered. Before each exchange the
-ranks sync errors: where one has failed, all of them raise an error that says why. Shares are of
-equal size, filled up with the last item, so that all ranks run equally many forwards.
+Before each exchange the ranks sync errors: where one has failed, all raise an error that says why.
 
     ranks = RankGroup.present()
     with ranks.failing_together():
@@ -47,7 +45,10 @@ class RankGroup:
         return self.rank == 0
 
     def share(self, count: int) -> Int[Tensor, " mine"]:
-        """Return the numbers of this rank's items, out of `count`; the last one fills up."""
+        """Return the numbers of this rank's items, out of `count`.
+
+        The last one fills shares up: of equal size, they take equally many forwards.
+        """
         each = -(-count // self.size)
         return torch.arange(self.rank * each, (self.rank + 1) * each).clamp_max(count - 1)
 

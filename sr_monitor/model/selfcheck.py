@@ -1,9 +1,7 @@
 """Choose the way to run points: the fastest one that agrees with the plain way.
 
-The choice follows a rule, not a clock, so the same model gives the same bits every time: `shared`
-if it agrees with the plain way on a few points, else `rows`, else `plain`. Every session compares
-anew, because hooks, adapters and patched forwards come and go; it costs a few forward passes. A
-run never changes to a faster way than the one it began with.
+A rule, not a clock, so that the bits are the same every time: `shared` if it agrees, else `rows`,
+else `plain`. Every session compares anew, as hooks, adapters and patched forwards come and go.
 
     engine = choose_engine(stream, prompts_a, prompts_b, wanted="auto", budget=budget)
 """
@@ -60,7 +58,7 @@ def choose_engine(
 
 
 class _Check:
-    """A comparison of the fast ways with the plain one, on the ends and middles of some paths."""
+    """A comparison with the plain way, on the ends and middles of some paths."""
 
     def __init__(
         self,
@@ -81,7 +79,6 @@ class _Check:
         self.scale = float(clean[finite].float().norm(dim=-1).amax()) if finite.any() else 0.0
 
     def choose(self, wanted: EngineName, ways: tuple[Way, ...]) -> Way:
-        """Return the first of the ways that agrees; warn of those that do not."""
         if not len(self.prompts):  # weights of NaN: there is nothing to compare
             return "plain"
         complaints = []
@@ -149,7 +146,6 @@ class _Check:
     def _disagreement(
         self, way: Way, expected: Float[Tensor, "pair point"], measured: Float[Tensor, "pair point"]
     ) -> str | None:
-        """Say which distance is wrong, if one differs by more than rounding."""
         gap = (expected - measured).abs()
         # Where no pair moves far, rounding goes with the length of the output itself.
         largest = max(float(expected.max()), 0.05 * self.scale)

@@ -1,12 +1,7 @@
 """Guard a measurement: whatever it touches is put back, also after an exception.
 
-Inside, every module is in eval mode, gradients are off and compiled code runs eagerly so that hooks
-fire. Afterwards each module's mode and buffers, the random states (torch's, Python's and numpy's),
-the gradient mode and the compile stance are bit for bit what they were, and FSDP modules hold their
-shards again. Autocast is left alone: a measurement runs in the precision of the run.
-
-Buffers of up to a million values are copied; larger ones are masks or packed weights. What a
-forward writes elsewhere, into plain attributes or past autograd (`buffer.data`), is not put back.
+That is: modes, buffers, random states (torch's, Python's and numpy's), the gradient mode, and the
+shards of FSDP. What a forward writes into plain attributes or past autograd (`buffer.data`) stays.
 
     with undisturbed(model):
         model(prompts)
@@ -23,7 +18,7 @@ from torch import Tensor, nn
 
 from sr_monitor.model.wrappers import resharded_afterwards
 
-_MOST_VALUES = 2**20
+_MOST_VALUES = 2**20  # of a buffer that is copied; larger ones are masks or packed weights
 
 
 @contextmanager
