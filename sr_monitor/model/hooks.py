@@ -38,7 +38,7 @@ def editing(
 
     def on_output(_: nn.Module, __: Any, output: Any) -> Any:
         calls.append(None)
-        new = edit(pick(output))
+        new = edit((pick or first_tensor)(output))
         return None if new is None else with_first_tensor(output, new)
 
     if before:
