@@ -1,7 +1,6 @@
 """`measure_paths` and `measure_slices` against the oracle, on every architecture of the zoo.
 
-The oracle makes one plain forward pass per point; the zoo says by hand where each model's parts
-are. Agreement is asked to 1e-5 of d(1), about ten times the float32 noise of these models.
+Agreement is asked to 1e-5 of d(1), about ten times the float32 noise of these models.
 """
 
 from contextlib import nullcontext
@@ -62,7 +61,6 @@ def _truth(
 
 
 def _assert_exact_maps(measured: Tensor, true: Tensor) -> None:
-    """Ask for agreement to a share of each map's largest distance."""
     assert measured.shape == true.shape
     gap = (measured - true).abs() / true.amax((-2, -1), keepdim=True)
     assert gap.max() <= TOLERANCE
@@ -113,8 +111,8 @@ def test_the_zoo_is_worth_measuring(name: str, attention: str | None) -> None:
         distance = _truth(name, attention, layer=layer)
         assert distance[:, -1].min() > 0.5
         assert (distance / distance[:, -1:] - straight).abs().max() > 0.01
-        moved = oracle_paths(specimen, elsewhere[:1], b[:1], layer=layer, num_steps=3)
-        assert error_of(moved, distance[:1, ::2]) > 100 * TOLERANCE
+        moved = oracle_paths(specimen, elsewhere[:1], b[:1], layer=layer, num_steps=2)
+        assert error_of(moved, distance[:1, :: NUM_STEPS - 1]) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
@@ -141,7 +139,7 @@ def test_paths_equal_the_oracle_at_every_layer(name: str, attention: str | None)
     """An engine that cannot do an architecture says so; it never gives wrong numbers."""
     specimen = zoo.build(name, attention=attention)
     for layer in range(specimen.num_layers + 1):
-        some: tuple[Engine, ...] = ("auto", "rows" if layer % 2 else "plain")
+        some: tuple[Engine, ...] = ("auto",)
         for engine in ENGINES if layer == 1 else some:
             paths = _measure_or_refuse(name, engine, specimen, layer=layer)
             if paths is not None:
@@ -151,7 +149,7 @@ def test_paths_equal_the_oracle_at_every_layer(name: str, attention: str | None)
 
 
 @pytest.mark.parametrize("length", [2, zoo.WINDOW, zoo.WINDOW + 1, 19])
-@pytest.mark.parametrize("name", ["gpt2", "bloom", "packed_gpt", *WINDOWED])
+@pytest.mark.parametrize("name", ["bloom", "packed_gpt", *WINDOWED])
 def test_paths_equal_the_oracle_at_other_lengths(name: str, length: int) -> None:
     """One earlier token, a prompt that just fills the window, one more, and many windows."""
     specimen = zoo.build(name)
@@ -165,25 +163,24 @@ def test_paths_equal_the_oracle_at_other_lengths(name: str, length: int) -> None
 @pytest.mark.parametrize("name", READ)
 def test_every_output_equals_the_oracle(name: str, output: Output) -> None:
     specimen = zoo.build(name)
-    ways: list[tuple[int, Engine]] = [(1, "plain"), (1, "rows"), (specimen.num_layers, "auto")]
+    first: Engine = "rows" if zoo.SPECIES[name].rows else "plain"
+    ways: list[tuple[int, Engine]] = [(1, first), (specimen.num_layers, "auto")]
     for layer, engine in ways:
-        if _must_work(name, engine):
-            paths = measure(specimen, layer=layer, output=output, engine=engine)
-            assert_exact(paths.distance, _truth(name, layer=layer, output=output))
+        paths = measure(specimen, layer=layer, output=output, engine=engine)
+        assert_exact(paths.distance, _truth(name, layer=layer, output=output))
 
 
-@pytest.mark.parametrize("name", ["mixtral", "olmoe"])
-def test_every_way_works_where_experts_are_balanced_in_training(name: str) -> None:
+def test_every_way_works_where_experts_are_balanced_in_training() -> None:
     """The model reckons how balanced they are in each forward, but cannot where rows are shared."""
-    specimen = zoo.build(name)
+    specimen = zoo.build("mixtral")
     specimen.model.config.output_router_logits = True  # type: ignore[union-attr]
     for engine in ENGINES:
         paths = measure(specimen, engine=engine)
-        assert paths.engine in _allowed_engines(name, engine)
-        assert_exact(paths.distance, _truth(name))
+        assert paths.engine in _allowed_engines("mixtral", engine)
+        assert_exact(paths.distance, _truth("mixtral"))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mistral_window", "mamba", "row_gpt"])
+@pytest.mark.parametrize("name", ["gpt2", "mistral_window", "row_gpt"])
 def test_every_point_that_adaptive_sampling_looked_at_equals_the_oracle(name: str) -> None:
     paths = measure(zoo.build(name), num_steps=31, sampling="adaptive")
     true = _truth(name, num_steps=31)
@@ -194,8 +191,7 @@ def test_every_point_that_adaptive_sampling_looked_at_equals_the_oracle(name: st
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["gpt2", "falcon_alibi", "mistral_window", "mamba", "nano_gpt", "packed_gpt", "sequence_gpt"],
+    "name", ["gpt2", "falcon_alibi", "mistral_window", "mamba", "packed_gpt", "sequence_gpt"]
 )
 def test_slices_equal_the_oracle(name: str) -> None:
     specimen = zoo.build(name)
@@ -208,17 +204,18 @@ def test_slices_equal_the_oracle(name: str) -> None:
     _assert_exact_maps(slices.distance, distance)
 
 
-@pytest.mark.parametrize("output", get_args(Output))
-def test_slices_equal_the_oracle_with_other_arguments(output: Output) -> None:
+@pytest.mark.parametrize(
+    ("output", "engine"), [("final_norm", "plain"), ("resid_final", "rows"), ("logits", "shared")]
+)
+def test_slices_equal_the_oracle_with_other_arguments(output: Output, engine: Engine) -> None:
     """Another layer, an odd span, every output and engine."""
     specimen = zoo.build("llama")
     corners = _corners(specimen)
     options: dict[str, Any] = {"layer": 2, "resolution": 3, "span": (-1.0, 0.5), "output": output}
     distance, _ = oracle_slices(specimen, corners, **options)
-    for engine in ENGINES:
-        slices = measure_slices(specimen.model, *corners, **options, engine=engine, max_tokens=11)
-        torch.testing.assert_close(slices.coordinates, torch.linspace(-1, 0.5, 3))
-        _assert_exact_maps(slices.distance, distance)
+    slices = measure_slices(specimen.model, *corners, **options, engine=engine, max_tokens=11)
+    torch.testing.assert_close(slices.coordinates, torch.linspace(-1, 0.5, 3))
+    _assert_exact_maps(slices.distance, distance)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "mamba", "packed_gpt"])
@@ -259,14 +256,6 @@ def test_a_step_network_has_slope_steps_minus_one(sampling: Sampling) -> None:
 
 
 # What the result must not depend on ------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("name", "engine"), EACH_WAY)
-def test_the_chunk_size_does_not_matter(name: str, engine: Engine) -> None:
-    specimen = zoo.build(name)
-    for max_tokens in (1, 7, 23):
-        paths = measure(specimen, max_tokens=max_tokens, engine=engine)
-        assert_exact(paths.distance, _truth(name))
 
 
 @pytest.mark.parametrize("sampling", get_args(Sampling))

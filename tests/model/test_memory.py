@@ -121,16 +121,15 @@ def test_only_running_out_of_memory_is_recognised_as_such(message: str) -> None:
 # Whole measurements ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("most", [35, 2 * LENGTH])
 @pytest.mark.parametrize(("name", "engine"), WAYS)
-def test_running_out_of_memory_halves_and_goes_on(name: str, engine: EngineName, most: int) -> None:
+def test_running_out_of_memory_halves_and_goes_on(name: str, engine: EngineName) -> None:
     """Down to 2 prompts, which the one look at the model takes to see that it is causal."""
     specimen = zoo.build(name)
     prompts = specimen.prompts(4, LENGTH)
     corners = prompts[:2], prompts[1:3], prompts[2:]
     slices = partial(measure_slices, specimen.model, *corners, resolution=4, engine=engine)
     expected = slices()
-    with _memory_for(specimen, most) as failures:
+    with _memory_for(specimen, 2 * LENGTH) as failures:
         _assert_same(_measure(specimen, engine), _undisturbed(name, engine))
         assert failures
         failures.clear()
