@@ -166,7 +166,7 @@ def require_transformers(call: str) -> ModuleType:
 @contextmanager
 def quiet(transformers: ModuleType) -> Iterator[None]:
     """Keep the noise of loading off the terminal, and put the user's settings back."""
-    from huggingface_hub.utils import enable_progress_bars
+    from huggingface_hub.utils.tqdm import enable_progress_bars
 
     log = transformers.utils.logging
     hub_log = logging.getLogger("huggingface_hub")
