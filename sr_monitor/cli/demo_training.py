@@ -18,11 +18,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sr_monitor.display.writers.base import encode_png
+from sr_monitor.files import write_whole
 from sr_monitor.model.loading import quiet, require_transformers
-from sr_monitor.probes.drawing import save_figure
+from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.measuring import Bar
 from sr_monitor.probes.paths_pictures import draw_curves
-from sr_monitor.probes.slices_pictures import draw_film
+from sr_monitor.probes.slices_pictures import draw_frame, join_frames
 from sr_monitor.prompts.choose import choose_prompts, docstrings, help_topics
 from sr_monitor.prompts.corpora import encode
 from sr_monitor.results.record import Record, list_records
@@ -147,8 +149,9 @@ def _draw(folder: Path, records: Sequence[Record]) -> None:
     titles = [f"step {record.step}" for record in records]
     curves = list(zip(titles, (record.paths for record in records), strict=True))
     last = draw_curves(curves[-1][1], title=titles[-1], earlier=curves[:-1])
-    save_figure(last, folder / "curves.png")
+    write_whole(folder / "curves.png", encode_png(pixels(last)))
     slices = [record.slices for record in records if record.slices is not None]
     for index in range(len(slices[0].foot) if slices else 0):
-        film = draw_film(list(zip(titles, slices, strict=True)), index)
-        save_figure(film, folder / f"film-{index}.png")
+        entries = zip(slices, titles, strict=True)
+        frames = [pixels(draw_frame(each, index, title)) for each, title in entries]
+        write_whole(folder / f"film-{index}.png", encode_png(join_frames(frames)))

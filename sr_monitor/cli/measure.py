@@ -21,7 +21,7 @@ from sr_monitor.files import write_whole
 from sr_monitor.model.loading import TokenizerOnDemand, load_model
 from sr_monitor.probes.base import ALWAYS, RGB, Page, Part, Probe
 from sr_monitor.probes.drawing import pixels
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import NUM_POINTS, PREFIX
 from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
 from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.probes.slices_pictures import draw_slice
@@ -29,7 +29,6 @@ from sr_monitor.probes.statistics import median_curve, summarise
 from sr_monitor.prompts.choose import choose_prompts
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
-from sr_monitor.results.run_keys import NUM_POINTS
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
 

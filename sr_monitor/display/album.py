@@ -1,27 +1,27 @@
 """Decide what of a measurement is shown at which step, and which earlier ones lie behind it.
 
 Numbers go to the writers at every step. Pictures belong to *picture steps*: the first one, then
-each that is at least twice the last one before, and the end of the run. So even a long run has few
-pictures, close together where the model changes fast. TensorBoard, which keeps ten images under a
-name, keeps nearly all of them.
+each that is at least twice the last one before, and the end of the run. So even a long run has few,
+close together where the model changes fast, and TensorBoard keeps nearly all: ten under a name.
 
     album = Album([TensorBoardWriter("runs/1")])
     album.show(record, prompts=prompts)
 """
 
+import html
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
-from sr_monitor.display.prompts_table import describe_prompts
 from sr_monitor.display.writers.base import Writer, WriterError
 from sr_monitor.probes.base import Page
-from sr_monitor.probes.keys import PREFIX, Kind
+from sr_monitor.probes.keys import PREFIX, PROMPTS, Kind
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
-from sr_monitor.results.run_keys import PROMPTS
 
 _MOST_PAGES = 16
+_MOST_PAIRS, _MOST_CHARACTERS = 32, 160  # of the table of prompts
 
 _Entry: TypeAlias = tuple[Kind, str, Any]  # how, under which name, what
 
@@ -34,13 +34,7 @@ class Album:
     """
 
     def __init__(self, writers: Sequence[Writer], *, prefix: str = PREFIX) -> None:
-        """Start empty.
-
-        Args:
-            writers: Where everything goes.
-            prefix: What every logged name begins with, for two runs of measurements in one log:
-                "stable_regions-2/".
-        """
+        """Start empty. Another `prefix` tells two runs in one log apart: "stable_regions-2/"."""
         self._writers = tuple(writers)
         self.prefix = prefix
         self._pages: dict[int, dict[str, Page]] = {}  # of the picture steps: by step, by probe
@@ -112,7 +106,6 @@ class Album:
 
 
 def _pages(record: Record, prompts: PromptSet) -> dict[str, Page]:
-    """Return the pages of a record by probe."""
     title = f"step {record.step}"
     return {
         probe.name: Page(title=title, part=part, parts=record.parts, prompts=prompts)
@@ -127,6 +120,32 @@ def _numbers(record: Record) -> Iterator[_Entry]:
     for probe, part in record.known():
         for key, values in probe.histograms(part).items():
             yield key.kind, key.name, values
+
+
+def describe_prompts(prompts: PromptSet) -> str:
+    """Say in Markdown where the prompts are from and how many there are; list the first pairs."""
+    shown = min(prompts.num_pairs, _MOST_PAIRS)
+    which = "These are all" if shown == prompts.num_pairs else f"The first {shown} are"
+    about = (
+        f"{prompts.num_pairs} pairs of prompts of {prompts.num_tokens} tokens each, from "
+        f"{_escape(prompts.source)}; fingerprint {prompts.fingerprint}. {which}:"
+    )
+    every = 1 if prompts.pairing == "chain" else 2
+    ids = prompts.token_ids[: 2 * shown].tolist()
+    words = prompts.texts or [" ".join(map(str, prompt)) for prompt in ids]
+    labels = {"label": prompts.labels} if prompts.labels else {}
+    columns = {"pair": range(shown), **labels, "A": words[::every], "B": words[1::every]}
+    cells = ([_escape(str(value)) for value in column[:shown]] for column in columns.values())
+    rows = [columns, ["---"] * len(columns), *zip(*cells, strict=True)]
+    return "\n".join([about, "", *(f"| {' | '.join(row)} |" for row in rows), ""])
+
+
+def _escape(text: str) -> str:
+    """Put a text on one line that Markdown shows literally; keep the end of a long one."""
+    cut = text if len(text) <= _MOST_CHARACTERS else f"…{text[-_MOST_CHARACTERS:]}"
+    spaced = ("↵" if char == "\n" else " " if char.isspace() else char for char in cut)
+    printable = "".join(char if char.isprintable() else "□" for char in spaced)
+    return re.sub(r"[\\`*_|\[\]]", r"\\\g<0>", html.escape(printable, quote=False))
 
 
 def _thinned(pages: Sequence[Page]) -> Sequence[Page]:

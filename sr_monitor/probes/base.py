@@ -95,8 +95,6 @@ class Probe(Options):
     keys: ClassVar[tuple[Key, ...]] = ()
     """Every name it logs."""
 
-    # ---- how its part comes about: override one of the three ----------------------------------
-
     def measure(
         self, session: "Session", prompts: "PromptSet", riders: "Riders", progress: Progress
     ) -> Part:
@@ -110,8 +108,6 @@ class Probe(Options):
     def derive(self, parts: Mapping[str, Part]) -> Part | None:
         """Compute its part from other parts; None where they do not hold what it takes."""
         return None
-
-    # ---- what a part says ---------------------------------------------------------------------
 
     def scalars(self, part: Part) -> Mapping[Key, float]:
         """Return the numbers that are logged."""
@@ -132,8 +128,6 @@ class Probe(Options):
     def facts(self, part: Part) -> Mapping[str, str]:
         """Return the lines for the table that `sr-monitor measure` prints."""
         return {key.label: f"{value:.4g}" for key, value in self.scalars(part).items()}
-
-    # ---- how a part is kept -------------------------------------------------------------------
 
     def pack(self, part: Part) -> dict[str, Any]:
         """Return the tensors and plain values that a record keeps, by name."""
@@ -195,10 +189,7 @@ class Riders:
 
     def __init__(self, session: "Session", probes: Sequence[Probe]) -> None:
         """Start without readers; `begin` makes those of `probes`."""
-        self._session = session
-        self._probes = probes
-        self._readers: dict[str, Reader] = {}
-        self._gather: Gather | None = None
+        self._session, self._probes = session, probes
 
     def begin(self, num_contexts: int, num_places: int, gather: Gather) -> None:
         """Make the readers, once it is known how many points there are."""
@@ -215,21 +206,11 @@ class Riders:
 
     def parts(self) -> dict[str, Part]:
         """Return what they found, by probe."""
-        gather = self._gather
-        assert gather is not None
-        return {name: reader.part(gather) for name, reader in self._readers.items()}
-
-
-# ---- the registry --------------------------------------------------------------------------------
+        return {name: reader.part(self._gather) for name, reader in self._readers.items()}
 
 
 def resolve(given: Sequence[str | Probe], *, beside: Sequence[str] = ()) -> tuple[Probe, ...]:
-    """Return the probes that were asked for, as objects or by name.
-
-    Args:
-        given: Probes, or names of built-in ones and of entry points.
-        beside: Names of probes that are measured anyway.
-    """
+    """Return the probes that were asked for; those named in `beside` are measured anyway."""
     if isinstance(given, str | Probe):
         given = [given]
     found: dict[str, Probe] = {}
@@ -249,21 +230,18 @@ def resolve(given: Sequence[str | Probe], *, beside: Sequence[str] = ()) -> tupl
 
 @functools.cache
 def built_in() -> Mapping[str, Probe]:
-    """Return the probes of this package by name, with their default options, paths first.
+    """Return the probes of this package by name, with default options: paths, slices, the others.
 
     A probe has the name of its module.
     """
     package = import_module("sr_monitor.probes")
     found: dict[str, Probe] = {}
-    for module in iter_modules(package.__path__, f"{package.__name__}."):
-        word = module.name.rpartition(".")[-1]
-        for kind in vars(import_module(module.name)).values():
+    for name in (*ALWAYS, *sorted(module.name for module in iter_modules(package.__path__))):
+        for kind in vars(import_module(f"{package.__name__}.{name}")).values():
             is_probe = isinstance(kind, type) and issubclass(kind, Probe)
-            if is_probe and getattr(kind, "name", None) == word:
-                found[word] = kind()
-    return {
-        name: found[name] for name in sorted(found, key=lambda name: (name not in ALWAYS, name))
-    }
+            if is_probe and getattr(kind, "name", None) == name:
+                found.setdefault(name, kind())
+    return found
 
 
 def available() -> list[str]:

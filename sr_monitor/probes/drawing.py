@@ -11,21 +11,17 @@ font has become a small box. Places are in inches.
         ...
         return settled(figure)
 
-    image = pixels(draw_depth(depth))        # or save_figure(draw_depth(depth), "depth.png")
+    image = pixels(draw_depth(depth))
 """
 
 import functools
 import io
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
-
-from sr_monitor.files import write_whole
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -73,7 +69,7 @@ def own_style() -> Iterator[None]:
 
 
 def new_page(width: float, height: float) -> Figure:
-    """Return an empty white page."""
+    """Return an empty white page, its size in inches."""
     from matplotlib import figure as figures
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -106,11 +102,9 @@ def write_text(
 
     Keep the end of a prompt: its last token is the one whose activation was replaced.
     """
-    page_width, page_height = figure.get_size_inches()
+    page = figure.get_size_inches()
     text = _printable(text[-_LONGEST_TEXT:] if keep_end else text[:_LONGEST_TEXT]).strip()
-    label = figure.text(
-        left / page_width, bottom / page_height, text, size=size, color=color, **style
-    )
+    label = figure.text(left / page[0], bottom / page[1], text, size=size, color=color, **style)
     while text and label.get_window_extent().width > width * figure.dpi:
         text = text[1:] if keep_end else text[:-1]
         label.set_text(f"…{text}" if keep_end else f"{text}…")
@@ -148,13 +142,6 @@ def pixels(figure: Figure) -> UInt8[np.ndarray, "row column 3"]:
     return image
 
 
-@own_style()
-def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a PNG, whole or not at all."""
-    figure.savefig(content := io.BytesIO(), format="png")
-    write_whole(Path(path), content.getvalue())
-
-
 @functools.cache
 def _fonts() -> tuple[str, ...]:
     """Return matplotlib's own font, and those installed here for scripts that it lacks."""
@@ -166,7 +153,6 @@ def _fonts() -> tuple[str, ...]:
 
 @functools.cache
 def _glyphs() -> frozenset[int]:
-    """Return the code points that `_fonts` can draw."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
     files = (findfont(FontProperties(family=name)) for name in _fonts())

@@ -1,6 +1,6 @@
 """Declare a logged name: what is logged under it, and what it means.
 
-Each probe declares its own, and `sr_monitor.results.run_keys` those of a measurement as a whole.
+Each probe declares its own; those of a measurement as a whole are here.
 
     SLICE = Key.image("slice/<k>", "The plane through three prompts.")
     writer.image(SLICE.numbered(0).name, picture, step)
@@ -59,3 +59,15 @@ class Key:
     def numbered(self, number: int) -> "Key":
         """Put a number in the place of `<k>`."""
         return replace(self, name=self.name.replace("<k>", str(number)))
+
+
+NUM_POINTS = Key.scalar("num_points", "How many points were run in all.")
+SECONDS = Key.scalar("seconds", "How long the measurement took.")
+SHARE_OF_TIME = Key.scalar(
+    "share_of_time",
+    "The share of the run's wall time that the measurements before this one took.",
+)
+FAILURES = Key.scalar("failures", "How many measurements have failed so far.")
+TOKENS = Key.scalar("tokens", "How many tokens were trained on so far.")
+PROMPTS = Key.text("prompts", "The prompts that are measured, the same at every step.")
+RUN_KEYS = (NUM_POINTS, SECONDS, SHARE_OF_TIME, FAILURES, TOKENS, PROMPTS)

@@ -1,7 +1,6 @@
 """Measure all probes of one model in one session.
 
-Each set of points is run once, for the probe it belongs to and for all that ride on it. Derived
-probes come last.
+Each set of points is run once, for the probe it belongs to and for all that ride on it.
 
     parts = measure_probes(model, prompts, [PathsProbe(num_pairs=64), Divergence()], options)
     parts["paths"].max_slope
@@ -37,16 +36,11 @@ def measure_probes(
     way: Way | None = None,
     bar: Bar = no_bar,
 ) -> dict[str, Part]:
-    """Return the parts of all probes, by name.
+    """Return the parts of all probes, by name; the model comes back exactly as it was.
 
-    Args:
-        model: A causal language model; it comes back exactly as it was.
-        prompts: What is measured.
-        probes: The probes; their names differ, and those they ride on are among them.
-        options: How the model is cut and run.
-        ranks: The ranks that share the prompts; each of them makes this call, and gets all parts.
-        way: The way an earlier measurement of the run took; no faster one is considered.
-        bar: Starts a progress bar for each probe that runs points.
+    The names of `probes` differ, and those they ride on are among them. Each of the `ranks` makes
+    this call, and gets all parts. No faster way than `way`, which an earlier measurement of the run
+    took, is considered.
     """
     parts: dict[str, Part] = {}
     examples = prompts.pairs(min(2, prompts.num_pairs))

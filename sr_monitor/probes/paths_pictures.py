@@ -1,7 +1,6 @@
 """Draw paths: the median curve with its quartile band, and the histogram of slopes.
 
-figure = draw_curves(paths, title="step 1000")
-save_figure(figure, "curves.png")
+image = pixels(draw_curves(paths, title="step 1000"))
 """
 
 import math

@@ -42,7 +42,7 @@ from sr_monitor.probes.base import (
 )
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
-from sr_monitor.probes.slices_pictures import draw_film, draw_slice, join_frames
+from sr_monitor.probes.slices_pictures import draw_frame, draw_slice, join_frames
 from sr_monitor.prompts.prompt_set import PromptSet
 
 _SPAN = (-0.25, 1.25)
@@ -128,7 +128,7 @@ class SlicesProbe(SlicesOptions, Probe):
 def _frame(page: Page, triple: int) -> RGB:
     """Return a slice as films show it, under its title; draw it once."""
     if triple not in page.memo:
-        page.memo[triple] = pixels(draw_film([(page.title, page.part)], triple))
+        page.memo[triple] = pixels(draw_frame(page.part, triple, page.title))
     frame: RGB = page.memo[triple]
     return frame
 

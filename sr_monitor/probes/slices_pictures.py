@@ -1,12 +1,12 @@
 """Draw slices: one with its three prompts, and a film of one over many steps.
 
 figure = draw_slice(slices, 0, prompts=prompts.texts_of_triple(0))
-film = join_frames([pixels(draw_film([entry], 0)) for entry in entries])
+film = join_frames([pixels(draw_frame(slices, 0, title)) for title, slices in by_step])
 """
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -59,49 +59,34 @@ def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = N
 
 
 @own_style()
-def draw_film(slices_by_step: Sequence[tuple[str, Slices]], triple: int) -> Figure:
-    """Draw one triple's slice at several steps, left to right, each under its title."""
-    (width, height), corners = _film_layout(len(slices_by_step))
-    figure = new_page(width, height)
-    for (title, slices), (left, top) in zip(slices_by_step, corners, strict=True):
-        bottom = height - top - _UP
-        axes = place_axes(figure, left, bottom, _FRAME, _FRAME)
-        _paint(axes, slices, triple, mark_size=5.0)
-        axes.set(xticks=[], yticks=[])
-        middle, above = left + _FRAME / 2, bottom + _FRAME + 0.08
-        write_text(figure, middle, above, title, 8.5, INK, _FRAME, ha="center")
+def draw_frame(slices: Slices, triple: int, title: str) -> Figure:
+    """Draw one frame of a film: a slice under its title."""
+    figure = new_page(_FRAME + 2 * _MARGIN, _UP + _MARGIN)
+    axes = place_axes(figure, _MARGIN, _MARGIN, _FRAME, _FRAME)
+    _paint(axes, slices, triple, mark_size=5.0)
+    axes.set(xticks=[], yticks=[])
+    above = _MARGIN + _FRAME + 0.08
+    write_text(figure, _MARGIN + _FRAME / 2, above, title, 8.5, INK, _FRAME, ha="center")
     return settled(figure)
 
 
 def join_frames(
     frames: Sequence[UInt8[np.ndarray, "row column 3"]],
 ) -> UInt8[np.ndarray, "film_row film_column 3"]:
-    """Join frames that were drawn one by one, each the pixels of a film of one slice.
-
-    `draw_film` draws the same picture of all their slices, much more slowly.
-    """
-    (width, height), corners = _film_layout(len(frames))
-    film = np.full((_to_pixels(height), _to_pixels(width), 3), 255, np.uint8)
-    rim = _to_pixels(_MARGIN) // 2  # the line around a slice is drawn on its edge
-    height, width = _to_pixels(_UP), _to_pixels(_FRAME) + 2 * rim
-    for frame, (left, top) in zip(frames, corners, strict=True):
-        row, column = _to_pixels(top) + rim, _to_pixels(left) - rim
-        film[row : row + height, column : column + width] = frame[rim:, rim:][:height, :width]
+    """Join the pixels of frames to a film that runs left to right, in rows of at most 8."""
+    num_rows = math.ceil(len(frames) / _FRAMES_IN_A_ROW)
+    num_columns = math.ceil(len(frames) / num_rows)
+    across, up, margin = (round(inches * DPI) for inches in (_ACROSS, _UP, _MARGIN))
+    height, width, _ = frames[0].shape
+    shape = height + up * (num_rows - 1), width + across * (num_columns - 1), 3
+    film = np.full(shape, 255, np.uint8)
+    rim = margin // 2  # the line around a slice is drawn on its edge
+    for index, frame in enumerate(frames):
+        row, column = divmod(index, num_columns)
+        inner = frame[rim : rim + up, rim : width - rim]
+        top, left = up * row + rim, across * column + rim
+        film[top : top + up, left : left + inner.shape[1]] = inner
     return film
-
-
-def _film_layout(count: int) -> tuple[tuple[float, float], list[tuple[float, float]]]:
-    """Return width and height of a film, and the left and top of each frame in it, in inches."""
-    num_rows = math.ceil(count / _FRAMES_IN_A_ROW)
-    num_columns = math.ceil(count / num_rows)
-    width = 2 * _MARGIN + _ACROSS * (num_columns - 1) + _FRAME
-    places = [divmod(index, num_columns) for index in range(count)]
-    corners = [(_MARGIN + _ACROSS * column, _UP * row) for row, column in places]
-    return (width, _UP * num_rows + _MARGIN), corners
-
-
-def _to_pixels(inches: float) -> int:
-    return round(inches * DPI)
 
 
 def _paint(axes: Axes, slices: Slices, triple: int, *, mark_size: float) -> None:
@@ -120,16 +105,15 @@ def _paint(axes: Axes, slices: Slices, triple: int, *, mark_size: float) -> None
 
 
 def _mark(
-    axes: Axes,
-    points: Float[np.ndarray, "corner 2"],
-    edges: tuple[float, float],
-    size: float,
+    axes: Axes, points: Float[np.ndarray, "corner 2"], edges: tuple[float, float], size: float
 ) -> None:
     """Draw a ring around each point, or an arrowhead at the edge for one outside, and its letter.
 
     All is white on black, so that it can be read on any colour. Letters lie on the far side of the
     other points, however close these are, but inwards where they would leave the picture.
     """
+    from matplotlib.patheffects import withStroke
+
     unit = (edges[1] - edges[0]) / (axes.get_window_extent().width / DPI * 72)  # of one pt
     inside = ((points >= edges[0]) & (points <= edges[1])).all(axis=1, keepdims=True)
     room = edges[0] + 0.9 * size * unit, edges[1] - 0.9 * size * unit
@@ -140,35 +124,16 @@ def _mark(
     for name, place, beyond, letter in zip(_CORNERS, shown, points - shown, letters, strict=True):
         if np.isfinite(place).all():
             arrowhead = (3, 0, math.degrees(math.atan2(*beyond[::-1])) - 90)
-            _draw_mark(axes, place, arrowhead if beyond.any() else "o", size)
-            _draw_letter(axes, letter, name, 1.4 * size)
-
-
-def _draw_mark(
-    axes: Axes,
-    place: Float[np.ndarray, " 2"],
-    marker: str | tuple[int, int, float],
-    size: float,
-) -> None:
-    """Draw a hollow mark with a halo: the colour at the point itself stays visible."""
-    from matplotlib.patheffects import withStroke
-
-    axes.plot(
-        *place,
-        marker=marker,
-        markersize=size,
-        markerfacecolor="none",
-        markeredgecolor="white",
-        markeredgewidth=size / 6,
-        path_effects=[withStroke(linewidth=size / 2.6, foreground=INK)],
-        clip_on=False,
-    )
-
-
-def _draw_letter(axes: Axes, place: Float[np.ndarray, " 2"], name: str, size: float) -> None:
-    """Draw a letter with a halo, centred at its place."""
-    from matplotlib.patheffects import withStroke
-
-    halo = withStroke(linewidth=size / 4.2, foreground=INK)
-    style: dict[str, Any] = {"ha": "center", "va": "center", "color": "white", "weight": "bold"}
-    axes.text(place[0], place[1], name, size=size, path_effects=[halo], **style)
+            axes.plot(
+                *place,
+                marker=arrowhead if beyond.any() else "o",
+                markersize=size,
+                markerfacecolor="none",  # the colour at the point itself stays visible
+                markeredgecolor="white",
+                markeredgewidth=size / 6,
+                path_effects=[withStroke(linewidth=size / 2.6, foreground=INK)],
+                clip_on=False,
+            )
+            text = axes.text(letter[0], letter[1], name, size=1.4 * size, ha="center", va="center")
+            halo = withStroke(linewidth=size / 3, foreground=INK)
+            text.set(color="white", weight="bold", path_effects=[halo])

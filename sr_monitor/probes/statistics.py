@@ -1,8 +1,7 @@
 """Summarise many curves: medians, quartiles, and how sure a median is.
 
 Quantiles interpolate linearly between the two nearest values, as `numpy.percentile` does. The
-interval of a median is the percentile bootstrap: draw the n values n times with replacement, take
-the median, repeat; the interval holds the middle 95% of these medians.
+interval of a median is the percentile bootstrap: the middle 95% of the medians of resamples.
 
     summary = summarise(paths.max_slope, paths.kept)
     print(f"{summary.median:.2f} [{summary.low:.2f}, {summary.high:.2f}], {summary.count} pairs")
@@ -39,11 +38,11 @@ class Summary:
 
 def summarise(values: Float[Tensor, " pair"], kept: Bool[Tensor, " pair"] | None = None) -> Summary:
     """Return median, quartiles and the median's interval of the kept, finite values."""
-    q25, median, q75 = quartiles(values, kept)
     sample = _usable(values, kept)
+    q25, median, q75 = _quantiles(sample, 0.25, 0.5, 0.75)
     low, high = _median_interval(sample)
-    count = sample.numel()
-    left_out = values.numel() - count
+    count = len(sample)
+    left_out = len(values) - count
     return Summary(
         median=median, q25=q25, q75=q75, low=low, high=high, count=count, num_left_out=left_out
     )
@@ -75,8 +74,7 @@ def median_curve(
 
 def _median_interval(sample: Float[Tensor, " value"]) -> tuple[float, float]:
     """Bootstrap the 95% interval of the median, with a random generator of its own."""
-    count = sample.numel()
-    if count < 2:  # one value says nothing about its own spread
+    if (count := len(sample)) < 2:  # one value says nothing about its own spread
         return math.nan, math.nan
     generator = torch.Generator().manual_seed(0)
     at_once = max(1, _ELEMENTS_AT_ONCE // count)

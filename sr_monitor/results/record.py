@@ -24,11 +24,10 @@ from torch import Tensor
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
 from sr_monitor.probes.base import Part, Probe, built_in, pack
-from sr_monitor.probes.keys import PREFIX, Key
+from sr_monitor.probes.keys import FAILURES, NUM_POINTS, PREFIX, SECONDS, SHARE_OF_TIME, TOKENS, Key
 from sr_monitor.probes.measuring import derived
 from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.slices import Slices
-from sr_monitor.results.run_keys import FAILURES, NUM_POINTS, SECONDS, SHARE_OF_TIME, TOKENS
 
 _FORMAT, _SCHEMA = "sr-monitor record", 2
 _FOLDER = PREFIX.rstrip("/")

@@ -26,10 +26,9 @@ from sr_monitor.model.anatomy import check_layer, dissect
 from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.wrappers import is_partitioned, is_sharded
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import FAILURES, PREFIX
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
-from sr_monitor.results.run_keys import FAILURES
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.guard import ErrorGuard, OnError

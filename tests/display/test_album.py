@@ -2,31 +2,33 @@
 
 import errno
 import gc
-import subprocess
-import sys
+import html
+import importlib
+import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from sr_monitor.display.album import Album
+from sr_monitor.display.album import Album, describe_prompts
 from sr_monitor.display.writers.base import WriterError
 from sr_monitor.display.writers.jsonl import JSONLWriter
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.probes.base import Page
-from sr_monitor.probes.drawing import rasterise
-from sr_monitor.probes.keys import Key
+from sr_monitor.probes.drawing import pixels
+from sr_monitor.probes.keys import RUN_KEYS, Key
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.paths_pictures import draw_curves
 from sr_monitor.probes.slices import SlicesProbe
-from sr_monitor.probes.slices_pictures import draw_film, draw_slice
+from sr_monitor.probes.slices_pictures import draw_frame, draw_slice, join_frames
+from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
-from sr_monitor.results.run_keys import RUN_KEYS
-from tests.made import PROMPTS, Rise, make_record, make_slices
+from tests.made import PROMPTS, Rise, make_prompts, make_record, make_slices
 
 NAME = "stable_regions/"
 RISE, RISES, PICTURE = f"{NAME}rise/median", f"{NAME}rise", f"{NAME}rise/picture"
@@ -155,8 +157,9 @@ def test_a_picture_holds_at_most_16_steps_with_the_first_and_the_last(
 def test_the_pictures_are_those_of_the_figures_each_drawn_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A frame of a film is drawn at its own step, and shown again at later ones."""
     drawn = Counter[str]()
-    for real in (draw_curves, draw_slice, draw_film):
+    for real in (draw_curves, draw_slice, draw_frame):
 
         def counted(*arguments: Any, real: Any = real, **options: Any) -> Any:
             drawn[real.__name__] += 1
@@ -166,21 +169,21 @@ def test_the_pictures_are_those_of_the_figures_each_drawn_once(
         monkeypatch.setattr(f"sr_monitor.probes.{probe}.{real.__name__}", counted)
     records = {step: make_record(step, num_slices=2) for step in (0, 1)}
     writer = shown([0, 1], make=records.__getitem__)
-    assert drawn == {"draw_curves": 2, "draw_film": 4, "draw_slice": 4}
-    images, animations = writer.images, writer.animations
-    slices = {f"step {step}": record.parts["slices"] for step, record in records.items()}
+    assert drawn == {"draw_curves": 2, "draw_frame": 4, "draw_slice": 4}
     behind = [("step 0", records[0].paths)]
-    curves = draw_curves(records[1].paths, title="step 1", earlier=behind)
-    np.testing.assert_array_equal(images[f"{NAME}curves"][-1][1], rasterise(curves))
+    expected = {"curves": pixels(draw_curves(records[1].paths, title="step 1", earlier=behind))}
     for index in range(2):
+        frames = [
+            pixels(draw_frame(record.parts["slices"], index, f"step {step}"))
+            for step, record in records.items()
+        ]
         prompts = [f"prompt {number}" for number in range(index, index + 3)]
-        alone = draw_slice(slices["step 1"], index, prompts=prompts)
-        np.testing.assert_array_equal(images[f"{NAME}slice/{index}"][-1][1], rasterise(alone))
-        film = draw_film(list(slices.items()), index)
-        np.testing.assert_array_equal(images[f"{NAME}film/{index}"][-1][1], rasterise(film))
-        frames = animations[f"{NAME}animation/{index}"][-1][1]
-        for frame, entry in zip(frames, slices.items(), strict=True):
-            np.testing.assert_array_equal(frame, rasterise(draw_film([entry], index)))
+        alone = draw_slice(records[1].parts["slices"], index, prompts=prompts)
+        expected |= {f"slice/{index}": pixels(alone), f"film/{index}": join_frames(frames)}
+        found = writer.animations[f"{NAME}animation/{index}"][-1][1]
+        np.testing.assert_array_equal(found, np.stack(frames))
+    for name, image in expected.items():
+        np.testing.assert_array_equal(writer.images[NAME + name][-1][1], image)
 
 
 def test_a_film_shows_the_steps_that_have_its_slice() -> None:
@@ -193,27 +196,6 @@ def test_a_film_shows_the_steps_that_have_its_slice() -> None:
         name: {step: len(each) for step, each in found} for name, found in writer.animations.items()
     }
     assert frames == {f"{NAME}animation/0": {1: 1, 2: 2, 4: 3}, f"{NAME}animation/1": {1: 1, 4: 2}}
-
-
-def test_what_pictures_need_is_loaded_when_they_are_drawn() -> None:
-    program = """
-import sys
-import sr_monitor.display.writers.wandb, sr_monitor.display.writers.jsonl
-from sr_monitor.display.album import Album
-from sr_monitor.display.writers.memory import MemoryWriter
-from tests.made import PROMPTS, make_record
-album = Album([writer := MemoryWriter()])
-album.introduce(PROMPTS, 3)
-album.keep(make_record(3), prompts=PROMPTS)
-album.show(make_record(5), prompts=PROMPTS)
-Album([]).show(make_record(5), prompts=PROMPTS)
-heavy = {"matplotlib", "PIL", "tensorboard", "torch.utils.tensorboard", "wandb"}
-assert writer.scalars and not heavy & {*sys.modules}
-album.show(make_record(6), prompts=PROMPTS)
-assert "matplotlib" in sys.modules and "matplotlib.pyplot" not in sys.modules
-"""
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-W", "error", "-c", program], check=True, cwd=root)
 
 
 def test_pictures_leave_little_to_the_garbage_collector() -> None:
@@ -307,17 +289,59 @@ def test_a_broken_writer_gets_another_chance_with_the_next_record() -> None:
     assert pictures(broken) == {8: [4, 8]}
 
 
-@pytest.mark.parametrize(
-    ("error", "fix"),
-    [
+def test_the_error_names_reason_and_fix() -> None:
+    for error, fix in (
         (OSError(errno.ENOSPC, "Full"), "; free space on the disk, or name another log_dir"),
         (OSError(errno.EACCES, "Denied"), "; make the folder writable, or name another log_dir"),
         (OSError("odd"), ""),
-        (RuntimeError(), ""),
         (RuntimeError(errno.ENOSPC, "no error of the system"), ""),
-    ],
+    ):
+        message = str(WriterError.of([(MemoryWriter(), error), (JSONLWriter("x"), error)]))
+        assert message == f"MemoryWriter could not write: {error}{fix}; JSONLWriter failed too"
+    assert str(WriterError.of([(MemoryWriter(), ValueError())])).endswith(": ValueError")
+
+
+NASTY = (
+    "a | b || c",
+    "`code` *bold* _it_ __init__ ~ 1. one --- | :-: |",
+    "<b>tag</b> & &amp; &lt; [link](http://a.b) ![image](c)",
+    "back\\slash \\| \\\\| $x$ \\( # -",
 )
-def test_the_error_names_reason_and_fix(error: Exception, fix: str) -> None:
-    message = str(WriterError.of([(MemoryWriter(), error), (JSONLWriter("x"), error)]))
-    reason = str(error) or "RuntimeError"
-    assert message == f"MemoryWriter could not write: {reason}{fix}; JSONLWriter failed too"
+
+
+def table_of(prompts: PromptSet) -> tuple[str, list[list[str]]]:
+    """The text before the table of prompts, and its rows, as TensorBoard renders them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what TensorBoard brings along
+        render = importlib.import_module("tensorboard.plugin_util").markdown_to_safe_html
+        about, table = render(describe_prompts(prompts)).split("<table>")
+    rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row, re.S) for row in table.split("<tr>")[1:]]
+    return html.unescape(about), [[html.unescape(cell) for cell in row] for row in rows]
+
+
+def test_the_table_holds_the_pairs_and_tells_their_source() -> None:
+    prompts = replace(PROMPTS, source="a <corpus> | of_mine_", seed=3)
+    about, rows = table_of(prompts)
+    assert "6 pairs of prompts of 3 tokens each, from a <corpus> | of_mine_;" in about
+    assert f"fingerprint {prompts.fingerprint}. These are all:" in about
+    assert rows[0] == ["pair", "A", "B"]
+    assert rows[1:] == [[f"{pair}", f"prompt {pair}", f"prompt {pair + 1}"] for pair in range(6)]
+    about, rows = table_of(replace(make_prompts(500), texts=None))
+    assert re.search("499 pairs.*The first 32 are:", about)
+    assert (len(rows), rows[2]) == (33, ["1", "3 4 5", "6 7 8"])
+    labels = ("a", "b|", "", "d")
+    _, rows = table_of(replace(make_prompts(8), pairing="explicit", labels=labels))
+    assert rows[0] == ["pair", "label", "A", "B"]
+    assert rows[2:4] == [["1", "b|", "prompt 2", "prompt 3"], ["2", "", "prompt 4", "prompt 5"]]
+    assert len(rows) == 5
+
+
+def test_prompts_are_shown_as_they_are_on_one_line() -> None:
+    """A long one keeps its end."""
+    odd = "two\nlines\r\n\tand a bell \x07 and half a pair \udc80"
+    texts = (*NASTY, odd, "word " * 400 + "end", "")
+    _, rows = table_of(replace(make_prompts(len(texts)), texts=texts))
+    *plain, odd, long = [row[1] for row in rows[1:]]
+    assert plain == list(NASTY)
+    assert odd == "two↵lines ↵ and a bell □ and half a pair □"
+    assert re.fullmatch(r"….{150,155}word end", long)

@@ -22,9 +22,9 @@ from sr_monitor import InputError, PromptSet, at, budget
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.options import declared
+from sr_monitor.probes import keys
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
-from sr_monitor.results import run_keys
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.measure import take_record
@@ -40,7 +40,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
-MEDIAN, FAILURES = PathsProbe.MAX_SLOPE_MEDIAN.name, run_keys.FAILURES.name
+MEDIAN, FAILURES = PathsProbe.MAX_SLOPE_MEDIAN.name, keys.FAILURES.name
 
 
 class ByHand:
@@ -151,7 +151,7 @@ def test_a_watched_training_is_bit_for_bit_the_same(
     assert list(found) == steps_of(writer) == [0, 1, 2, 3, 4]
     assert len({value for _, value in writer.scalars[MEDIAN]}) == 5
     assert [step for step, _ in writer.images[PathsProbe.CURVES.name]] == [0, 1, 2, 4]
-    assert [step for step, _ in writer.texts[run_keys.PROMPTS.name]] == [0]
+    assert [step for step, _ in writer.texts[keys.PROMPTS.name]] == [0]
     assert writer.closed
     # Step 0 is the model as it was, the last step the one that the training leaves.
     config = WatchOptions(**(SMALL | options))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sr_monitor.probes.drawing import rasterise
 from sr_monitor.probes.slices import Slices
-from sr_monitor.probes.slices_pictures import draw_film, draw_slice, join_frames
+from sr_monitor.probes.slices_pictures import draw_frame, draw_slice, join_frames
 from tests.pictures import NASTY, assert_tidy, is_grey, pixel, texts, words
 
 
@@ -113,7 +113,7 @@ def test_marks_and_letters_can_be_read_on_any_colour(grey: float) -> None:
 @pytest.mark.parametrize("foot", [-40.0, 0.0, 0.5, 1.24])
 def test_letters_stay_in_the_picture_and_apart(span: tuple[float, float], foot: float) -> None:
     plane = random_plane(foot, span=span)
-    for figure in (draw_slice(plane, 0), draw_film([("step 1", plane)], 0)):
+    for figure in (draw_slice(plane, 0), draw_frame(plane, 0, "step 1")):
         assert_tidy(figure)
         frame = figure.axes[0].get_window_extent()
         letters = [text for text in texts(figure) if text.get_text() in ("A", "B", "C")]
@@ -163,33 +163,25 @@ def test_prompts_stand_below_in_the_colours_of_their_corners() -> None:
     ]
 
 
-def test_a_film_runs_left_to_right_each_frame_under_its_title() -> None:
-    planes = [random_plane(seed=seed) for seed in range(3)]
-    titles = ["step 0", "step 1", NASTY[1]]
-    figure = draw_film(list(zip(titles, planes, strict=True)), 0)
-    assert_tidy(figure)
-    frames = [axes.get_window_extent() for axes in figure.axes]
-    assert [frame.x0 for frame in frames] == sorted(frame.x0 for frame in frames)
-    for axes, frame, plane, title in zip(figure.axes, frames, planes, titles, strict=True):
-        expected = (plane.rgb[0, 3, 3] * 255).tolist()
-        assert pixel(figure, axes, 0.5, 0.5) == pytest.approx(expected, abs=1.01)
-        shown = title.replace("\n", "↵")[:6]
-        (text,) = [text for text in texts(figure) if text.get_text().startswith(shown)]
-        box = text.get_window_extent()
-        assert box.y0 > frame.y1
-        assert frame.x0 <= box.x0 < box.x1 <= frame.x1
-
-
-@pytest.mark.parametrize(("count", "rows"), [(1, [1]), (9, [5, 4])])
-def test_joined_frames_are_the_film_which_goes_on_in_the_next_row(
-    count: int, rows: list[int]
-) -> None:
-    """Drawn one by one and joined, or drawn at once: the same pixels."""
+@pytest.mark.parametrize(("count", "rows"), [(1, [1]), (3, [3]), (9, [5, 4])])
+def test_a_film_runs_left_to_right_and_goes_on_in_the_next_row(count: int, rows: list[int]) -> None:
+    """Each frame lies whole under its title; what lies beside frames is white."""
     titles = [NASTY[index % 3] if index % 4 == 3 else f"step {3**index}" for index in range(count)]
-    feet = (0.4, -3.0, math.nan, 1.2)
-    entries = [(titles[i], random_plane(feet[i % 4], seed=i)) for i in range(count)]
-    frames = [rasterise(draw_film([entry], 0)) for entry in entries]
-    film = draw_film(entries, 0)
-    np.testing.assert_array_equal(join_frames(frames), rasterise(film))
-    heights = [round(axes.get_window_extent().y0) for axes in film.axes]
-    assert [heights.count(height) for height in sorted(set(heights), reverse=True)] == rows
+    planes = [random_plane((0.4, -3.0, math.nan, 1.2)[i % 4], seed=i) for i in range(count)]
+    figures = [draw_frame(plane, 0, title) for plane, title in zip(planes, titles, strict=True)]
+    frames = [rasterise(figure) for figure in figures]
+    film = join_frames(frames).copy()
+    height, width, _ = frames[0].shape
+    corners = [(row, column) for row, number in enumerate(rows) for column in range(number)]
+    up, across = 308, 276
+    assert film.shape == (height + up * (len(rows) - 1), width + across * (max(rows) - 1), 3)
+    for (row, column), frame, figure in zip(corners, frames, figures, strict=True):
+        place = film[up * row :, across * column :][8 : height - 8, 8 : width - 8]
+        np.testing.assert_array_equal(place, frame[8:-8, 8:-8])
+        assert (frame[-8:] == 255).all()
+        place[:] = 255
+        assert_tidy(figure)
+        box, extent = figure.axes[0].get_window_extent(), figure.texts[0].get_window_extent()
+        assert extent.y0 > box.y1
+        assert box.x0 <= extent.x0 < extent.x1 <= box.x1
+    assert (film == 255).all()

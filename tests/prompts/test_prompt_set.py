@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,17 @@ def test_another_file_is_not_loaded_as_a_set(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match=_CUT):
             PromptSet.load(path)
+
+
+def test_the_texts_of_a_triple() -> None:
+    prompts = replace(
+        PromptSet.from_token_ids(torch.arange(18).reshape(6, 3)), texts=tuple("abcdef")
+    )
+    for pairing, count in (("chain", 4), ("explicit", 2)):
+        paired = replace(prompts, pairing=pairing)
+        corners = torch.stack(paired.triples(), dim=1)
+        assert len(corners) == count
+        for index, corner in enumerate(corners.tolist()):
+            texts = tuple("abcdef"[first // 3] for first, _, _ in corner)
+            assert paired.texts_of_triple(index) == texts
+    assert replace(prompts, texts=None).texts_of_triple(0) is None

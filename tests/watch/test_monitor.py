@@ -19,15 +19,15 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sr_monitor import InputError, Monitor, MonitorConfig, PromptSet, Record, at, budget, every
 from sr_monitor.display.writers.memory import MemoryWriter
+from sr_monitor.probes import keys
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
-from sr_monitor.results import run_keys
 from sr_monitor.results.record import list_records, step_of
 from tests.zoo import VOCAB, build
 
 CONFIG = MonitorConfig(num_pairs=4, num_steps=5, num_slices=1, slice_resolution=4)
 NAME = "stable_regions"
-FAILURES, SHARE = run_keys.FAILURES.name, run_keys.SHARE_OF_TIME.name
+FAILURES, SHARE = keys.FAILURES.name, keys.SHARE_OF_TIME.name
 MEDIAN, CURVES = PathsProbe.MAX_SLOPE_MEDIAN.name, PathsProbe.CURVES.name
 
 
@@ -96,7 +96,7 @@ def test_prompts_are_shown_and_saved_before_anything_is_measured(
     monitor = make_monitor(tmp_path, writers=[writer := MemoryWriter()], schedule=at([]))
     monitor.start(model, 0)
     monitor.start(model, 0)
-    assert steps_of(writer.texts[run_keys.PROMPTS.name]) == [0]
+    assert steps_of(writer.texts[keys.PROMPTS.name]) == [0]
     assert PromptSet.load(tmp_path / NAME / "prompts.json").fingerprint == PROMPTS.fingerprint
     assert steps_in(tmp_path) == []
     monitor.close()
