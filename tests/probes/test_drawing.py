@@ -11,7 +11,7 @@ from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
 from sr_monitor.probes.slices_pictures import draw_frame, draw_slice
 from tests.made import make_paths, make_slices
 
-STRANGE: dict[str, Any] = {
+STRANGE: Any = {
     "figure.facecolor": "black",
     "text.usetex": True,
     "font.size": 30,
