@@ -2,37 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sr_monitor import PromptSet, measure_paths, measure_slices
-from sr_monitor.errors import InputError, check_folder_name, check_kind, check_word, whole
+from sr_monitor.errors import InputError, check_folder_name, check_kind
 from tests import zoo
 
 pytestmark = pytest.mark.usefixtures("_as_users_run_it")
-
-
-@pytest.mark.parametrize("value", [2.0, "2", None, [2], torch.tensor([1, 2])])
-def test_what_is_no_whole_number_is_refused(value: Any) -> None:
-    with pytest.raises(InputError, match=r"^num_pairs=.*: pass a whole number$"):
-        whole("num_pairs", value, least=1)
-
-
-def test_a_number_that_is_too_small_is_refused_alone_or_in_its_call() -> None:
-    with pytest.raises(InputError, match=r"^num_pairs=0: pass 1 or more$"):
-        whole("num_pairs", 0, least=1)
-    with pytest.raises(InputError, match=r"^every\(0\): n is 0; pass 1 or more$"):
-        whole("n", 0, least=1, call="every(0)")
-    assert whole("seed", torch.tensor(-1)) == -1
-
-
-def test_a_word_is_one_of_those_there_are() -> None:
-    check_word("way", "up", Literal["up", "down"])
-    with pytest.raises(InputError, match=r"^way='left': pass one of up, down$"):
-        check_word("way", "left", Literal["up", "down"])
 
 
 def test_of_a_long_value_the_beginning_is_told_in_one_line() -> None:

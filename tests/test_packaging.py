@@ -7,8 +7,6 @@ import sysconfig
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "sr_monitor": ROOT,
@@ -27,17 +25,12 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from this tree."""
-    out = tmp_path_factory.mktemp("wheel")
-    build = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out, ROOT)
-    run(*build, cwd=out)
-    return next(out.glob("*.whl"))
-
-
-def test_installed_packages_and_the_command_are_found(wheel: Path, tmp_path: Path) -> None:
+def test_the_wheel_is_complete_and_its_packages_and_command_are_found(tmp_path: Path) -> None:
     """In an environment that holds the wheel, and sees what it depends on."""
+    build = ("build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT)
+    run(sys.executable, "-m", *build, cwd=tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    _check_content(wheel)
     run(sys.executable, "-m", "venv", "--without-pip", "environment", cwd=tmp_path)
     binaries = tmp_path / "environment" / "bin"
     install = ("install", "--quiet", "--no-deps", "--no-index", wheel)
@@ -55,7 +48,8 @@ def test_installed_packages_and_the_command_are_found(wheel: Path, tmp_path: Pat
     assert {"measure", "demo"} <= set(run(binaries / "sr-monitor", "--help", cwd=tmp_path).split())
 
 
-def test_wheel_holds_the_packages_and_the_licence_alone(wheel: Path) -> None:
+def _check_content(wheel: Path) -> None:
+    """Find the packages and the licence, and nothing else."""
     with zipfile.ZipFile(wheel) as store:
         names = store.namelist()
     (metadata,) = {name.split("/")[0] for name in names} - PACKAGES.keys()

@@ -1,7 +1,6 @@
 """What all commands share: help, refusals, an end by Ctrl-C, and an output that nobody reads."""
 
 import os
-import shutil
 import signal
 import sys
 import warnings
@@ -60,21 +59,16 @@ def test_help_says_what_every_option_is(name: str, capsys: Capture) -> None:
     ("command", "told"),
     [
         ("measure", "Missing argument"),
-        ("measure ./nowhere", "there is no folder './nowhere'"),
         ("measure run", "holds no model (no config.json)"),
         ("mesure x", "No such command 'mesure'"),
-        ("--version-of-what", "No such option"),
         ("demo --out run/checkpoint-1/config.json", "is not a folder; name another"),
         (f"demo --out {300 * 'a'}", "File name too long; name another"),
-        ("demo --out=", "Invalid value for '--out': it is empty; name a folder"),
         ("measure run/checkpoint-1 --out=", "Invalid value for '--out': it is empty"),
         ("measure run/checkpoint-1 --layer -1", "Invalid value for '--layer'"),
         ("measure run/checkpoint-1 --sampling random", "is not one of 'grid', 'adaptive'"),
         ("replay run --out out --probe regoins", "there is no probe 'regoins'"),
         ("measure run/checkpoint-1 --out a\0b", "'a\\x00b': an argument cannot hold a NUL byte"),
-        ("replay \33[2J\nx --out out", "there is no folder '\\x1b[2J\\nx'"),
         ("measure \33[2J", "there is no folder '\\x1b[2J'"),
-        ("\33[2J", "No such command '\\x1b[2J'"),
     ],
 )
 def test_mistakes_are_one_line(capsys: Capture, command: str, told: str) -> None:
@@ -161,20 +155,15 @@ def test_what_goes_wrong_is_one_line_after_the_warnings(
     assert [line.startswith(f"sr-monitor: {told}") for line in others] == [True] * bool(told)
 
 
-@pytest.mark.parametrize(
-    ("command", "status"),
-    [("--help", 0), ("replay run --dry-run", 0), ("replay half --dry-run", 1)],
-)
+@pytest.mark.parametrize("command", ["--help", "replay run --dry-run"])
 def test_an_output_that_nobody_reads_changes_nothing(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, command: str, status: int
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture, command: str
 ) -> None:
-    shutil.copytree(run, "half")
-    Path("half/checkpoint-1/model.safetensors").unlink()
     reader, writer = os.pipe()
     os.close(reader)  # as `| head -1` does once it has its line
     with os.fdopen(writer, "w") as closed:
         monkeypatch.setattr(sys, "stdout", closed)
-        assert main(command.split()) == status
+        assert main(command.split()) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -184,6 +173,5 @@ def test_an_output_that_does_not_fit_is_one_line(
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert main(["replay", "run", "--dry-run"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("sr-monitor: error: [Errno 28] No space left on device; make room there")
-    assert err.count("\n") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("sr-monitor: error: [Errno 28] No space left on device; make room there")

@@ -48,11 +48,9 @@ def test_pairs_and_triples(
 
 
 def test_more_pairs_than_there_are_is_refused() -> None:
-    for num in (5, -1):
-        with pytest.raises(InputError, match=rf"pairs\({num}\): the set has 4 pairs"):
-            _chain(5).pairs(num)
-    with pytest.raises(InputError, match=r"triples\(4\): the set has 3 triples"):
-        _chain(5).triples(4)
+    for make, num, there in (("pairs", 5, 4), ("pairs", -1, 4), ("triples", 4, 3)):
+        with pytest.raises(InputError, match=rf"{make}\({num}\): the set has {there} {make}"):
+            getattr(_chain(5), make)(num)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +72,7 @@ def test_token_ids_in_any_shape_of_container(make: Callable[[Any], Any]) -> None
         given.fill_(9)  # the set has a copy
     assert prompts.token_ids.tolist() == rows
     assert prompts.token_ids.dtype == torch.int64
-    assert (prompts.texts, prompts.seed, prompts.labels) == (None, None, None)
-    assert (prompts.source, prompts.pairing) == ("by hand", "chain")
+    assert (prompts.source, prompts.pairing, prompts.seed) == ("by hand", "chain", None)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +80,10 @@ def test_token_ids_in_any_shape_of_container(make: Callable[[Any], Any]) -> None
     [
         ([[1, 2], [3, 4], [5, 6, 7]], "prompt 2 has 3 tokens, but prompt 0 has 2"),
         ([[1, 2]], "1 prompts of 2 tokens"),
-        ([[1], [2]], "2 prompts of 1 tokens"),
         ([], "0 prompts of 0 tokens"),
         ([[1, 2], [3, -100]], "token id -100 is below 0"),
         ([[1.0, 2.0], [3.0, 4.0]], "prompt 0 is a 1-dimensional torch.float32"),
-        ([[True, False], [True, True]], "prompt 0 is a 1-dimensional torch.bool"),
         ([1, 2, 3], "prompt 0 is a 0-dimensional torch.int64"),
-        ([[[1, 2]], [[3, 4]]], "prompt 0 is a 2-dimensional torch.int64"),
-        (["ab", "cd"], "no token ids"),
         ([[1, 2], [3, 2**70]], "no token ids"),
         (torch.tensor(3), "no token ids"),
     ],
@@ -183,10 +176,7 @@ _CUT = r"no file that PromptSet\.save wrote"
         (lambda c: c["prompts"][0]["tokens"].reverse(), "fingerprint .*, but its prompts have"),
         (lambda c: c.update(pairing="explicit"), "fingerprint .*, but its prompts have"),
         (lambda c: c.update(schema=2), "schema 2, this sr-monitor reads schema 1; .*--upgrade"),
-        (lambda c: c.pop("schema"), "has schema None"),
         (lambda c: c.pop("fingerprint"), "damaged .KeyError.'fingerprint'"),
-        (lambda c: c.pop("seed"), "damaged .KeyError.'seed'"),
-        (lambda c: c["prompts"][1].pop("tokens"), "damaged .KeyError.'tokens'"),
         (lambda c: c["prompts"].insert(0, 3), "damaged .TypeError"),
         (lambda c: c["prompts"][1]["tokens"].append(5), "prompt 1 has 4 tokens, but prompt 0"),
         (lambda c: c.update(pairing="circle"), 'pairing is "chain" or "explicit", not .circle'),
