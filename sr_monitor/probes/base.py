@@ -30,7 +30,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8, jaxtyped
 from torch import Tensor
 
 from sr_monitor.errors import InputError, refused
@@ -134,7 +134,7 @@ class Probe(Options):
         return pack(part)
 
     def unpack(self, values: Mapping[str, Any]) -> Part:
-        """Make a part of what a record kept; raise ValueError or KeyError if it is damaged."""
+        """Make a part of what a record kept; raise ValueError or TypeError if it is damaged."""
         return dict(values)
 
 
@@ -145,43 +145,26 @@ def pack(part: Part) -> dict[str, Any]:
     return dict(part)
 
 
-def unpack_as(
-    kind: Callable[..., _T],
-    values: Mapping[str, Any],
-    shapes: Mapping[str, str],
-    plain: Mapping[str, type],
-    added_later: Mapping[str, Any],
-) -> _T:
-    """Make a `kind` of what a record kept; raise ValueError or KeyError if that is damaged.
+def unpack_as(kind: Callable[..., _T], values: Mapping[str, Any], **added_later: Any) -> _T:
+    """Make a dataclass of what a record kept; raise ValueError or TypeError if that is damaged.
 
-        unpack_as(Depth, values, {"alphas": "S", "depth": "PS"}, {"num_points": int}, {})
+        unpack_as(Depth, values, num_points=0)
 
-    Args:
-        kind: A dataclass; what else the record kept is ignored.
-        values: What a record kept of a part.
-        shapes: A letter for each dimension of each tensor of floating-point numbers. Dimensions of
-            one letter have one size; a digit is the size itself.
-        plain: The types of plain values.
-        added_later: What stands in where an old record lacks a value.
+    Each field has to be of its type and shape; what else the record kept is ignored. `added_later`
+    stands in where an old record lacks a value.
     """
-    known = (*shapes, *plain)
-    found = {**added_later, **{name: values[name] for name in known if name in values}}
-    sizes = {digit: int(digit) for digit in "123456789"}
-    for name, letters in shapes.items():
-        tensor = found[name]
-        if tensor is None and name in added_later:
-            continue
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise ValueError(f"{name} is no tensor of floating-point numbers")
-        if len(letters) != tensor.ndim or any(
-            sizes.setdefault(letter, size) != size
-            for letter, size in zip(letters, tensor.shape, strict=True)
-        ):
-            raise ValueError(f"{name} has the shape {tuple(tensor.shape)}")
-    for name, of in plain.items():
-        if type(found[name]) not in ((int, float) if of is float else (of,)):
-            raise ValueError(f"{name} is {found[name]!r}")
-    return kind(**found)
+    dataclass_kind: Any = kind
+    known = fields(dataclass_kind)
+    found = {each.name: values[each.name] for each in known if each.name in values}
+    made = kind(**{**added_later, **found})
+    with jaxtyped("context"):  # dimensions of one name have one size
+        for each in known:
+            value: Any = getattr(made, each.name)
+            wanted: Any = each.type
+            if not isinstance(value, (int, float) if wanted is float else wanted):
+                shown = tuple(value.shape) if isinstance(value, Tensor) else value
+                raise ValueError(f"{each.name} is {shown!r}, not {wanted}")
+    return made
 
 
 class Riders:

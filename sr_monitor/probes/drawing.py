@@ -1,8 +1,7 @@
 """Draw what the pictures of all probes share: the page, its style, its texts, and its pixels.
 
 A figure depends on its data alone: neither on the user's matplotlib settings nor on a display.
-Every text is drawn literally (a `$` is a `$`) and cut to its place; characters that no installed
-font has become a small box. Places are in inches.
+Every text is drawn literally and cut to its place. Places are in inches.
 
     @own_style()
     def draw_depth(depth):

@@ -197,14 +197,8 @@ class PathsProbe(PathsOptions, Probe):
 
     def unpack(self, values: Mapping[str, Any]) -> Paths:
         """Make `Paths` of what a record kept; old records lack what was added later."""
-        return unpack_as(
-            Paths,
-            values,
-            {"alphas": "S", "distance": "PS", "input_distance": "P", "noise": "P"},
-            {"noise_distance": float, "noise_floor": float, "num_points": int, "engine": str},
-            {"noise": None, "noise_distance": 0.0, "noise_floor": math.nan}
-            | {"num_points": 0, "engine": ""},
-        )
+        later = {"noise_distance": 0.0, "noise_floor": math.nan, "num_points": 0, "engine": ""}
+        return unpack_as(Paths, values, **later)
 
 
 @explains(PathsOptions, SessionOptions)

@@ -1,16 +1,10 @@
 """Choose the alphas of a path to look at: all of them, or those where the steepest rise can be.
 
-`look_adaptively` finds the maximum slope at the resolution of the whole grid from a third of 51
-points, or a fifth of 101. It looks at 11 spread alphas, then models each curve as a Gaussian
-process around the straight line,
+`look_adaptively` models each curve as a Gaussian process around the straight line,
 
     r(alpha) ~ alpha + GP(0, s^2 k),    k the Matern-5/2 kernel,
 
-which gives each interval's slope a mean and a deviation. As long as some interval not yet looked
-at could be steeper than the steepest one seen (mean + 3 deviations), it looks around the likeliest
-of them.
-
-    STRATEGIES["adaptive"](look, num_pairs, num_steps)
+and looks on as long as an interval could be steeper (mean + 3 deviations) than the steepest seen.
 """
 
 import math

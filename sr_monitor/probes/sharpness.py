@@ -1,14 +1,12 @@
 """Compute how sharp the boundary between two prompts is.
 
-All functions are pure functions of tensors, one row per pair, on any device. A *curve* is the
-relative output distance r(alpha) = d(alpha) / d(1) on a grid of S evenly spaced alphas, 0 and 1
-included. A point that is NaN or infinite counts as not looked at.
+A *curve* is r(alpha) = d(alpha) / d(1) on a grid of S evenly spaced alphas, 0 and 1 included. A
+point that is not finite counts as not looked at. Slopes are those between neighbours of the grid,
 
-- A slope is measured between neighbouring alphas of the grid only, never across a gap:
-  slope_i = (r_(i+1) - r_i) (S - 1). So a straight line has maximum slope 1, a step S - 1.
-- Levels are crossed by the straight lines through the points that were looked at.
+    slope_i = (r_(i+1) - r_i) (S - 1),    so 1 for a straight line, and S - 1 for a step;
 
-    relative = relative_distance(distance)
+levels are crossed by the straight lines through the points that were looked at.
+
     slope, where = max_slope(alphas, relative), slope_location(alphas, relative)
 """
 

@@ -54,7 +54,7 @@ class Slices:
 
     coordinates: Float[Tensor, " row"]
     """Both axes' coordinates, lowest first; the axes are sampled alike."""
-    distance: Float[Tensor, "triple corner row row"]
+    distance: Float[Tensor, "triple 3 row row"]
     """Distance to corner A, B, C's own output in its own context; row 0 has the lowest second
     coordinate, column 0 the lowest first; Inf where an output was not finite."""
     foot: Float[Tensor, " triple"]
@@ -120,9 +120,7 @@ class SlicesProbe(SlicesOptions, Probe):
 
     def unpack(self, values: Mapping[str, Any]) -> Slices:
         """Make `Slices` of what a record kept; old records lack what was added later."""
-        shapes = {"coordinates": "R", "distance": "T3RR", "foot": "T"}
-        plain = {"num_points": int, "engine": str}
-        return unpack_as(Slices, values, shapes, plain, {"num_points": 0, "engine": ""})
+        return unpack_as(Slices, values, num_points=0, engine="")
 
 
 def _frame(page: Page, triple: int) -> RGB:

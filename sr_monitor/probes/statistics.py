@@ -96,7 +96,6 @@ def _usable(
 
 
 def _quantiles(sample: Float[Tensor, " value"], *levels: float) -> list[float]:
-    """Return quantiles of a sample, NaN if it is empty."""
     if not sample.numel():
         return [math.nan] * len(levels)
     return sample.quantile(sample.new_tensor(levels)).tolist()

@@ -1,7 +1,6 @@
 """Keep one measurement at one step of a training in one safetensors file.
 
-It holds each tensor of a part as `<probe>.<field>`, and the rest as JSON in the header: `step`,
-`tokens`, `metadata`, and the plain values of each part under its probe's name.
+It holds each tensor of a part as `<probe>.<field>`, and the rest as JSON in the header.
 
     record = Record(step=500, parts={"paths": paths})
     record.save(record_path(log_dir, record.step))
@@ -31,7 +30,7 @@ from sr_monitor.probes.slices import Slices
 
 _FORMAT, _SCHEMA = "sr-monitor record", 2
 _FOLDER = PREFIX.rstrip("/")
-_FILE = re.compile(r"step-(\d{9}|[1-9]\d{9,})\.safetensors")
+_FILE = re.compile(r"step-(?:\d{9}|[1-9]\d{9,})\.safetensors")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -126,10 +125,8 @@ class Record:
     def load(cls, path: str | os.PathLike[str], probes: Sequence[Probe] = ()) -> "Record":
         """Read a file that `save` wrote; refuse one that is damaged, foreign or newer.
 
-        Args:
-            path: The file.
-            probes: Probes that explain their parts, besides the built-in ones. The parts of others
-                stay mappings, and come back as they were if the record is saved.
+        Built-in probes and `probes` explain their parts. Those of others stay mappings, and come
+        back as they were if the record is saved.
         """
         call = f"Record.load({os.fspath(path)!r})"
         try:
@@ -167,15 +164,11 @@ def list_records(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Return the step of a record, read off its name."""
-    found = _FILE.fullmatch(path.name)
-    if found is None:
-        raise InputError(f"step_of({str(path)!r}): a record is named step-000000500.safetensors")
-    return int(found[1])
+    """Return the step of a record, read off its name: step-000000500.safetensors."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def _known(probes: Sequence[Probe]) -> dict[str, Probe]:
-    """Return the built-in probes by name, joined or replaced by these."""
     return {**built_in(), **{probe.name: probe for probe in probes}}
 
 
@@ -186,8 +179,8 @@ def _content(header: Mapping[str, str], call: str) -> dict[str, Any]:
     schema = int(header.get("schema", 1))
     if schema > _SCHEMA:
         raise InputError(
-            f"{call}: the file has schema {header['schema']}, this sr-monitor reads up to schema "
-            f"{_SCHEMA}; run: pip install --upgrade sr-monitor"
+            f"{call}: the file has schema {schema}, this sr-monitor reads up to schema {_SCHEMA}; "
+            "run: pip install --upgrade sr-monitor"
         )
     content: dict[str, Any] = json.loads(header["record"])
     if schema < 2:  # it knew two parts, and kept their values beside the step
@@ -199,7 +192,7 @@ def _parts(
     plain: Mapping[str, Any], tensors: Mapping[str, Tensor], probes: Mapping[str, Probe]
 ) -> dict[str, Part]:
     """Put the tensors and plain values of each part together, and have its probe unpack them."""
-    values: dict[str, dict[str, Any]] = {name: dict(part) for name, part in plain.items()}
+    values = {name: dict(part) for name, part in plain.items()}
     for name, tensor in tensors.items():
         probe, dot, key = name.partition(".")
         if not dot:

@@ -4,9 +4,9 @@
     <log_dir>/stable_regions/prompts.json                   the prompts that are measured
     <log_dir>/stable_regions/superseded/                    what a later run moved out of the way
 
-A run that starts at step s continues the records of steps up to s that were measured in the same
-way. One that starts at step 0 or 1, without a saved state, is new. Records that a run does not
-continue are superseded: moved aside and kept, so that one folder holds one curve.
+A run that starts at step s continues the records up to s that were measured in the same way; one
+that starts at step 0 or 1, without a saved state, none. The others are superseded: moved aside and
+kept, so that one folder holds one curve.
 
     store = RecordStore("runs/1", "stable_regions")
     earlier = list(store.open(step=1000, described=...))
@@ -41,17 +41,12 @@ class RecordStore:
     ) -> None:
         """Claim the folder `name` in `log_dir`, or `name`-2, ... if another store has it.
 
-        Args:
-            log_dir: The folder of the run's logs; None keeps no records.
-            name: The folder of the records in it.
-            run: What stands for the training: a store of another one, which may have been
-                interrupted, loses its claim.
-            probes: Probes that explain their parts, besides the built-in ones.
+        `run` stands for the training: a store of another one, which may have been interrupted,
+        loses its claim. `probes` explain their parts, besides the built-in ones.
         """
         self.name = name
         self.folder: Path | None = None
-        self.came_from: str | None = None
-        """The folder that a resumed run kept its records in, if that was another one."""
+        self.came_from: str | None = None  # where a resumed run kept its records before
         self._run = run
         self._probes = tuple(probes)
         self._prompts: PromptSet | None = None
@@ -66,12 +61,10 @@ class RecordStore:
         return store
 
     def open(self, step: int, described: Mapping[str, Any]) -> Iterator[Record]:
-        """Yield the records that a run continues, by step, and move the others aside.
+        """Yield the records that a run from `step` on continues; move the others aside.
 
-        Args:
-            step: Where the run starts.
-            described: How it is measured: metadata that its records must share. What differs in a
-                resumed run is said in a warning.
+        `described` is metadata that its records must share: how it is measured. What differs in a
+        resumed run is said in a warning.
         """
         if self.folder is None:
             return
@@ -142,7 +135,6 @@ class RecordStore:
         _claimed[self.folder] = self
 
     def _is_taken(self, folder: Path) -> bool:
-        """Return whether a store that may still be in use has the folder."""
         other = _claimed.get(folder)
         return other is not None and (
             self._run is None or other._run is None or other._run is self._run

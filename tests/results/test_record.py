@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,12 +138,7 @@ def test_scalars_are_the_medians_of_the_pairs_that_count() -> None:
     assert set(bare) == set([*named][:10])  # the rest is told by whoever measures
 
 
-def test_a_record_may_lack_parts_and_pairs_that_count() -> None:
-    paths = make_paths()
-    paths.distance.fill_(0)
-    scalars = make_record(paths=paths).scalars
-    assert scalars["stable_regions/pairs_left_out"] == 6
-    assert math.isnan(scalars["stable_regions/max_slope/median"])
+def test_a_record_may_lack_parts() -> None:
     assert make_record(num_slices=0).slices is None
     record = Record(step=7, parts={"slices": make_slices()})
     assert record.slices is record.parts["slices"]
@@ -199,8 +195,6 @@ def test_where_records_lie(tmp_path: Path) -> None:
     assert list_records(tmp_path) == list_records(str(folder)) == paths
     assert [step_of(path) for path in paths] == steps
     assert list_records(tmp_path / "missing") == []
-    with pytest.raises(InputError, match=r"step_of\('.*step-x'\): a record is named"):
-        step_of(folder / "step-x")
 
 
 @pytest.mark.usefixtures("_as_users_run_it")
@@ -209,12 +203,10 @@ def test_where_records_lie(tmp_path: Path) -> None:
     [
         ({"step": -1}, r"Record\(step=-1\): pass a whole number, 0 or more"),
         ({"step": None}, r"Record\(step=None\): pass a whole number"),
-        ({"tokens": -5}, r"Record\(tokens=-5\): pass a whole number"),
         ({"tokens": "8"}, r"Record\(tokens='8'\): pass a whole number"),
         ({"metadata": None}, r"Record\(metadata=None\): pass a dict"),
         ({"metadata": {"a": [1, {"b": (1, 2)}]}}, r"\['a'\]\[1\]\['b'\] is a tuple, \(1, 2\)"),
         ({"metadata": {"a": {1: 2}}}, r"metadata\['a'\] is a dict, \{1: 2\}"),
-        ({"metadata": {"a": torch.zeros(1)}}, r"metadata\['a'\] is a Tensor"),
         ({"parts": {"a.b": {}}}, r"parts=\{'a.b': ...\}\): name a part without a dot"),
         ({"parts": {"a": {"b": np.zeros(3)}}}, r"parts\['a'\]\['b'\] is a ndarray"),
     ],
@@ -369,50 +361,29 @@ def test_saving_again_replaces_and_makes_a_folder_that_vanished(saved: Path) -> 
     assert list_records(saved.parents[1]) == [saved]
 
 
-WRITES = """
-import os, resource, signal, sys, time, torch
-from pathlib import Path
-from sr_monitor.results.record import Record, list_records, record_path
+WRITE = """
+import resource, signal, sys
+from sr_monitor.results.record import record_path
 from tests.made import make_paths, make_record
-torch.set_num_threads(1)  # a forked process would wait for the others for ever
-log_dir, record = Path(sys.argv[1]), make_record(paths=make_paths(num_pairs=20_000))
-def forked(work, *arguments):
-    if not (child := os.fork()):
-        work(*arguments)
-        os._exit(0)
-    return child
-def limited(action):
-    signal.signal(signal.SIGXFSZ, action)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-    try: record.save(record_path(log_dir, 500))
-    except OSError as error: print(error, flush=True)
-def endless():
-    for step in range(10**9): record.save(record_path(log_dir / "endless", step % 3))
-for action in (signal.SIG_IGN, signal.SIG_DFL):
-    os.waitpid(forked(limited, action), 0)
-    print(sorted(file.stat().st_size for file in log_dir.glob("*/.step*")), flush=True)
-for turn in range(200):
-    child = forked(endless)
-    while len(list_records(log_dir / "endless")) < 3: time.sleep(0.01)
-    time.sleep(0.02 + 0.002 * (turn % 30))
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    for path in list_records(log_dir / "endless"):
-        assert len(Record.load(path).paths.distance) == 20_000
-    half_written = len(os.listdir(log_dir / "endless" / "stable_regions")) - 3
-    if turn >= 5 and half_written: break
-print(half_written > 0)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+path, record = record_path(sys.argv[1], 500), make_record(paths=make_paths(num_pairs=20_000))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try: record.save(path)
+except OSError as error: print(error, flush=True)
+print([file.name for file in path.parent.iterdir()], flush=True)
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+record.save(path)
 """
 
 
 def test_a_write_that_is_stopped_leaves_the_old_file_whole(saved: Path, tmp_path: Path) -> None:
-    """By a full disk, which leaves nothing; in its middle by a signal; or at any time."""
-    command = [sys.executable, "-c", WRITES, str(tmp_path)]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-    error, after_error, after_kill, has_half = done.stdout.splitlines()
+    """By a full disk, which leaves nothing beside it; or in its middle by a signal."""
+    command, root = [sys.executable, "-c", WRITE, str(tmp_path)], Path(__file__).parents[2]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    error, left = done.stdout.splitlines()
     assert "File too large" in error
-    assert (after_error, after_kill, has_half) == ("[]", "[100000]", "True")
+    assert (left, done.returncode) == (f"['{saved.name}']", -signal.SIGXFSZ)
+    assert [file.stat().st_size for file in saved.parent.glob(".step*")] == [100_000]
     assert list_records(tmp_path) == [saved]
     assert everything(Record.load(saved)) == everything(whole_record())

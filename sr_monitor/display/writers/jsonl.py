@@ -32,12 +32,9 @@ class JSONLWriter:
     """Appends a line of JSON for every value; pictures are files in a folder beside it."""
 
     def __init__(self, path: str | os.PathLike[str], *, purge_step: int | None = None) -> None:
-        """Open a file to continue, or a new one.
+        """Open a file to continue, or a new one; drop a last line that was left half-written.
 
-        Args:
-            path: The file; a last line that a killed process left half-written is dropped.
-            purge_step: Drop the lines of this and later steps: a run that is resumed here comes to
-                them again.
+        Lines of `purge_step` and later steps are dropped, too: a resumed run comes to them again.
         """
         self.path = Path(path)
         self.images = self.path.with_name(f"{self.path.stem}-images")
@@ -91,20 +88,16 @@ def _keep_earlier(path: Path, purge_step: int | None) -> None:
     """Keep the whole lines of earlier steps; refuse a file that holds anything else."""
     content = path.read_bytes()
     *lines, torn = content.split(b"\n")
-    steps = [_step_of(line) for line in lines]
-    foreign = [line for line, step in zip(lines, steps, strict=True) if step is None]
-    if not torn.startswith(_LINE_STARTS[: len(torn)]):
-        foreign.append(torn)
-    if foreign:
-        start = foreign[0][:40].decode(errors="replace")
+    steps = {line: _step_of(line) for line in lines}
+    foreign = [line for line in lines if steps[line] is None]
+    if foreign or not torn.startswith(_LINE_STARTS[: len(torn)]):
+        start = (*foreign, torn)[0][:40].decode(errors="replace")
         raise InputError(
             f"JSONLWriter({str(path)!r}): the file holds {start!r}, which JSONLWriter does not "
             "write; name another file"
         )
     end = math.inf if purge_step is None else purge_step
-    kept = b"".join(
-        line + b"\n" for line, step in zip(lines, steps, strict=True) if (step or 0) < end
-    )
+    kept = b"".join(line + b"\n" for line in lines if (steps[line] or 0) < end)
     if kept != content:
         write_whole(path, kept)
 

@@ -30,11 +30,10 @@ class TensorBoardWriter:
     """
 
     def __init__(self, target: object, *, purge_step: int | None = None) -> None:
-        """Write into a folder, or through a `SummaryWriter` that is there.
+        """Write into a folder; after an error, such as a full disk, in a new file there.
 
-        In a folder, each median that is logged with its quartiles gets a chart on the page CUSTOM
-        SCALARS; through a `SummaryWriter`, that could replace its owner's layout. After an error,
-        such as a full disk, logging continues in a new file.
+        Each median that is logged with its quartiles gets a chart on the page CUSTOM SCALARS, if
+        that cannot replace the layout of a `SummaryWriter`'s owner.
 
         Args:
             target: The folder of the run, or a `torch.utils.tensorboard.SummaryWriter`, which is
