@@ -13,6 +13,7 @@ import logging
 import operator
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -78,24 +79,35 @@ def check_folder_name(name: str, value: Any) -> None:
 
 
 def tell(line: str) -> None:
-    """Log a line at level INFO; print it to stderr where logging is not set up to show it."""
-    if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
-        _log.info(line)
-    else:
-        print(f"sr-monitor: {line}", file=sys.stderr)  # noqa: T201
+    """Log a line at level INFO; print it to stderr where logging is not set up to show it.
+
+    Never raise: a closed stderr or a broken log handler must not end a training.
+    """
+    with suppress(Exception):
+        if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
+            _log.info(line)
+        else:
+            print(f"sr-monitor: {line}", file=sys.stderr)  # noqa: T201
 
 
 def warn(text: str, *, category: type[Warning] = RuntimeWarning, stacklevel: int = 1) -> None:
-    """Warn as `warnings.warn` does; log where the user has turned warnings into errors."""
+    """Warn as `warnings.warn` does; log where warnings are errors or cannot be shown.
+
+    Never raise, for the reason that `tell` does not.
+    """
     try:
         warnings.warn(text, category, stacklevel=stacklevel + 1)
-    except category:
-        _log.warning(text)
+    except Exception:
+        with suppress(Exception):
+            _log.warning(text)
 
 
 def describe(error: BaseException) -> str:
     """Say in one line what is wrong and what helps."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = ""
+    with suppress(Exception):  # a stranger's class may have no text
+        reason = " ".join(str(error).split())
+    reason = reason or type(error).__name__
     if isinstance(error, InputError | PeerError):
         return reason
     if is_out_of_memory(error):

@@ -1,5 +1,9 @@
 """What is wrong with an argument, in one short line."""
 
+import io
+import logging
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_monitor import PromptSet, measure_paths, measure_slices
-from sr_monitor.errors import InputError, check_folder_name, check_kind
+from sr_monitor.errors import InputError, check_folder_name, check_kind, describe, tell, warn
 from tests import zoo
 
 pytestmark = pytest.mark.usefixtures("_as_users_run_it")
@@ -27,6 +31,51 @@ def test_a_name_is_that_of_one_folder() -> None:
     for wrong in ("", ".", "..", "a/b", "a/", "../a", "/tmp", None, 5, Path("a")):
         with pytest.raises(InputError, match=r"^name=.*: pass the name of one folder"):
             check_folder_name("name", wrong)
+
+
+def _raise(*_: Any, **__: Any) -> Any:
+    raise LookupError("nobody listens")
+
+
+def _break(*_: Any) -> Any:
+    raise BrokenPipeError
+
+
+class _Line(io.StringIO):
+    """Whoever was to read it is gone."""
+
+    write = flush = _break
+
+
+_closed = io.StringIO()
+_closed.close()
+
+
+@pytest.mark.parametrize("stream", [_closed, _Line(), None])
+@pytest.mark.parametrize("show", [lambda *_, **__: sys.stderr.write("line"), _raise])
+@pytest.mark.parametrize("emit", [None, _raise])
+def test_telling_never_raises(
+    monkeypatch: pytest.MonkeyPatch, stream: Any, show: Any, emit: Any
+) -> None:
+    log, handler = logging.Logger("fresh"), logging.StreamHandler(stream)
+    sets: list[list[logging.Handler]] = [[], [handler]]
+    monkeypatch.setattr(handler, "emit", emit or handler.emit)
+    monkeypatch.setattr("sr_monitor.errors._log", log)
+    monkeypatch.setattr(sys, "stderr", stream)
+    for log.handlers in sets:
+        for action in ("always", "error"):
+            with warnings.catch_warnings():
+                warnings.simplefilter(action)
+                monkeypatch.setattr(warnings, "showwarning", show)
+                tell("results in runs/1")
+                warn("training goes on")
+
+
+def test_an_error_without_a_text_is_described_by_its_class() -> None:
+    class Mute(Exception):
+        __str__ = _raise
+
+    assert describe(Mute()) == "Mute: Mute"
 
 
 PATHS: Any = measure_paths

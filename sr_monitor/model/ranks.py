@@ -7,7 +7,7 @@ Before each exchange the ranks sync errors: where one has failed, all raise an e
         distance = ranks.gather(measure(pairs[ranks.share(len(pairs))]), len(pairs))
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import TypeVar
@@ -74,13 +74,27 @@ class RankGroup:
 
     def minimum(self, number: int) -> int:
         """Return the smallest number of all ranks."""
-        self.sync_errors()
-        return -self._maximum(-number)
+        return -self.largest(lambda: -number)
+
+    def largest(self, ask: Callable[[], int]) -> int:
+        """Return the largest answer of all ranks, or raise where one failed, in one exchange."""
+        if self.size == 1:
+            return ask()
+        number, error = 0, None
+        try:
+            number = ask()
+        except Exception as caught:
+            error = caught
+        _, top = self._exchange(error, number)
+        if error is not None:
+            self._keep(describe(error), refused=isinstance(error, InputError))
+            raise error
+        return top
 
     def sync_errors(self) -> None:
         """Wait for the other ranks; raise `PeerError` if one of them has failed."""
         if self.size > 1:
-            self._exchange_errors(None)
+            self._exchange(None)
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -95,7 +109,7 @@ class RankGroup:
             self.sync_errors()
         except Exception as error:
             if self.size > 1 and self._depth == 1 and self._failure is None:
-                self._exchange_errors(error)
+                self._exchange(error)
             raise
         finally:
             self._depth -= 1
@@ -104,20 +118,27 @@ class RankGroup:
 
     def all_failed(self, error: Exception) -> None:
         """Return if every rank failed here, so that they can try something else; else raise."""
-        if self.size > 1 and not self._exchange_errors(error, may_retry=True):
+        if self.size > 1 and not self._exchange(error, may_retry=True)[0]:
             self._keep(str(error), refused=isinstance(error, InputError))
             raise error
 
-    def _exchange_errors(self, error: Exception | None, *, may_retry: bool = False) -> bool:
-        """Return whether every rank has failed; raise `PeerError` if only others did.
+    def _exchange(
+        self, error: Exception | None, number: int = 0, *, may_retry: bool = False
+    ) -> tuple[bool, int]:
+        """Return whether every rank has failed, and the largest number.
+
+        Raise `PeerError` if only others failed.
 
         An `InputError` of one rank is raised on all, whatever else failed there, unless all failed
         and may try something else.
         """
         if self._failure is not None:
             raise copy(self._failure)  # a copy, because an error keeps the frames it goes through
-        if not self._maximum(int(error is not None)):
-            return False
+        largest = torch.tensor([error is not None, number], dtype=torch.int64, device=_device())
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        any_failed, top = largest.tolist()
+        if not any_failed:
+            return False, top
         mine = None if error is None else (isinstance(error, InputError), describe(error))
         told: list[tuple[bool, str] | None] = [None] * self.size
         dist.all_gather_object(told, mine)
@@ -125,18 +146,12 @@ class RankGroup:
         all_failed = None not in told
         if mine is None or (refused and not mine[0] and not (may_retry and all_failed)):
             raise copy(self._keep(f"rank {who} of {self.size}: {reason}", refused=refused))
-        return all_failed
+        return all_failed, top
 
     def _keep(self, reason: str, *, refused: bool) -> PeerError:
         failure = PeerInputError(reason) if refused else PeerError(reason)
         self._failure = failure if self._depth else None
         return failure
-
-    def _maximum(self, number: int) -> int:
-        if self.size == 1:
-            return number
-        dist.all_reduce(top := torch.tensor(number, device=_device()), op=dist.ReduceOp.MAX)
-        return int(top)
 
 
 ALONE = RankGroup()

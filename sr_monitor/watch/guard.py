@@ -12,6 +12,7 @@ from typing import Literal
 
 from sr_monitor.errors import InputError, check_word, describe, warn
 from sr_monitor.model.ranks import RankGroup
+from sr_monitor.model.undisturbed import preserving_random_states
 
 OnError = Literal["warn", "raise"]
 
@@ -63,4 +64,5 @@ class ErrorGuard:
         self.is_off |= turns_off
         self._told.add(cause)
         if is_news and RankGroup.present().is_leader:
-            warn(text, stacklevel=4)
+            with preserving_random_states():  # whoever shows warnings may draw
+                warn(text, stacklevel=4)

@@ -25,6 +25,7 @@ from sr_monitor.errors import InputError, check_folder_name, check_kind, warn
 from sr_monitor.model.anatomy import check_layer, dissect
 from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
+from sr_monitor.model.undisturbed import preserving_random_states
 from sr_monitor.model.wrappers import is_partitioned, is_sharded
 from sr_monitor.probes.keys import FAILURES, PREFIX
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -124,19 +125,19 @@ class Monitor:
         self.start(model, step)
         if self._album is None or step <= self.last_step:
             return None
+        pace, measured, also = self.pace, self.last_step, also or last
+        is_off, ranks = self.guard.is_off, self.ranks
         with self._catching(f"measuring at step {step}", step):
-            if self.pace.is_due(
-                step,
-                measured=self.last_step,
-                is_off=self.guard.is_off,
-                ranks=self.ranks,
-                also=also or last,
-            ):
-                record = self.measure(model, step, tokens=tokens, last=last)
-                self.guard.reset()
-                return record
+            if not pace.may_be_due(step, measured=measured, also=also):
+                return None
+            with preserving_random_states():
+                if pace.is_due(step, measured=measured, also=also, is_off=is_off, ranks=ranks):
+                    record = self.measure(model, step, tokens=tokens, last=last)
+                    self.guard.reset()
+                    return record
         return None
 
+    @preserving_random_states()
     def measure(
         self, model: nn.Module, step: int, *, tokens: Tokens = None, last: bool = False
     ) -> Record:
@@ -173,9 +174,11 @@ class Monitor:
     def start(self, model: nn.Module, step: int) -> None:
         """Check that it can work here, and go on with earlier records; `step` calls it, too."""
         if self._album is None and not self.guard.is_off:
-            with self._catching("starting sr-monitor", step, final=True):
+            starting = self._catching("starting sr-monitor", step, final=True)
+            with preserving_random_states(), starting:
                 self._open(model, step)
 
+    @preserving_random_states()
     def close(self) -> None:
         """Draw what was measured last, if it was not drawn; the last call."""
         with ExitStack() as stack:  # whatever fails, the rest is closed
@@ -189,6 +192,7 @@ class Monitor:
                 with self.guard.catching("drawing what was measured last"):
                     self._album.show(self._latest, prompts=self.prompts, last=True)
 
+    @preserving_random_states()
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs in order to go on, as plain values."""
         folder = self.store.folder
@@ -216,12 +220,12 @@ class Monitor:
         """Check the model and take up earlier records, the first time; return the album."""
         if self._album is not None:
             return self._album
-        self.pace.begin(step)
         if self._looks_for_ranks:  # not when it was made: the group may be formed later
             self._looks_for_ranks = False
             self.ranks = RankGroup.present()
             self.prompts = self.ranks.broadcast(self.prompts)
         with self.ranks.failing_together():
+            self.pace.begin(step)
             anatomy = dissect(model, self.config.layer_path)
             check_layer(anatomy, self.config.layer)
             if self.ranks.size > 1:
@@ -231,7 +235,8 @@ class Monitor:
             album = Album(self.writers, prefix=f"{self.store.name}/")
             new = [writer for writer in self.writers if getattr(writer, "is_new", False)]
             earlier = self._go_on(album, step, keep=bool(new)) if self.ranks.is_leader else []
-        self.last_step, self.way = self.ranks.broadcast((self.last_step, self.way))
+        follow = self.ranks.broadcast((self.last_step, self.way, self.pace.shared))
+        self.last_step, self.way, self.pace.shared = follow
         self._album = album
         # A writer that fails here is no reason not to measure.
         with self.guard.catching("showing the prompts"), self.ranks.failing_together():
@@ -262,7 +267,7 @@ class Monitor:
         if self.guard.failures > failures and self.ranks.is_leader:
             name = FAILURES.name.replace(PREFIX, f"{self.store.name}/", 1)
             for writer in self.writers:
-                with suppress(Exception):
+                with suppress(Exception), preserving_random_states():
                     writer.scalar(name, float(self.guard.failures), step)
                     writer.flush()
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, SupportsIndex
 
-from sr_monitor.errors import InputError, refused, whole
+from sr_monitor.errors import InputError, refused, warn, whole
 
 Schedule = Callable[[int], bool]
 
@@ -107,6 +107,12 @@ def budget(
     return Budget(share, schedule, clock)
 
 
+def answers_alike(schedule: Schedule) -> bool:
+    """Return whether a schedule is one of ours, which say the same everywhere and draw nothing."""
+    ours = isinstance(schedule, partial) and schedule.func in (_is_multiple, _is_log_spaced)
+    return ours or isinstance(getattr(schedule, "__self__", None), frozenset)
+
+
 def check_schedule(schedule: Any) -> None:
     """Refuse what cannot be called with a step, such as a number of steps."""
     if not callable(schedule):
@@ -129,6 +135,8 @@ class Budget:
         self.schedule = schedule
         self._clock = clock
         self._started: float | None = None
+        self._latest = -math.inf  # what the clock said last
+        self._lost, self._is_told = 0.0, False  # seconds it ran backwards, and whether it is told
         self._earlier = 0.0  # seconds of the run before it was resumed
         self._spent = 0.0
         self._recent: deque[float] = deque(maxlen=_NUM_RECENT)
@@ -144,13 +152,28 @@ class Budget:
     def seconds_to_wait(self) -> float:
         """Return how much longer the run has to go on until there is time for a measurement."""
         wall, cost = self.wall_seconds, max(self._recent, default=0.0)
+        if self._lost and not self._is_told:
+            self._is_told = True
+            warn(
+                f"budget({self.share}): its clock ran backwards by {self._lost:g} s; that counts "
+                "as no time, and measuring goes on; pass a clock= that does not, such as "
+                "time.perf_counter",
+                stacklevel=2,
+            )
         return (self._spent + cost) / self.share - cost - wall
 
     @property
     def wall_seconds(self) -> float:
-        """How long the run has gone on since the first question, earlier parts included."""
+        """How long the run has gone on since the first question, earlier parts included.
+
+        Time that runs backwards counts as none.
+        """
         now = self._clock()
         self._started = now if self._started is None else self._started
+        if now < self._latest:
+            self._lost += self._latest - now
+            self._started -= self._latest - now
+        self._latest = now
         return self._earlier + now - self._started
 
     def spend(self, seconds: float) -> None:
@@ -179,4 +202,4 @@ class Budget:
         self._spent = float(state.get("spent", 0.0))
         self._earlier = float(state.get("elapsed", self._spent))
         self._recent = deque(map(float, state.get("recent", ())), maxlen=_NUM_RECENT)
-        self._started = None
+        self._started, self._latest = None, -math.inf

@@ -291,6 +291,7 @@ for writer in (JSONLWriter(sys.argv[1] + '/log.jsonl'), TensorBoardWriter(sys.ar
     command = [sys.executable, "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.count("File too large") == 2
+    assert done.stderr == ""  # whoever wrote tells; no thread prints its traceback
     assert lines(tmp_path / "log.jsonl") == [(0, "a"), (0, "b"), (1, "a"), (2, "a"), (2, "b")]
     found = TensorBoardSink(tmp_path).read()
     assert {0, 2} <= {step for _, name, step, _ in found if name == "a"}

@@ -3,13 +3,14 @@
 All scenarios run in one pair of gloo processes; a test asks of each whether it failed on a rank.
 """
 
+import random
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from torch import Tensor, nn
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.errors import InputError
 from sr_monitor.model.ranks import RankGroup
+from sr_monitor.model.session import Session
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record, list_records, step_of
-from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.config import MonitorConfig, WatchOptions
 from sr_monitor.watch.measure import take_record
 from sr_monitor.watch.monitor import Monitor
 from sr_monitor.watch.schedule import at, budget, every
+from sr_monitor.watch.watcher import Training, Watcher
+from tests.outside_probe import Norms
 from tests.processes import in_processes
 from tests.zoo import build
 
@@ -384,6 +388,116 @@ def a_leader_that_is_off_alone_leaves_nobody_waiting(rank: int, folder: Path) ->
     later = monitor.step(model, 1) is not None
     assert both((first, later)) == [(True, False)] * 2
     assert rank == 1 or "sr-monitor is off now" in texts[-1]
+
+
+@scenario
+def a_schedule_of_the_users_is_asked_on_the_leader_alone(rank: int, folder: Path) -> None:
+    """One that is random, and one that raises; ours exchange nothing where they say no."""
+    model = build("llama").model
+    chance = random.Random(rank)
+    one_config = replace(CONFIG, num_pairs=2, num_steps=3, num_slices=0)
+    monitor = make_monitor(config=one_config, schedule=lambda step: chance.random() < 0.3)
+    first, second = both(observed(monitor, model, range(12))[0])
+    chance = random.Random(0)
+    assert first == second == [step for step in range(12) if chance.random() < 0.3]
+
+    def ill(step: int) -> bool:
+        if rank == who and step in (1, 2, 3):
+            raise LookupError("no idea")
+        return step == 4
+
+    for who, failures in ((0, 3), (1, 0)):
+        for schedule in (ill, budget(1.0, schedule=ill)):
+            monitor = make_monitor(config=one_config, schedule=schedule)
+            found = both(observed(monitor, model, range(5))[:2])
+            assert found == [([] if failures else [4], failures)] * 2, (who, found)
+
+    def clock(who: int) -> float:
+        if rank == who:
+            raise LookupError("stopped")
+        return time.perf_counter()
+
+    for who in (0, 1):
+        schedule = budget(1.0, clock=partial(clock, who))
+        monitor = make_monitor(config=one_config, schedule=schedule)
+        assert both(observed(monitor, model, range(3))[:2]) == [([], 1)] * 2
+        assert monitor.guard.is_off
+
+    monitor = make_monitor(config=one_config, schedule=every(2 + rank))
+    assert both(observed(monitor, model, range(7))[0]) == [[0, 2, 4, 6]] * 2
+    exchange, calls = dist.all_reduce, list[int]()
+
+    def noted(*given: Any, **how: Any) -> Any:
+        calls.append(1)
+        return exchange(*given, **how)
+
+    dist.all_reduce = noted
+    try:
+        monitor.step(model, 7)
+        assert calls == []
+        monitor = make_monitor(config=one_config, schedule=lambda step: False)
+        monitor.step(model, 0)
+        calls.clear()
+        for step in range(1, 4):
+            monitor.step(model, step)
+        assert len(calls) == 3
+    finally:
+        dist.all_reduce = exchange
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ill(Norms):
+    """Fails in the middle of a measurement, on one rank."""
+
+    who: int = 0
+
+    def reader(self, session: Session, num_contexts: int, num_places: int) -> Norms.Reader:
+        reader = super().reader(session, num_contexts, num_places)
+        if session.ranks.rank == self.who:
+            reader.norm = reader.norm[:, :0]  # no place for what it is to keep
+        return reader
+
+
+@scenario
+def tokens_and_probes_that_fail_on_one_rank_end_on_both(rank: int, folder: Path) -> None:
+    for who in (0, 1):
+
+        def tokens(who: int = who) -> int:
+            if rank == who:
+                raise LookupError("not counted")
+            return 5
+
+        model = make_model("fsdp2")
+        monitor = make_monitor(on_error="raise")
+        raised = both(outcome(partial(monitor.step, model, 0, tokens=tokens)))
+        assert raised[who] == ("LookupError", "not counted")
+        assert raised[1 - who] == ("PeerError", f"rank {who} of 2: LookupError: not counted")
+        config = replace(CONFIG, probes=[Ill(who=who)])
+        monitor = make_monitor(config=config, on_error="raise")
+        raised = both(outcome(partial(monitor.step, model, 0)))
+        assert raised[1 - who][0] == "PeerError"
+        assert raised[1 - who][1].startswith(f"rank {who} of 2: {raised[who][0]}: ")
+
+
+@scenario
+def prompts_that_fail_or_differ_on_one_rank_leave_nobody_waiting(rank: int, folder: Path) -> None:
+    model = build("llama").model
+    make_prompts(5).save(own := folder / f"prompts-{rank}.json")
+
+    def find_state(name: str) -> None:
+        return None
+
+    for who, given in ((0, "nowhere.json"), (1, "nowhere.json"), (1, make_prompts(9))):
+        options = WatchOptions(given if rank == who else own, num_pairs=2, num_steps=3, writer=[])
+        watcher = Watcher(options)
+        known: dict[str, Any] = {"model": model, "step": 0, "run": who, "log_dir": None}
+        with told() as texts:
+            watcher.begin(partial(Training, find_writers=list, find_state=find_state, **known))
+        is_lost = given == "nowhere.json"
+        assert both((watcher.monitor is None, watcher.guard.is_off)) == [(is_lost, is_lost)] * 2
+        assert len(texts) == (1 - rank) * is_lost
+        if watcher.monitor is not None:
+            assert watcher.monitor.prompts.fingerprint == make_prompts(5).fingerprint
 
 
 @scenario

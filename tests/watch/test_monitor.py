@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -130,6 +131,36 @@ def test_closing_goes_on_past_a_writer_that_fails(
         monitor.close()
     assert [writer.closed for writer in writers] == [True, False, True]
     make_monitor(tmp_path).close()  # a warning, that the folder is taken, would be an error
+
+
+def test_what_a_user_supplies_may_draw_random_numbers(model: nn.Module, tmp_path: Path) -> None:
+    def draw(*_: Any) -> float:
+        np.random.rand()  # noqa: NPY002
+        return float(torch.rand(1))
+
+    class Drawing(MemoryWriter):
+        scalar = image = text = flush = close = draw  # type: ignore[assignment]
+
+        def histogram(self, name: str, values: Any, step: int) -> None:
+            if step == 2:
+                raise OSError("the line is dead")  # so that failures are written, too
+
+    def states() -> list[Any]:
+        numpy = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
+        return [torch.get_rng_state().tolist(), numpy["pos"]]
+
+    before = states()
+    schedule = budget(
+        1.0,
+        schedule=lambda step: draw() < 2 and step != 1,
+        clock=lambda: draw() and time.perf_counter(),
+    )
+    monitor = make_monitor(tmp_path, writers=[Drawing()], schedule=schedule)
+    with pytest.warns(RuntimeWarning, match="the line is dead"):
+        run(monitor, model, range(4))
+    assert (steps_in(tmp_path), states()) == ([0, 2, 3], before)
+    assert draw() >= 0
+    assert states() != before  # the comparison can fail
 
 
 def test_two_monitors_on_one_folder_do_not_meet(model: nn.Module, tmp_path: Path) -> None:

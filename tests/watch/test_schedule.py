@@ -179,6 +179,17 @@ def test_the_clock_starts_at_the_first_question() -> None:
     assert unasked.spent_share == 1.0
 
 
+def test_time_that_runs_backwards_counts_as_none_and_is_told_once() -> None:
+    run = Run()
+    within = account(run, share=0.5)
+    with pytest.warns(RuntimeWarning, match=r"budget\(0\.5\): its clock ran backwards by 599 s"):
+        run.train(within, [1.0] * 50 + [-600.0] + [1.0] * 50, lambda step: 1.0)
+    assert [step for step, _, _ in run.events] == [0, *range(2, 51), *range(53, 101)]
+    assert within.wall_seconds == within.state_dict()["elapsed"] == 100.0 + 98 - 1
+    run.now -= 5.0
+    within(101)  # a second warning would be an error
+
+
 def test_a_share_of_one_allows_everything() -> None:
     run = Run()
     run.train(account(run, share=1.0), [0.001] * 50, lambda step: 100.0 * (step + 1))

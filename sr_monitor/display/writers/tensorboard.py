@@ -6,7 +6,7 @@ with closing(TensorBoardWriter("runs/1")) as writer:      # then: tensorboard --
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -47,7 +47,9 @@ class TensorBoardWriter:
         self._is_own = isinstance(target, str | os.PathLike)
         if self._is_own:
             board = import_or_refuse("torch.utils.tensorboard", fix)
-            self._make: Any = partial(board.SummaryWriter, os.fspath(cast(str, target)))
+            files = import_or_refuse("tensorboard.summary.writer.event_file_writer", fix)
+            folder = os.fspath(cast(str, target))
+            self._make: Any = partial(_quiet, files, board.SummaryWriter, folder)
             self._open: Any = self._make(purge_step=purge_step)
         elif purge_step is None:
             self._open = target
@@ -122,3 +124,19 @@ class TensorBoardWriter:
             title = f"{stem.removeprefix(PREFIX).replace('_', ' ')}: median and quartiles"
             charts[title] = ["Margin", [f"{stem}/{edge}" for edge in _BAND]]
         writer.add_custom_scalars({"stable regions": charts})
+
+
+def _quiet(files: Any, make: Any, *arguments: Any, **options: Any) -> Any:
+    """Make a SummaryWriter whose thread keeps its error for us and prints no traceback."""
+    loud: Any = files._AsyncWriterThread
+
+    class Quiet(loud):  # type: ignore[misc]
+        def run(self) -> None:
+            with suppress(Exception):  # `write` and `flush` raise it
+                super().run()
+
+    files._AsyncWriterThread = Quiet
+    try:
+        return make(*arguments, **options)
+    finally:
+        files._AsyncWriterThread = loud
