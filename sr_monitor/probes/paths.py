@@ -197,8 +197,14 @@ class PathsProbe(PathsOptions, Probe):
 
     def unpack(self, values: Mapping[str, Any]) -> Paths:
         """Make `Paths` of what a record kept; old records lack what was added later."""
-        later = {"noise_distance": 0.0, "noise_floor": math.nan, "num_points": 0, "engine": ""}
-        return unpack_as(Paths, values, **later)
+        return unpack_as(
+            Paths,
+            values,
+            {"alphas": "S", "distance": "PS", "input_distance": "P", "noise": "P"},
+            {"noise_distance": float, "noise_floor": float, "num_points": int, "engine": str},
+            {"noise": None, "noise_distance": 0.0, "noise_floor": math.nan}
+            | {"num_points": 0, "engine": ""},
+        )
 
 
 @explains(PathsOptions, SessionOptions)

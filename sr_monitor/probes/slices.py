@@ -120,7 +120,9 @@ class SlicesProbe(SlicesOptions, Probe):
 
     def unpack(self, values: Mapping[str, Any]) -> Slices:
         """Make `Slices` of what a record kept; old records lack what was added later."""
-        return unpack_as(Slices, values, num_points=0, engine="")
+        shapes = {"coordinates": "R", "distance": "T3RR", "foot": "T"}
+        plain = {"num_points": int, "engine": str}
+        return unpack_as(Slices, values, shapes, plain, {"num_points": 0, "engine": ""})
 
 
 def _frame(page: Page, triple: int) -> RGB:
