@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sr_monitor import Monitor, PromptSet, Record, measure_paths
+from sr_monitor.model.precision import Precision
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.results.record import list_records
 from sr_monitor.watch.config import WatchOptions
@@ -169,13 +170,20 @@ def logged(folder: Path, name: str = PathsProbe.MAX_SLOPE_MEDIAN.name) -> list[i
 
 
 def assert_curve_of(
-    model: nn.Module, folder: Path, step: int = 0, *, name: str = NAME, gap: float = 1e-4
+    model: nn.Module,
+    folder: Path,
+    step: int = 0,
+    *,
+    name: str = NAME,
+    gap: float = 1e-4,
+    precision: Precision = "auto",
 ) -> None:
     """What was measured is what the core finds; only the shape of batches may differ."""
     found = records(folder, name)[step].paths.distance
     num_pairs, num_steps = found.shape
     pairs = prompts_in(folder, name).pairs(num_pairs)
-    expected = measure_paths(model, *pairs, num_steps=num_steps).distance
+    options: dict[str, Any] = {"num_steps": num_steps, "precision": precision}
+    expected = measure_paths(model, *pairs, **options).distance
     torch.testing.assert_close(found, expected, rtol=gap, atol=gap)
     assert found.dtype == torch.float32
 

@@ -138,7 +138,8 @@ def _measure(
     last: bool = False,
 ) -> None:
     if watcher.monitor is not None and watcher.training is not None:
-        with as_in_training(watcher.training.model, trainer, pl_module) as model:
+        precision = watcher.options.precision
+        with as_in_training(watcher.training.model, trainer, pl_module, precision) as model:
             tokens = watcher.tokens
             watcher.at_step(model, trainer.global_step, tokens=lambda: tokens.total, last=last)
 

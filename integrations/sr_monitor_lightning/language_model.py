@@ -1,7 +1,8 @@
 """Find the language model inside a `LightningModule`, and call it as the training does.
 
-It is called in the precision of the training, through what shards it: where that is a wrapper of
-the whole `LightningModule`, the forward of the `LightningModule` is meanwhile the model's.
+It is called in the context of the training's precision, through what shards it: where that is a
+wrapper of the whole `LightningModule`, the forward of the `LightningModule` is meanwhile the
+model's.
 
     model = find_language_model(pl_module, None, None)
     with as_in_training(model, trainer, pl_module) as callable_model:
@@ -19,6 +20,7 @@ from torch import nn
 from sr_monitor import InputError
 from sr_monitor.model.anatomy import dissect
 from sr_monitor.model.blocks import LayerPath
+from sr_monitor.model.precision import Precision
 from sr_monitor.model.wrappers import (
     CalledThrough,
     class_names,
@@ -96,24 +98,29 @@ def _has_blocks(module: nn.Module, layer_path: LayerPath) -> bool:
 
 @contextmanager
 def as_in_training(
-    model: nn.Module, trainer: Trainer, pl_module: LightningModule
+    model: nn.Module, trainer: Trainer, pl_module: LightningModule, precision: Precision
 ) -> Iterator[nn.Module]:
-    """Lend the model in the precision of the run, called through what shards it."""
+    """Lend the model in the precision of the run, called through what shards it.
+
+    Where float32 arithmetic is wanted, new tensors have no type of 16 bits by default.
+    """
     # What has to be called instead of the model inside, if anything.
     outer = (trainer.strategy.model, pl_module)
     root = next((each for each in outer if each is not None and must_be_called(each)), None)
     if root is not None:
         model = root if model is pl_module else CalledThrough(root, pl_module, model)
-    with _precision(trainer, unwrap(model)):
+    with _precision(trainer, unwrap(model), precision):
         yield model
 
 
 @contextmanager
-def _precision(trainer: Trainer, model: nn.Module) -> Iterator[None]:
+def _precision(trainer: Trainer, model: nn.Module, wanted: Precision) -> Iterator[None]:
     """Autocast as in training; its default type for new tensors only while the model runs."""
     outside = torch.get_default_dtype()
     with trainer.precision_plugin.forward_context():
         inside = torch.get_default_dtype()
+        if wanted != "run" and inside.itemsize < outside.itemsize:
+            inside = outside
         hooks = (
             model.register_forward_pre_hook(lambda *_: torch.set_default_dtype(inside)),
             model.register_forward_hook(

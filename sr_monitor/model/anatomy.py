@@ -58,6 +58,11 @@ class Anatomy:
         return self.core.get_output_embeddings() if self.is_hugging_face else None
 
     @property
+    def weights(self) -> str:
+        """The name of the weights' type."""
+        return str(next(self.root.parameters()).dtype).removeprefix("torch.")
+
+    @property
     def device(self) -> torch.device:
         """Where token ids have to be."""
         embedding = self.core.get_input_embeddings() if self.is_hugging_face else None

@@ -89,7 +89,11 @@ def _find(forward: Forward, pair: Int[Tensor, "2 token"]) -> Findings:
     last = looks[-1]
     output = last.blocks[len(anatomy.blocks) - 1]
     hidden = first_tensor(output)
-    precision = _coarsest(anatomy.blocks, hidden.dtype, last.autocast)
+    precision = (
+        _coarsest(anatomy.blocks, hidden.dtype, last.autocast)
+        if forward.arithmetic is None
+        else forward.arithmetic.rounded or hidden.dtype
+    )
     if hidden.ndim == 2 and forward.arrangement == "batch":
         _, alone = _run(replace(forward, arrangement="row"), pair)
         if (gap := _gap(stream, alone)) > tolerance(precision):

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from sr_monitor.model.anatomy import Anatomy
+from sr_monitor.model.arithmetic import Arithmetic
 from sr_monitor.model.hooks import failing_last, standing_aside
 from sr_monitor.model.wrappers import inside_fsdp1
 
@@ -29,6 +30,8 @@ class Forward:
     """Whether the model's logits are wanted, or only what they are made from."""
     before_call: Callable[[], None] | None = None
     """Called before each forward, where ranks have to run equally many of them."""
+    arithmetic: Arithmetic | None = None
+    """What computes in float32 meanwhile; None leaves the model its own precision."""
     arrangement: Arrangement = "batch"
     tuple_length: int = 0
     """The length of the tuple that blocks put out; 0 where they put out the stream itself."""

@@ -93,7 +93,7 @@ class _Check:
             raise InputError(f"engine={wanted!r}: {complaints[0]}; pass engine='auto' or 'plain'")
         if complaints:
             text = f"{'; '.join(complaints)}; the slower way {way!r} is used instead"
-            warn(text, category=UserWarning, stacklevel=_level_of_caller())
+            warn(text, category=UserWarning, stacklevel=level_of_caller())
         return way
 
     def _candidates(self, wanted: EngineName, ways: tuple[Way, ...]) -> list[Way]:
@@ -161,7 +161,7 @@ class _Check:
         )
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """Return the `stacklevel` of the line that called the outermost of our frames."""
     frame, level, caller = sys._getframe(1), 1, 1
     while frame.f_back:

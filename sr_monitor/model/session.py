@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from sr_monitor.errors import InputError, check_kind
 from sr_monitor.model.anatomy import Anatomy, dissect
+from sr_monitor.model.arithmetic import Arithmetic
 from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.engine import Engine, Way
 from sr_monitor.model.memory import TokenBudget, in_chunks
-from sr_monitor.model.precision import Precision, check_precision, in_precision
+from sr_monitor.model.precision import Precision, in_precision, tf32_products
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.selfcheck import EngineName, choose_engine
 from sr_monitor.model.stream import Output, Stream
@@ -52,9 +53,9 @@ class SessionOptions(Options):
         "the final norm, logits what comes out of the unembedding.",
     )
     precision: Precision = option(
-        "run",
-        "run is the precision in force; float32 is full precision, without autocast and TF32, "
-        "where the weights are float32.",
+        "auto",
+        "auto computes in float32, whatever the precision of the run and the type of the weights; "
+        "float32 refuses where auto would fall back on run, the precision in force.",
     )
     engine: EngineName = option(
         "auto",
@@ -96,6 +97,12 @@ class Session:
     ranks: RankGroup
     in_step: bool
     """Whether every rank has to run equally many forwards."""
+    precision: Precision
+    """What was asked for."""
+
+    def tf32_products(self) -> AbstractContextManager[str]:
+        """Let a GPU round factors to TF32, for pictures, unless float32 was asked for."""
+        return tf32_products(self.precision, self.stream)
 
     @property
     def stream(self) -> Stream:
@@ -160,21 +167,24 @@ def open_session(
     check_prompts(examples, anatomy)
     in_step = ranks.size > 1 and is_sharded(model)
     a, b = (item[:2].to(anatomy.device, torch.long) for item in examples[:2])
-    with (
-        # Without a lock, hooks of two threads would see each other's forwards.
-        _locks.setdefault(anatomy.blocks[0], RLock()),
-        ranks.failing_together(),
-        undisturbed(model),
-        in_precision(options.precision, anatomy),
-    ):
-        stream = Stream(
+
+    def cut(arithmetic: Arithmetic | None) -> Stream:
+        return Stream(
             anatomy,
             layer=options.layer,
             output=options.output,
             sample=a[:1, :_SAMPLE_TOKENS],
             before_call=ranks.sync_errors if in_step else None,
+            arithmetic=arithmetic,
         )
-        check_precision(options.precision, stream)
+
+    with (
+        # Without a lock, hooks of two threads would see each other's forwards.
+        _locks.setdefault(anatomy.blocks[0], RLock()),
+        ranks.failing_together(),
+        undisturbed(model),
+        in_precision(options.precision, anatomy, cut, ranks if in_step else ALONE) as stream,
+    ):
         budget = TokenBudget.for_device(
             anatomy.device, bytes_per_token=stream.bytes_per_token, most=options.max_tokens
         )
@@ -183,7 +193,7 @@ def open_session(
         engine = choose_engine(
             stream, a, b, wanted=options.engine, budget=budget, way=way, ranks=ranks
         )
-        yield Session(engine, ranks, in_step)
+        yield Session(engine, ranks, in_step, options.precision)
 
 
 def check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:

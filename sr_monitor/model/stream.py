@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.anatomy import Anatomy, check_layer
+from sr_monitor.model.arithmetic import Arithmetic
 from sr_monitor.model.cache import new_cache, shared_row
 from sr_monitor.model.examination import examine
 from sr_monitor.model.forward import Forward
@@ -64,6 +65,7 @@ class Stream:
         output: Output,
         sample: Int[Tensor, "1 token"],
         before_call: Callable[[], None] | None = None,
+        arithmetic: Arithmetic | None = None,
     ) -> None:
         """Run `sample` once to learn what the blocks put out, and refuse what cannot be cut.
 
@@ -73,12 +75,24 @@ class Stream:
         self.anatomy = anatomy
         self.layer = layer
         self.output = output
-        forward = Forward(anatomy, output == "logits", before_call, unembedding=anatomy.unembedding)
+        forward = Forward(
+            anatomy, output == "logits", before_call, arithmetic, unembedding=anatomy.unembedding
+        )
         self._findings = examine(forward, sample)
         self._forward = self._findings.forward
-        self.precision = self._findings.precision
         if output == "logits":
             self._check_head("output='logits'")
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest type that anything is rounded to on the way to F."""
+        arithmetic = self._forward.arithmetic
+        return (arithmetic and arithmetic.rounded) or self._findings.precision
+
+    @property
+    def arithmetic(self) -> str:
+        """The name of that type."""
+        return str(self.precision).removeprefix("torch.")
 
     @_in_calls
     def read(self, prompts: Int[Tensor, "prompt token"]) -> Float[Tensor, "prompt d_model"]:

@@ -145,3 +145,84 @@ def without_autocast_patch(root: nn.Module) -> Iterator[None]:
             if original is not None:
                 stack.enter_context(forward_replaced(module, original))
         yield
+
+
+# ---- arithmetic that is coarser than the weights -------------------------------------------------
+
+
+@contextmanager
+def without_mixed_precision(model: nn.Module) -> Iterator[None]:
+    """Have FSDP gather weights, and pass inputs on, in the precision that they are kept in.
+
+    Raises:
+        AttributeError: This version of FSDP keeps its policy elsewhere.
+    """
+    with ExitStack() as stack:
+        for module in model.modules():
+            names = class_names(module)
+            if _FSDP2 in names:
+                stack.enter_context(_fsdp2_policy_lifted(module))
+            elif _FSDP1 in names:
+                stack.enter_context(_fsdp1_policy_lifted(module))
+        yield
+
+
+@contextmanager
+def _fsdp1_policy_lifted(module: Any) -> Iterator[None]:
+    """Take FSDP1's own switch for full precision in eval mode, which casts buffers as well."""
+    handle = module._handle
+    holders = [each for each in (module, handle) if each is not None]
+    before = [each._use_full_prec_in_eval for each in holders]
+    buffers = [(buffer, buffer.data) for buffer in module.buffers()]
+    try:
+        for each in holders:
+            each._use_full_prec_in_eval = True
+        yield
+    finally:
+        # The outermost one keeps what it has gathered, and would take it for the weights next time.
+        if (
+            handle is not None
+            and handle.uses_sharded_strategy
+            and hasattr(handle.flat_param, "_local_shard")
+        ):
+            handle.reshard(free_unsharded_flat_param=True)
+        for each, value in zip(holders, before, strict=True):
+            each._use_full_prec_in_eval = value
+        for buffer, data in buffers:
+            buffer.data = data
+
+
+@contextmanager
+def _fsdp2_policy_lifted(module: Any) -> Iterator[None]:
+    """Exchange the policy of an FSDP2 module, and what it has gathered under it so far."""
+    state = module._get_fsdp_state()
+    policy, plain = state._mp_policy, type(state._mp_policy)()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # torch 2.11 and older have one at most
+        groups = [group for group in [state._fsdp_param_group] if group is not None]
+    weights = [weight for group in groups for weight in group.fsdp_params]
+    module.reshard()
+    gathered = [(each.all_gather_outputs, vars(each).get("_unsharded_param")) for each in weights]
+    try:
+        state._mp_policy = plain
+        for group in groups:
+            group.mp_policy = plain
+        for weight in weights:
+            _set_gathered(weight, [], None, plain)
+        yield
+    finally:
+        module.reshard()
+        state._mp_policy = policy
+        for group in groups:
+            group.mp_policy = policy
+        for weight, (outputs, whole) in zip(weights, gathered, strict=True):
+            _set_gathered(weight, outputs, whole, policy)
+
+
+def _set_gathered(weight: Any, outputs: list[Any], whole: Any, policy: Any) -> None:
+    """Give an FSDP2 weight other memory to be gathered in, of the type that the policy says."""
+    weight.all_gather_outputs = outputs
+    vars(weight).pop("_unsharded_param", None)
+    if whole is not None:
+        weight._unsharded_param = whole
+    weight.init_dtype_attrs(policy)

@@ -109,11 +109,12 @@ def write_text(
         label.set_text(f"…{text}" if keep_end else f"{text}…")
 
 
-def write_headline(figure: Figure, title: str, note: str) -> None:
-    """Write a title and a note at the upper left, in line with the axes."""
+def write_headline(figure: Figure, title: str, note: str, small: str = "") -> None:
+    """Write a title, a note and a small one at the upper left, in line with the axes."""
     height = figure.get_size_inches()[1]
     write_text(figure, LEFT, height - 0.3, title, 11.0, INK, WIDTH)
-    write_text(figure, LEFT, height - 0.52, note, 8.5, SOFT, WIDTH)
+    write_text(figure, LEFT, height - 0.51, note, 8.5, SOFT, WIDTH)
+    write_text(figure, LEFT, height - 0.67, small, 7.0, SOFT, WIDTH)
 
 
 def settled(figure: Figure) -> Figure:

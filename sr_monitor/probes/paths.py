@@ -68,6 +68,16 @@ class Paths:
     """The way the points were run: "shared", "rows" or "plain"."""
     noise: Float[Tensor, " pair"] | None = None
     """Each pair's own share of the noise, by the length of its output; None: the same for all."""
+    arithmetic: str = ""
+    """The coarsest type that anything was rounded to, such as "float32"; "" in old records."""
+    weights: str = ""
+    """The type of the weights."""
+
+    @property
+    def precision(self) -> str:
+        """What it was computed in, in words; "" for an old record."""
+        same = self.arithmetic == self.weights
+        return self.arithmetic if same else f"{self.arithmetic} on {self.weights} weights"
 
     @property
     def relative(self) -> Float[Tensor, "pair step"]:
@@ -192,6 +202,7 @@ class PathsProbe(PathsOptions, Probe):
             "quartiles": f"{slope.q25:.3f} to {slope.q75:.3f}",
             "95% interval": f"{slope.low:.3f} to {slope.high:.3f} (of the median)",
             "noise floor": f"{part.noise_floor:.1e}",
+            **({"arithmetic": part.precision} if part.precision else {}),
             "pairs left out": f"{part.num_left_out}",
         }
 
@@ -201,9 +212,10 @@ class PathsProbe(PathsOptions, Probe):
             Paths,
             values,
             {"alphas": "S", "distance": "PS", "input_distance": "P", "noise": "P"},
-            {"noise_distance": float, "noise_floor": float, "num_points": int, "engine": str},
+            {"noise_distance": float, "noise_floor": float, "num_points": int}
+            | dict.fromkeys(("engine", "arithmetic", "weights"), str),
             {"noise": None, "noise_distance": 0.0, "noise_floor": math.nan}
-            | {"num_points": 0, "engine": ""},
+            | {"num_points": 0, "engine": "", "arithmetic": "", "weights": ""},
         )
 
 
@@ -220,7 +232,7 @@ def measure_paths(
     engine: EngineName = "auto",
     layer_path: LayerPath = None,
     max_tokens: int | None = None,
-    precision: Precision = "run",
+    precision: Precision = "auto",
     progress: Progress | None = None,
     ranks: RankGroup = ALONE,
 ) -> Paths:
@@ -310,6 +322,8 @@ class _Walk:
             noise_floor=float(telling.max()) if len(telling) else math.nan,
             num_points=int(gather(self.num_points).sum()),
             engine=self.engine.way,
+            arithmetic=self.engine.stream.arithmetic,
+            weights=self.engine.stream.anatomy.weights,
         )
 
     def _measure(self, pairs: slice) -> None:

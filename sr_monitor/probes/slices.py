@@ -63,6 +63,8 @@ class Slices:
     """How many points were run."""
     engine: str
     """The way the points were run: "shared", "rows" or "plain"."""
+    arithmetic: str = ""
+    """The coarsest type of rounding: TF32 on a GPU, unless float32 is asked for."""
 
     @property
     def rgb(self) -> Float[Tensor, "triple row row 3"]:
@@ -121,8 +123,9 @@ class SlicesProbe(SlicesOptions, Probe):
     def unpack(self, values: Mapping[str, Any]) -> Slices:
         """Make `Slices` of what a record kept; old records lack what was added later."""
         shapes = {"coordinates": "R", "distance": "T3RR", "foot": "T"}
-        plain = {"num_points": int, "engine": str}
-        return unpack_as(Slices, values, shapes, plain, {"num_points": 0, "engine": ""})
+        plain = {"num_points": int, "engine": str, "arithmetic": str}
+        later = {"num_points": 0, "engine": "", "arithmetic": ""}
+        return unpack_as(Slices, values, shapes, plain, later)
 
 
 def _frame(page: Page, triple: int) -> RGB:
@@ -147,7 +150,7 @@ def measure_slices(
     engine: EngineName = "auto",
     layer_path: LayerPath = None,
     max_tokens: int | None = None,
-    precision: Precision = "run",
+    precision: Precision = "auto",
     progress: Progress | None = None,
     ranks: RankGroup = ALONE,
 ) -> Slices:
@@ -181,7 +184,7 @@ def _measure(
     share: Share, resolution: int, span: tuple[float, float], riders: Riders, progress: Progress
 ) -> Slices:
     """Measure this rank's triples, one after the other, and gather all."""
-    engine = share.session.engine
+    session, engine = share.session, share.session.engine
     coordinates = torch.linspace(*span, resolution, dtype=torch.float64)
     corners = torch.stack(share.activations(), dim=1)
     prompts = torch.stack(share.prompts, dim=1)
@@ -190,14 +193,14 @@ def _measure(
     weights = _weights(coordinates.to(corners), feet)
     riders.begin(3 * len(corners), resolution**2, share.gather)
 
-    for triple, weight in enumerate(weights):
+    def measure_triple(triple: int, weight: Float[Tensor, "point 3"]) -> None:
         # No matrix product: autocast and TF32 would round the points. Weights are "point 1".
         of_a, of_b, of_c = weight[..., None].unbind(dim=1)
         plane = of_a * corners[triple, 0] + of_b * corners[triple, 1] + of_c * corners[triple, 2]
         # Each corner's own activation comes first: its output is what distances are taken to.
         points = torch.cat([corners[triple][:, None], plane.expand(3, -1, -1)], dim=1)
 
-        def measure(chosen: slice, triple: int = triple, points: Tensor = points) -> None:
+        def measure(chosen: slice) -> None:
             def see(chunk: Chunk) -> None:
                 corner, place = chunk.contexts + chosen.start, chunk.places - 1
                 inside = place >= 0  # without the corners' own activations
@@ -210,6 +213,10 @@ def _measure(
 
         in_chunks(3, tokens_each=prompts.shape[2], budget=engine.budget, work=measure)
         progress(triple + 1, len(corners))
+
+    with session.tf32_products() as arithmetic:
+        for triple, weight in enumerate(weights):
+            measure_triple(triple, weight)
     distance = share.gather(maps.nan_to_num(nan=torch.inf, posinf=torch.inf))
     return Slices(
         coordinates=coordinates.float(),
@@ -218,6 +225,7 @@ def _measure(
         foot=share.gather(feet),
         num_points=distance.numel() + 3 * len(distance),
         engine=engine.way,
+        arithmetic=arithmetic,
     )
 
 

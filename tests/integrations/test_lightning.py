@@ -142,15 +142,19 @@ def test_the_training_is_bit_identical(
 # Precision --------------------------------------------------------------------------------------
 
 
-def test_it_is_measured_in_the_precision_of_the_run_or_in_full(tmp_path: Path) -> None:
-    both = [small(precision="run", **QUICK), small(precision="float32", name="full", **QUICK)]
-    train(tmp_path, both, precision="bf16-mixed", max_steps=2)
-    paths, full = (records(tmp_path, name)[0].paths for name in ("stable_regions", "full"))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert_curve_of(tiny(), tmp_path, gap=2 * paths.noise_distance)
-    assert_curve_of(tiny(), tmp_path, name="full")
-    assert paths.distance.sub(full.distance).abs().max() > 1e-4
-    assert paths.noise_floor > 1e-3 > 1e-5 > full.noise_floor
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_it_is_measured_in_float32_or_as_the_run_computes(precision: Any, tmp_path: Path) -> None:
+    both = [small(**QUICK), small(precision="run", name="run", **QUICK)]
+    train(tmp_path, both, precision=precision, max_steps=1)
+    full, run = (records(tmp_path, name)[0].paths for name in ("stable_regions", "run"))
+    stored = torch.bfloat16 if precision == "bf16-true" else torch.float32
+    assert_curve_of(tiny().to(stored).float(), tmp_path)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+        gap = 2 * run.noise_distance
+        assert_curve_of(tiny().to(stored), tmp_path, name="run", gap=gap, precision="run")
+    assert (full.arithmetic, full.weights) == ("float32", str(stored).removeprefix("torch."))
+    assert run.arithmetic == "bfloat16"
+    assert full.noise_floor < 1e-5 < 1e-3 < run.noise_floor
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
@@ -166,7 +170,7 @@ def test_a_run_of_another_type_is_measured_as_it_runs(precision: Any, tmp_path: 
         return LitNano(Picky())
 
     options: dict[str, Any] = {"module": module, "precision": precision, "max_steps": 2}
-    done = trained_alike(tmp_path, small(**QUICK), **options)
+    done = trained_alike(tmp_path, small(precision="run", **QUICK), **options)
     assert steps(done) == [0, 2]
     first = records(done.folder)[0]
     assert first.metadata["dtype"] == {"bf16-true": "bfloat16", "64-true": "float64"}[precision]

@@ -15,7 +15,12 @@ import torch.distributed as dist
 import transformers
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from tests import lightning_runs
@@ -59,11 +64,15 @@ def train_with_the_trainer(rank: int, folder: Path) -> None:
         assert losses == unwatched, shard
 
 
+_HALF = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+
+
 def fsdp1(model: Any, *units: str) -> nn.Module:
     kinds = {type(part) for part in model.modules() if type(part).__name__ in units}
     return FullyShardedDataParallel(
         model,
         auto_wrap_policy=ModuleWrapPolicy(kinds or {type(model.model.layers[0])}),
+        mixed_precision=MixedPrecision(param_dtype=torch.bfloat16),
         device_id=torch.device("cpu"),
         use_orig_params=True,
     )
@@ -71,8 +80,8 @@ def fsdp1(model: Any, *units: str) -> nn.Module:
 
 def fsdp2(model: Any) -> nn.Module:
     for layer in model.model.layers:
-        fully_shard(layer)
-    sharded: nn.Module = fully_shard(model, reshard_after_forward=True)
+        fully_shard(layer, mp_policy=_HALF)
+    sharded: nn.Module = fully_shard(model, reshard_after_forward=True, mp_policy=_HALF)
     return sharded
 
 

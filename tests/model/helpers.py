@@ -12,6 +12,14 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecision,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sr_monitor import measure_paths
@@ -104,3 +112,26 @@ def largest(work: Callable[[], Any], size: Callable[[Tensor], int] = Tensor.nume
     with Operations(lambda _, out: sizes.append(size(out))):
         work()
     return max(sizes)
+
+
+def sharded(model: Any, kind: str) -> nn.Module:
+    """Put a Hugging Face model into FSDP of one process: "fsdp1..." or "fsdp2...".
+
+    It gathers weights in bfloat16, unless it is to be FSDP2 of bfloat16 weights.
+    """
+    layers = list(model.model.layers)
+    if kind == "fsdp1":
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*NO_SHARD")
+            return FullyShardedDataParallel(
+                model,
+                auto_wrap_policy=ModuleWrapPolicy({type(layers[0])}),
+                mixed_precision=MixedPrecision(torch.bfloat16, buffer_dtype=torch.bfloat16),
+                device_id=torch.device("cpu"),
+                use_orig_params=True,
+            )
+    policy = MixedPrecisionPolicy(torch.bfloat16 if kind == "fsdp2" else None)
+    for module in (*layers, model):
+        fully_shard(module, mesh=init_device_mesh("cpu", (1,)), mp_policy=policy)
+    sharded: nn.Module = model
+    return sharded

@@ -6,17 +6,20 @@
     pytest tests/model/test_golden.py -m slow
 """
 
+import copy
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from jaxtyping import Float
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from sr_monitor import Paths, measure_paths, measure_slices
+from tests.model.helpers import sharded
 
 pytestmark = pytest.mark.slow
 
@@ -58,6 +61,27 @@ def _error(measured: Float[Tensor, "map point"], truth: Float[Tensor, "map point
 def test_paths_equal_the_authors_distances(paths: Paths) -> None:
     assert paths.distance.shape == (16, 51)
     assert _error(paths.distance, GOLDEN["path_distance"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast", "fsdp1", "fsdp2"])
+def test_every_precision_gives_the_distances_of_float32(
+    model: LlamaForCausalLM, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Float32 arithmetic on the same weights; as the run computes, slopes are off by percents."""
+    chosen: Any = copy.deepcopy(model)
+    dtype = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(kind, torch.float32)
+    nn.Module.to(chosen, dtype)  # transformers refuses to convert what was stored in 4 bits
+    plain = nn.Module.float(copy.deepcopy(chosen))
+    if kind.startswith("fsdp"):
+        request.getfixturevalue("_one_process")
+        chosen = sharded(chosen, kind)
+    prompts = IDS[:6], IDS[1:7]
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        found = measure_paths(chosen, *prompts)
+        in_run = measure_paths(chosen, *prompts, precision="run")
+    exact = measure_paths(plain, *prompts, precision="run")
+    assert torch.equal(found.distance, exact.distance)
+    assert (in_run.max_slope / exact.max_slope - 1).abs().max() > 0.003
 
 
 def test_slices_equal_the_authors_distances(model: LlamaForCausalLM) -> None:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sr_monitor import InputError, measure_paths, measure_slices
+from sr_monitor import measure_paths, measure_slices
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.sampling import Sampling
@@ -160,7 +160,7 @@ def _with_large_tokens(scale: float) -> tuple[nn.Module, Prompts, Prompts]:
 def test_overflow_in_float16_leaves_out_only_the_pair_it_happens_in() -> None:
     model, a, b = _with_large_tokens(1.5e4)
     expected = measure_paths(model, a, b, num_steps=NUM_STEPS)
-    paths = measure_paths(model.half(), a, b, num_steps=NUM_STEPS)
+    paths = measure_paths(model.half(), a, b, num_steps=NUM_STEPS, precision="run")
     assert expected.kept.all()
     assert paths.kept.tolist() == [True, True, True, False, True, True]
     assert not paths.distance[3].isfinite().all()
@@ -176,7 +176,7 @@ def test_the_rounding_of_a_pair_that_moves_far_does_not_drown_the_others(
 ) -> None:
     """It moves, and is rounded, 1000 times as far as they; each counts against its own."""
     model, a, b = _with_large_tokens(1e3)
-    paths = measure_paths(model.to(dtype), a, b, num_steps=NUM_STEPS)
+    paths = measure_paths(model.to(dtype), a, b, num_steps=NUM_STEPS, precision="run")
     assert paths.end_distance[3] > 300 * paths.end_distance[0]
     assert paths.kept.all()
     assert 0 < paths.noise_floor < 0.05
@@ -194,7 +194,7 @@ def test_the_noise_floor_is_about_what_rounding_does_to_the_curves(name: str) ->
     for dtype in PRECISIONS:
         specimen = zoo.build(name)
         specimen.model.to(dtype)
-        paths = measure(specimen)
+        paths = measure(specimen, precision="run")
         specimen.model.double()
         true = truth(specimen).float()
         deviation = ((paths.distance - true).abs() / true[:, -1:]).max().item()
@@ -211,22 +211,15 @@ def test_packed_weights_say_nothing_of_how_finely_a_block_reckons() -> None:
     assert _measure(specimen).noise_floor == _undisturbed("llama").noise_floor
 
 
-def test_full_precision_is_refused_where_the_weights_are_coarser() -> None:
-    specimen = zoo.build("mamba")
-    specimen.model.to(torch.bfloat16)
-    with pytest.raises(InputError, match=r"precision='float32'.*torch.bfloat16.*precision='run'"):
-        _measure(specimen, precision="float32")
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_autocast_is_noticed_around_the_measurement_and_inside_the_model(name: str) -> None:
     """As in a plain loop, and as accelerate and the Trainer wrap a model's forward."""
     autocast = torch.autocast("cpu", torch.bfloat16)
     with autocast:
-        around = _measure(zoo.build(name))
+        around = _measure(zoo.build(name), precision="run")
     specimen = zoo.build(name)
     specimen.model.forward = autocast(specimen.model.forward)
-    inside = _measure(specimen)
+    inside = _measure(specimen, precision="run")
     for paths in (around, inside):
         deviation = (paths.relative - _undisturbed(name).relative).abs().max().item()
         assert deviation > 1e-3
@@ -238,7 +231,7 @@ def test_the_points_of_a_plane_are_as_fine_in_autocast_as_those_of_a_path() -> N
     """They are made in float32, whatever the model runs in: read where F gives them back."""
     specimen = zoo.build("llama")
     a, b, c = specimen.prompts(3, LENGTH)[:, None]
-    cut: Any = {"layer": 3, "output": "resid_final"}
+    cut: Any = {"layer": 3, "output": "resid_final", "precision": "run"}
     with torch.autocast("cpu", torch.bfloat16):
         slices = measure_slices(specimen.model, a, b, c, resolution=7, **cut)
         path = measure_paths(specimen.model, a, b, num_steps=5, **cut)

@@ -109,9 +109,17 @@ def make_prompts(seed: int = 5) -> PromptSet:
     return PromptSet.from_token_ids(build("llama").prompts(7, 6, seed=seed))
 
 
-def alone(config: MonitorConfig = CONFIG) -> Record:
+def alone(config: MonitorConfig = CONFIG, *, scale: float = 1.0) -> Record:
     """The measurement of one rank."""
-    return take_record(build("llama").model, make_prompts(), config, step=0)
+    return take_record(_scale(build("llama").model, scale), make_prompts(), config, step=0)
+
+
+def _scale(model: nn.Module, scale: float) -> nn.Module:
+    """As an update of the optimizer."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(scale)
+    return model
 
 
 def make_monitor(folder: Path | None = None, **changes: Any) -> Monitor:
@@ -125,18 +133,22 @@ def make_model(topology: str) -> Any:
     if topology == "ddp":
         return nn.parallel.DistributedDataParallel(model)
     if topology == "fsdp2":
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+        half = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
         for block in model.model.layers:
-            fully_shard(block)
-        return fully_shard(model)
+            fully_shard(block, mp_policy=half)
+        return fully_shard(model, mp_policy=half)
     if topology == "fsdp1":
-        from torch.distributed.fsdp import FullyShardedDataParallel
+        from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision
         from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
         policy = ModuleWrapPolicy({type(model.model.layers[0])})
         device = torch.device("cpu")
-        return FullyShardedDataParallel(model, auto_wrap_policy=policy, device_id=device)
+        mixed = MixedPrecision(param_dtype=torch.bfloat16, buffer_dtype=torch.bfloat16)
+        return FullyShardedDataParallel(
+            model, auto_wrap_policy=policy, mixed_precision=mixed, device_id=device
+        )
     return model
 
 
@@ -240,18 +252,23 @@ def who_fails_raises_its_error_and_the_other_says_why(rank: int, folder: Path) -
 
 @scenario
 def ranks_find_together_what_one_finds(rank: int, folder: Path) -> None:
-    """Of the leader's prompts. Only the leader writes, and no rank keeps the others' weights."""
-    expected = alone()
+    """Of the leader's prompts. Only the leader writes, and no rank keeps the others' weights.
+
+    FSDP trains in 16 bits, and the measurement does not.
+    """
+    expected, later = alone(), alone(scale=1.1)
     for topology in ("ddp", "fsdp2", "fsdp1"):
         mine = folder / f"{topology}-{rank}"
         model, monitor = make_model(topology), make_monitor(mine, prompts=make_prompts(5 + rank))
         record = monitor.measure(model, 0)
+        _scale(model, 1.1)
+        assert gap(monitor.measure(model, 1), later) < 1e-5  # not of weights gathered before
         monitor.close()
         assert gap(record, expected) < 1e-5
         assert record.paths.num_points == expected.paths.num_points
         assert record.metadata["processes"] == 2
         assert record.metadata["prompts"] == make_prompts().fingerprint
-        assert [step_of(path) for path in list_records(mine)] == [0] * (rank == 0)
+        assert [step_of(path) for path in list_records(mine)] == [0, 1] * (rank == 0)
         if topology == "fsdp2":
             assert all(hasattr(weight, "placements") for weight in model.parameters())
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,9 @@ def test_the_note_tells_slope_quartiles_and_what_was_left_out() -> None:
     q25, median, q75 = np.percentile(paths.max_slope[paths.kept].numpy(), [25, 50, 75])
     note = f"maximum slope {median:.2f} (quartiles {q25:.2f} to {q75:.2f}), 36 pairs, 4 left out"
     assert {note, "step 1000"} <= set(words(draw_curves(paths, title="step 1000")))
+    for weights, told in (("float32", "float32"), ("bfloat16", "float32 on bfloat16 weights")):
+        of = replace(paths, arithmetic="float32", weights=weights, noise_floor=1.4e-6)
+        assert f"{told}, noise 1e-06" in words(draw_curves(of))
     assert note in words(draw_slopes(paths))
     assert any(text.endswith(", 1 pair") for text in words(draw_curves(bent(1))))
 

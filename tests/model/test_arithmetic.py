@@ -1,0 +1,143 @@
+"""Float32 arithmetic on 16-bit weights: the numbers of the same weights converted to float32."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sr_monitor import InputError, measure_paths
+from sr_monitor.model.arithmetic import float32_arithmetic
+from sr_monitor.model.precision import Precision
+from sr_monitor.probes.paths import Paths
+from tests.model.helpers import sharded
+from tests.zoo import VOCAB, build
+
+HALVES = [torch.bfloat16, torch.float16]
+
+
+def _measure(model: nn.Module, precision: Precision = "auto", **options: Any) -> Paths:
+    prompts = torch.randint(VOCAB, (4, 7), generator=torch.Generator().manual_seed(3))
+    return measure_paths(
+        model, prompts[:-1], prompts[1:], num_steps=11, precision=precision, **options
+    )
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(
+    "name", ["gpt2", "bloom", "llama", "olmo2", "gemma2_window", "olmoe", "mamba", "lit_gpt"]
+)
+def test_curves_are_those_of_the_weights_in_float32(name: str, dtype: torch.dtype) -> None:
+    model = build(name).model.to(dtype)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    found, in_run = _measure(model), _measure(model, "run")
+    exact = _measure(copy.deepcopy(model).float(), "run")
+    assert torch.equal(found.distance, exact.distance)
+    assert found.noise_floor == exact.noise_floor
+    assert found.engine == exact.engine
+    assert not torch.equal(in_run.distance, exact.distance)
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in weights.items())
+    assert {each.dtype for each in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("where", ["around", "inside", "cast"])
+def test_casts_of_the_run_and_of_the_model_round_nothing(where: str) -> None:
+    """Autocast around the measurement or in a forward, and a forward that casts, as nanochat's."""
+    model: Any = build("nano_gpt").model
+    exact, original = _measure(model, "run"), model.forward
+
+    def inside(*args: Any) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return original(*args)
+
+    if where == "inside":
+        model.forward = inside
+    elif where == "cast":
+        cast = lambda _module, _args, output: output.to(torch.bfloat16)  # noqa: E731
+        model.transformer["wte"].register_forward_hook(cast)
+    with torch.autocast("cpu", torch.bfloat16, enabled=where == "around"):
+        found, in_run = _measure(model), _measure(model, "run")
+        assert torch.is_autocast_enabled("cpu") == (where == "around")
+    assert torch.equal(found.distance, exact.distance)
+    assert not torch.allclose(in_run.distance, exact.distance, rtol=1e-3)
+
+
+def _with_rounding_kernel() -> Any:
+    """As with a kernel of somebody's own, which takes and gives 16 bits alone."""
+
+    def rounded(_module: nn.Module, _args: Any, hidden: Tensor) -> Tensor:
+        return torch.empty(hidden.shape, dtype=torch.bfloat16).copy_(hidden)
+
+    model: Any = build("nano_gpt").model
+    model.transformer["h"][1].register_forward_hook(rounded)
+    return model
+
+
+def test_what_cannot_be_had_in_float32_is_measured_as_it_is_and_said() -> None:
+    found = _measure(_with_rounding_kernel())
+    assert found.noise_floor > 1e-3
+    assert found.arithmetic == "bfloat16"
+    with pytest.raises(InputError, match=r"precision='float32'.*bfloat16.*precision='auto'"):
+        _measure(_with_rounding_kernel(), "float32")
+
+
+def test_a_model_that_refuses_float32_is_measured_in_its_own_precision() -> None:
+    model: Any = build("nano_gpt").model.bfloat16()
+
+    def refuse(_: nn.Module, args: Any) -> None:
+        if args[0].dtype != torch.bfloat16:
+            raise RuntimeError("this kernel only supports bfloat16")
+
+    model.transformer["h"][1].register_forward_pre_hook(refuse)
+    with pytest.warns(RuntimeWarning, match=r"only supports bfloat16.*measured in bfloat16"):
+        found = _measure(model)
+    assert found.arithmetic == "bfloat16"
+    assert torch.equal(found.distance, _measure(model, "run").distance)
+    with pytest.raises(InputError, match=r"precision='float32'.*only supports bfloat16"):
+        _measure(model, "float32")
+
+
+def test_views_and_buffers_to_write_in_keep_their_type() -> None:
+    weight = torch.ones(4, 4, dtype=torch.bfloat16)
+    with float32_arithmetic() as arithmetic:
+        assert weight.t().dtype == weight[0].dtype == torch.bfloat16
+        assert torch.empty_like(weight).dtype == torch.bfloat16
+        assert (weight + 1).dtype == weight.sum().dtype == torch.float32
+        assert torch.ones(2).to(torch.bfloat16).dtype == torch.float32
+        assert arithmetic.rounded is None
+        weight.copy_(torch.full((4, 4), 0.1))
+        assert arithmetic.rounded == torch.bfloat16
+
+
+# Under FSDP --------------------------------------------------------------------------------------
+
+
+def _train(kind: str, *, measured: bool) -> tuple[list[float], list[Paths]]:
+    torch.manual_seed(0)
+    model: Any = build("olmo2").model
+    model = sharded(model.bfloat16() if kind.endswith("weights") else model, kind)
+    ids = torch.arange(24).view(3, 8) % VOCAB
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses, found = [], []
+    for _ in range(3):
+        if measured:
+            found.append(_measure(model))
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, found
+
+
+@pytest.mark.usefixtures("_one_process")
+@pytest.mark.parametrize("kind", ["fsdp1", "fsdp2", "fsdp2 of bfloat16 weights"])
+def test_policies_of_fsdp_are_lifted_and_put_back(kind: str) -> None:
+    losses, found = _train(kind, measured=True)
+    assert losses == _train(kind, measured=False)[0]
+    plain: Any = build("olmo2").model
+    plain = plain.bfloat16().float() if kind.endswith("weights") else plain
+    assert torch.equal(found[0].distance, _measure(plain, "run").distance)
+    assert found[-1].noise_floor < 1e-4
