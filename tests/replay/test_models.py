@@ -25,7 +25,6 @@ SOME_SPECIES = ["gpt2", "gptj", "olmo3_window", "mixtral", "mamba", "bloom"]
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:
-    """Everything in it, also what is in no file."""
     weights = dict(model.named_parameters(remove_duplicate=False))
     return weights | dict(model.named_buffers(remove_duplicate=False))
 
@@ -175,10 +174,14 @@ def test_accelerators_that_do_not_hold_it_are_named(monkeypatch: pytest.MonkeyPa
         spread(build("olmo").model)
 
 
-def test_a_device_or_all_of_them_but_not_both() -> None:
-    with pytest.raises(InputError, match=r"device='cpu' and device_map='auto'.*one of the two"):
-        Loading(device="cpu", device_map="auto")
-    with pytest.raises(InputError, match=r"device_map='cuda': pass 'auto'"):
-        Loading(device_map="cuda")
-    with pytest.raises(InputError, match=r"engine='ray' gives each checkpoint one accelerator"):
-        replay([], "out", engine="ray", device_map="auto")
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"device": "cpu", "device_map": "auto"}, "device='cpu' and device_map='auto'.*one of the"),
+        ({"device_map": "cuda"}, "device_map='cuda': pass 'auto'"),
+        ({"engine": "ray", "device_map": "auto"}, "engine='ray' gives each checkpoint one"),
+    ],
+)
+def test_a_device_or_all_of_them_but_not_both(given: dict[str, str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        replay([], "out", **given)
