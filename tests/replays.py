@@ -35,7 +35,6 @@ _NAMED_BY_THE_CLOCK = re.compile(r"(events\.out\.tfevents)\..*")
 
 @cache
 def olmo_files(seed: int, kind: str = "Olmo") -> dict[str, bytes]:
-    """A model's folder, its weights drawn from the seed."""
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _read(save_folder(tiny_model(kind), Path(folder)))
@@ -43,7 +42,6 @@ def olmo_files(seed: int, kind: str = "Olmo") -> dict[str, bytes]:
 
 @cache
 def tokenizer_files() -> dict[str, bytes]:
-    """A tokenizer's folder."""
     with tempfile.TemporaryDirectory() as folder:
         return _read(save_tokenizer(Path(folder)))
 
@@ -55,7 +53,7 @@ def olmo_repo(**more: dict[str, bytes]) -> Repos:
 
 
 def talk_to(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    """Makes this process ask the server, and not wait long between its tries."""
+    """Let this process ask the server, and wait little between its tries."""
     server.use(monkeypatch, home)
     # Instances that live on know another address: that of the real hub, or of an earlier server.
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
@@ -64,7 +62,6 @@ def talk_to(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> N
 
 
 def put(files: dict[str, bytes], folder: Path) -> Path:
-    """The files in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
@@ -79,7 +76,6 @@ def checkpoints(folder: Path, *steps: int) -> Path:
 
 
 def some_prompts(num: int = 4) -> PromptSet:
-    """Random token ids."""
     ids = torch.randint(300, (num, 5), generator=torch.Generator().manual_seed(0))
     return PromptSet.from_token_ids(ids)
 
@@ -98,25 +94,22 @@ def what_is_in(out: Path) -> dict[str, Any]:
 
 
 def numbers(record: Record) -> dict[str, Any]:
-    """All of a record that a second measurement must give again, bit for bit."""
     metadata = {name: value for name, value in record.metadata.items() if name != "seconds"}
     return measured(record) | {"step": record.step, "tokens": record.tokens, "metadata": metadata}
 
 
 def measured(record: Record) -> dict[str, Any]:
     """What was measured, bit for bit."""
-    parts = {"paths": record.paths, "slices": record.slices}
     found: dict[str, Any] = {}
-    for part, values in parts.items():
-        for name in () if values is None else values.__dataclass_fields__:
-            value = getattr(values, name)
+    for part in (record.paths, record.slices):
+        for name in () if part is None else part.__dataclass_fields__:
+            value = getattr(part, name)
             is_tensor = isinstance(value, torch.Tensor)
-            found[f"{part}.{name}"] = value.numpy().tobytes() if is_tensor else value
+            found[f"{type(part)}.{name}"] = value.numpy().tobytes() if is_tensor else value
     return found
 
 
 def steps_in(out: Path) -> list[int]:
-    """The steps of the records of a run."""
     return [Record.load(path).step for path in sorted((out / "stable_regions").glob("step-*"))]
 
 

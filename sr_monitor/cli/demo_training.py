@@ -25,7 +25,7 @@ from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.measuring import Bar
 from sr_monitor.probes.paths_pictures import draw_curves
 from sr_monitor.probes.slices_pictures import draw_frame, join_frames
-from sr_monitor.prompts.choose import choose_prompts, docstrings, help_topics
+from sr_monitor.prompts.choose import PromptOptions, choose_prompts, docstrings, help_topics
 from sr_monitor.prompts.corpora import encode
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import MonitorConfig
@@ -87,9 +87,8 @@ def run_demo(
 
     with quiet(transformers), _one_thread(), torch.random.fork_rng(devices=[]):
         tokenizer, model = _make(plan, texts)
-        prompts = choose_prompts(
-            None, tokenizer, num_prompts=plan.config.num_prompts, seed=plan.seed
-        )
+        options = PromptOptions(seed=plan.seed)
+        prompts = choose_prompts(options, tokenizer, plan.config.num_prompts)
         callback = adapter.StableRegionCallback(
             prompts,
             schedule=at(plan.steps),

@@ -18,7 +18,7 @@ from sr_monitor.cli.terminal import print_table, progress, say
 from sr_monitor.display.writers.base import encode_png
 from sr_monitor.errors import InputError, is_out_of_memory
 from sr_monitor.files import write_whole
-from sr_monitor.model.loading import TokenizerOnDemand, load_model
+from sr_monitor.model.loading import LoadOptions, TokenizerOnDemand, load_model
 from sr_monitor.probes.base import ALWAYS, RGB, Page, Part, Probe
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import NUM_POINTS, PREFIX
@@ -26,39 +26,33 @@ from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
 from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.probes.slices_pictures import draw_slice
 from sr_monitor.probes.statistics import median_curve, summarise
-from sr_monitor.prompts.choose import choose_prompts
+from sr_monitor.prompts.choose import PromptOptions, choose_prompts
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
 
 
-@options.takes_config
+@options.takes_options
 def measure(
     model: Annotated[str, typer.Argument(help="A folder with a model, or its name on the hub.")],
     *,
-    prompts: options.Prompts = None,
-    config: MonitorConfig,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    seed: options.Seed = 0,
-    num_tokens: options.NumTokens = 10,
-    trust_remote_code: options.TrustRemoteCode = False,
     out: Annotated[
         Path | None, options.path_option("Where the results go; else stable-regions/MODEL.")
     ] = None,
+    prompting: PromptOptions,
+    config: MonitorConfig,
+    loading: LoadOptions,
 ) -> None:
     """Print how sharp the boundaries between its stable regions are, and draw curves and slices."""
     folder = out or Path("stable-regions") / Path(model).resolve().name
     options.check_writable(folder)
     with progress() as bar:
-        loading = bar("loading")
-        network = load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        tokenizer = TokenizerOnDemand(model, trust_remote_code)
-        chosen = choose_prompts(
-            prompts, tokenizer, num_tokens=num_tokens, num_prompts=config.num_prompts, seed=seed
-        )
-        loading(1, 1)
+        loaded = bar("loading")
+        network = load_model(model, **vars(loading))
+        tokenizer = TokenizerOnDemand(model, loading.trust_remote_code)
+        chosen = choose_prompts(prompting, tokenizer, config.num_prompts)
+        loaded(1, 1)
         try:
             record = take_record(network, chosen, config, step=0, bar=bar, source=model)
         except RuntimeError as error:

@@ -2,8 +2,8 @@
 
 `--probe NAME[:OPTION=VALUE,...]` names a probe, with values for the fields of its dataclass.
 
-@takes_config
-def measure(model: str, config: MonitorConfig, *, seed: Seed = 0) -> None: ...
+@takes_options
+def measure(model: str, config: MonitorConfig, loading: LoadOptions) -> None: ...
 """
 
 import ast
@@ -19,7 +19,6 @@ from pathlib import Path
 from types import UnionType
 from typing import (
     TYPE_CHECKING,
-    Annotated,
     Any,
     Literal,
     Union,
@@ -37,9 +36,13 @@ if TYPE_CHECKING:
     from sr_monitor.probes.base import Probe
 
 _FLAGS = {
-    "engine": "--way",  # replay's --engine says where checkpoints are measured
-    "probes": "--probe",
+    "config_engine": "--way",  # replay's --engine says where checkpoints are measured
+    "config_probes": "--probe",
 }
+_METAVARS = {"probes": "NAME[:OPTION=VALUE,...]", "prompts": "FILE-OR-DATASET"}
+_TEXT: Any = str | None
+# What is written there where Python takes more.
+_ON_THE_LINE = {"probes": list[str], "layer_path": _TEXT, "prompts": _TEXT, "tokens": _TEXT}
 _CONSTANTS = {"true": True, "false": False, "none": None}
 
 
@@ -54,59 +57,44 @@ def path_option(help: str) -> Any:
     return typer.Option(parser=folder, metavar="PATH", help=help)
 
 
-Prompts = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE-OR-DATASET",
-        help="A text, JSONL or saved prompts.json file, or a data set's name on the hub; without "
-        "it, the prompts of a live run if there was one, else text that any Python brings along.",
-    ),
-]
-NumTokens = Annotated[int, typer.Option(min=2, help="Tokens in a prompt.")]
-Seed = Annotated[int, typer.Option(help="Of the choice of prompts.")]
-Dtype = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="auto: as stored, but float32 on a CPU."),
-]
-Device = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: the accelerator if there is one.")
-]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model.")
-]
-
-
-def takes_config(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace a command's `config` by one option for each field that its class declares."""
+def takes_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace a command's sets of options by one option for each field that they declare."""
     own = inspect.signature(command).parameters
-    kind: type[Options] = own["config"].annotation
+    kinds = {
+        name: each.annotation
+        for name, each in own.items()
+        if isinstance(each.annotation, type) and issubclass(each.annotation, Options)
+    }
 
     def run(**given: Any) -> None:
-        options = {name: given.pop(name) for name in declared(kind)}
-        options["probes"] = [parse_probe(text) for text in options["probes"]]
-        command(config=kind(**options), **given)
+        for name, kind in kinds.items():
+            values = {field: given.pop(f"{name}_{field}") for field in declared(kind)}
+            if "probes" in values:
+                values["probes"] = [parse_probe(text) for text in values["probes"]]
+            given[name] = kind(**values)
+        command(**given)
 
     parameters: list[Parameter] = []
-    for each in own.values():
-        shown = _parameters_of(kind) if each.name == "config" else [each]
+    for name, each in own.items():
+        shown = _parameters_of(name, kinds[name]) if name in kinds else [each]
         parameters += (one.replace(kind=Parameter.KEYWORD_ONLY) for one in shown)
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__doc__ = command.__doc__
     return run
 
 
-def _parameters_of(options: type[Options]) -> Iterator[Parameter]:
-    on_the_line: dict[str, Any] = {"probes": list[str], "layer_path": str | None}  # names alone
-    hints: dict[str, Any] = get_type_hints(options) | on_the_line
-    for name, field in declared(options).items():
+def _parameters_of(name: str, options: type[Options]) -> Iterator[Parameter]:
+    hints: dict[str, Any] = get_type_hints(options) | _ON_THE_LINE
+    for field, each in declared(options).items():
         default = typer.Option(
-            field.default,
-            _FLAGS.get(name, f"--{name.replace('_', '-')}"),
-            min=field.metadata["least"],
-            metavar="NAME[:OPTION=VALUE,...]" if name == "probes" else None,
-            help=field.metadata["doc"],
+            each.default,
+            _FLAGS.get(f"{name}_{field}", f"--{field.replace('_', '-')}"),
+            min=each.metadata["least"],
+            metavar=_METAVARS.get(field),
+            help=each.metadata["doc"],
         )
-        yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        parameter = f"{name}_{field}"
+        yield Parameter(parameter, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field])
 
 
 def parse_probe(text: str) -> "Probe":

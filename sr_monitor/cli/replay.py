@@ -6,7 +6,7 @@ sr-monitor replay 'allenai/OLMo-1B-0724-hf@step*' --num 20 --dry-run
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -15,14 +15,13 @@ from sr_monitor.cli.terminal import complain, pasteable, print_table, progress, 
 from sr_monitor.errors import InputError
 from sr_monitor.replay import Report
 from sr_monitor.replay import replay as run_replay
-from sr_monitor.replay.names import parse_tokens
-from sr_monitor.replay.options import Loading
+from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, make_plan
 from sr_monitor.replay.run import check_base
 from sr_monitor.watch.config import MonitorConfig
 
 
-@options.takes_config
+@options.takes_options
 def replay(
     sources: Annotated[
         list[str],
@@ -36,76 +35,23 @@ def replay(
         Path | None,
         options.path_option("Where records and the TensorBoard run go; --dry-run needs none."),
     ] = None,
-    prompts: options.Prompts = None,
-    num: Annotated[
-        int | None, typer.Option(min=2, help="At most so many of a run, log-spaced by step.")
-    ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="The checkpoints nearest to these: 4B,10B,100B.")
-    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be measured, and its size.")
     ] = False,
-    base: Annotated[
-        str | None,
-        typer.Option(help="A model of the same architecture, for checkpoints without a config."),
-    ] = None,
+    own: ReplayOptions,
     config: MonitorConfig,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    device_map: Annotated[
-        str | None,
-        typer.Option(help="auto: spread a model over all accelerators that does not fit on one."),
-    ] = None,
-    seed: options.Seed = 0,
-    num_tokens: options.NumTokens = 10,
-    keep_downloads: Annotated[
-        bool, typer.Option("--keep-downloads", help="Download into the hub's cache, to stay.")
-    ] = False,
-    trust_remote_code: options.TrustRemoteCode = False,
-    where: Annotated[
-        Literal["local", "ray"],
-        typer.Option("--engine", help="ray: each checkpoint is a Ray task."),
-    ] = "local",
-    ray_address: Annotated[
-        str | None, typer.Option(help="A Ray cluster; else one on this machine.")
-    ] = None,
 ) -> None:
     """Use the same prompts for all, and continue an earlier replay that was stopped."""
-    if ray_address is not None and where != "ray":
-        raise InputError(
-            f"replay: --ray-address {ray_address!r} is for --engine ray, and the engine "
-            f"is {where!r}; add --engine ray"
-        )
-    wanted = None if tokens is None else parse_tokens(tokens)
     if dry_run:
-        planned = make_plan(sources, num=num, tokens=wanted)
-        check_base(planned, Loading(base=base, trust_remote_code=trust_remote_code))
-        _print_plan(planned, base)
+        planned = make_plan(sources, num=own.num, tokens=own.tokens)
+        check_base(planned, own)
+        _print_plan(planned, own.base)
         return
     if out is None:
         raise InputError("replay: name the folder for the results, --out DIR (or ask --dry-run)")
     options.check_writable(out)
     with progress() as bar:
-        report = run_replay(
-            sources,
-            out,
-            prompts=prompts,
-            num=num,
-            tokens=wanted,
-            num_tokens=num_tokens,
-            seed=seed,
-            base=base,
-            dtype=dtype,
-            device=device,
-            device_map=device_map,
-            trust_remote_code=trust_remote_code,
-            keep_downloads=keep_downloads,
-            engine=where,
-            ray_address=ray_address,
-            bar=bar,
-            config=config,
-        )
+        report = run_replay(sources, out, bar=bar, config=config, **vars(own))
     _print_report(report, out)
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from sr_monitor.errors import InputError
+from sr_monitor.options import Options, option
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _HUB_SECONDS = 10.0
@@ -35,6 +36,21 @@ _REASONS = {
     "UnpicklingError": "its torch file holds more than weights; save it as safetensors",
     "SafetensorError": "its safetensors file is damaged ({}); copy or download it again",
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions(Options):
+    """How saved weights become a model."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "The type of the weights; auto: as stored, but float32 on a CPU."
+    )
+    device: str = option(
+        "auto", "cpu, cuda, cuda:1, ...; auto: the accelerator if there is one.", effect="nothing"
+    )
+    trust_remote_code: bool = option(
+        False, "Run the code that comes with a model.", effect="nothing"
+    )
 
 
 def load_model(

@@ -1,32 +1,57 @@
 """Prompts by one word: a file, a data set, or the text that comes with any Python.
 
-prompts = choose_prompts("corpus.txt", tokenizer, num_tokens=10, num_prompts=257, seed=0)
+prompts = choose_prompts(PromptOptions(prompts="corpus.txt"), tokenizer, num_prompts=257)
 """
 
 import ast
+import os
 import sysconfig
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, check_kind, whole
 from sr_monitor.model.loading import check_hub
+from sr_monitor.options import Options, option
 from sr_monitor.prompts.corpora import Tokenizer
 from sr_monitor.prompts.prompt_set import PromptSet
 
 
-def choose_prompts(
-    source: PromptSet | str | None, tokenizer: Tokenizer, **options: Any
-) -> PromptSet:
-    """Take prompts from a file, a local or hub data set, or, with None, Python's help topics.
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions(Options):
+    """Which prompts are measured."""
 
-    The options are num_tokens, num_prompts and seed; a set of prompts is taken as it is.
-    """
+    prompts: PromptSet | str | os.PathLike[str] | None = option(
+        None,
+        "A saved set, a file of text or JSONL, or a data set's name on the hub; by default those "
+        "of the live run if there was one, else Python's help topics.",
+        effect="nothing",
+    )
+    num_tokens: int = option(
+        10, "The length of a prompt that is drawn from a text.", least=2, effect="nothing"
+    )
+    seed: int = option(0, "Seed of the choice of prompts.", effect="nothing")
+
+    def __post_init__(self) -> None:
+        """Refuse values of the wrong type."""
+        super().__post_init__()
+        fix = "pass a PromptSet, a file, or a data set's name"
+        check_kind("prompts", self.prompts, PromptSet | str | os.PathLike | None, fix)
+        object.__setattr__(self, "seed", whole("seed", self.seed))
+
+
+def choose_prompts(chosen: PromptOptions, tokenizer: Tokenizer, num_prompts: int) -> PromptSet:
+    """Take prompts from a file, a local or hub data set, or, with None, Python's help topics."""
+    source = chosen.prompts
+    options: dict[str, Any] = {"num_tokens": chosen.num_tokens, "seed": chosen.seed}
+    options["num_prompts"] = num_prompts
     if isinstance(source, PromptSet):
         return source
     if source is None:
         topics = "the help topics of Python"
         return PromptSet.from_texts(help_topics(), tokenizer, source=topics, **options)
+    source = os.fspath(source)
     if Path(source).is_file():
         return PromptSet.from_file(source, tokenizer, **options)
     if not Path(source).is_dir():

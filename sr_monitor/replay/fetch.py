@@ -44,11 +44,20 @@ def fetch(
     _check_disk(checkpoint, folder, keep=keep)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    download = _Download(checkpoint, None if keep else folder, progress, stop or Event())
+    stop = stop or Event()
+    before, total = 0, checkpoint.missing_bytes
+
+    def tell(num_bytes: int) -> None:
+        if stop.is_set():
+            raise Stopped
+        progress(min(before + num_bytes, total), total)
+
     for file in checkpoint.files:
-        path = checkpoint.cached(file)
+        size = 0 if (path := checkpoint.cached(file)) else file.size
         if keep or path is None:
-            path = download.run(file)
+            path = _download(checkpoint, file, None if keep else folder, tell, stop)
+        tell(size)
+        before += size
         if not (folder / file.name).exists():
             (folder / file.name).symlink_to(path.resolve())
 
@@ -98,62 +107,49 @@ def _in_thread(fetch: Callable[[Key, Event], Value], key: Key, stop: Event) -> F
     return future
 
 
-class _Download:
-    def __init__(
-        self, checkpoint: HubCheckpoint, folder: Path | None, progress: Progress, stop: Event
-    ) -> None:
-        self._checkpoint, self._folder = checkpoint, folder
-        self._progress, self._stop = progress, stop
-        self._done, self._total = 0, checkpoint.missing_bytes
-
-    def run(self, file: File) -> Path:
-        """Download a file, and return its path."""
-        from huggingface_hub import hf_hub_download
-
-        before, is_damaged = self._done, False
-        after = before + (0 if self._checkpoint.cached(file) else file.size)
-
-        def attempt() -> Path:
-            nonlocal is_damaged
-            self._count(before - self._done)
-            path = Path(
-                hf_hub_download(
-                    self._checkpoint.repo,
-                    file.name,
-                    revision=self._checkpoint.commit,
-                    local_dir=self._folder,
-                    force_download=is_damaged,
-                    tqdm_class=_bar_class(self._count),
-                )
-            )
-            if (size := path.stat().st_size) != file.size:
-                is_damaged = True
-                raise OSError(f"{file.name} has {size} bytes, and the hub lists {file.size}")
-            return path
-
-        path = retry(attempt, self._checkpoint.label, wait=self._stop.wait)
-        self._count(after - self._done)
-        return path
-
-    def _count(self, num_bytes: int) -> None:
-        if self._stop.is_set():
-            raise Stopped
-        self._done += num_bytes
-        self._progress(min(self._done, self._total), self._total)
-
-
-def _bar_class(count: Callable[[int], None]) -> Any:
-    """Return a progress bar for the client that shows nothing, and counts the bytes written."""
+def _download(
+    checkpoint: HubCheckpoint,
+    file: File,
+    folder: Path | None,
+    tell: Callable[[int], None],
+    stop: Event,
+) -> Path:
+    """Download a file into a folder, or into the hub's cache; `tell` the bytes that have come."""
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import tqdm
 
-    class Bar(tqdm):
-        def __init__(self, **_: Any) -> None:
-            super().__init__(disable=True)  # type: ignore[no-untyped-call]
+    is_damaged = False
 
-        def update(self, n: int | float | None = 1) -> None:
-            count(int(n or 0))
+    def attempt() -> Path:
+        nonlocal is_damaged
+        done = 0
 
-    return Bar
+        class Bar(tqdm):  # shows nothing
+            def __init__(self, **_: Any) -> None:
+                super().__init__(disable=True)  # type: ignore[no-untyped-call]
+
+            def update(self, n: int | float | None = 1) -> None:
+                nonlocal done
+                done += int(n or 0)
+                tell(done)
+
+        tell(0)
+        path = Path(
+            hf_hub_download(
+                checkpoint.repo,
+                file.name,
+                revision=checkpoint.commit,
+                local_dir=folder,
+                force_download=is_damaged,
+                tqdm_class=Bar,
+            )
+        )
+        if (size := path.stat().st_size) != file.size:
+            is_damaged = True
+            raise OSError(f"{file.name} has {size} bytes, and the hub lists {file.size}")
+        return path
+
+    return retry(attempt, checkpoint.label, wait=stop.wait)
 
 
 def _check_disk(checkpoint: HubCheckpoint, folder: Path, *, keep: bool) -> None:

@@ -62,7 +62,7 @@ class Folder:
         with ExitStack() as self._stack:
             self._stack.enter_context(self._explained())
             self.path.mkdir(parents=True, exist_ok=True)
-            self._stack.enter_context(self._locked())
+            self._stack.enter_context(FileLock(self.path / ".lock", timeout=0))
             for run in self._runs:
                 self._open(run)
             self._stack = self._stack.pop_all()
@@ -97,10 +97,8 @@ class Folder:
         for planned in todo:
             other = self._curve_of(planned).at(planned.name.step)
             if other not in (None, planned.label) and planned.curve != SIZES:
-                raise InputError(
-                    f"--out {str(self.path)!r} holds {other} at step {planned.name.step}, where "
-                    f"{planned.label} belongs now; name another folder"
-                )
+                step = planned.name.step
+                raise self._refused(f"holds {other} at step {step}, where {planned.label} belongs")
         for folder in (self.path, *map(self._folder_of, self._runs)):
             for unfinished in folder.glob(_UNFINISHED):
                 unfinished.unlink()
@@ -135,6 +133,11 @@ class Folder:
     def _folder_of(self, run: str) -> Path:
         return self.path / run / RECORDS
 
+    def _refused(self, reason: str) -> InputError:
+        """Return the error for this folder; a reason may end in another fix, and "or"."""
+        fix = "" if reason.endswith(" or") else ";"
+        return InputError(f"--out {str(self.path)!r} {reason}{fix} name another folder")
+
     def _read(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the options of earlier replays, and the curve in each folder."""
         path = self.path / _FILE
@@ -145,14 +148,12 @@ class Folder:
             options, runs = dict(there["options"]), dict(there["runs"])
             schema = int(there["schema"])
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise InputError(
-                f"{str(path)!r} is damaged ({error!r}); name another --out, or delete that file "
-                "and what was measured"
-            ) from error
+            reason = f"holds a {_FILE} that is damaged ({error!r}); delete it and what was measured"
+            raise self._refused(f"{reason}, or") from error
         if schema > _SCHEMA:
-            raise InputError(
-                f"{str(path)!r} has schema {schema}, and this sr-monitor reads up to schema "
-                f"{_SCHEMA}; run: pip install --upgrade sr-monitor, or name another --out"
+            raise self._refused(
+                f"has schema {schema}, and this sr-monitor reads up to {_SCHEMA}; run: "
+                "pip install --upgrade sr-monitor, or"
             )
         return options, runs
 
@@ -164,10 +165,8 @@ class Folder:
             if name in there and there[name] != now[name]
         ]
         if different:
-            raise InputError(
-                f"--out {str(self.path)!r} holds a replay with other options: "
-                f"{'; '.join(different)}; name another folder, or the same options"
-            )
+            told = "; ".join(different)
+            raise self._refused(f"holds a replay with other options: {told}; pass the same, or")
         return there | now
 
     def _placed(self, known: Mapping[str, str], curves: Mapping[str, str]) -> dict[str, str]:
@@ -180,16 +179,14 @@ class Folder:
         for curve, run in placed.items():
             folder = self._folder_of(run)
             if known.get(run, curve) != curve:
-                raise InputError(
-                    f"--out {str(self.path)!r} holds a replay of other checkpoints: in "
-                    f"{str(folder)!r} are those of {known[run]} and not of {curve}; name another "
-                    "folder"
+                raise self._refused(
+                    f"holds a replay of other checkpoints: in {str(folder)!r} are those of "
+                    f"{known[run]} and not of {curve}"
                 )
             if run not in known and folder.is_dir() and any(folder.iterdir()):
-                raise InputError(
-                    f"--out {str(self.path)!r}: what is in {str(folder)!r} was not written by a "
-                    "replay (a live run's measurements?) and would be overwritten; name another "
-                    "folder"
+                raise self._refused(
+                    f"would be overwritten: what is in {str(folder)!r} was not written by a replay "
+                    "(a live run's measurements?)"
                 )
         return placed
 
@@ -198,27 +195,13 @@ class Folder:
         write_whole(self.path / _FILE, json.dumps(content, indent=1).encode())
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise InputError(
-                f"--out {str(self.path)!r}: another replay is writing there; wait for it, or name "
-                "another folder"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
-    @contextmanager
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except Timeout as error:
+            raise self._refused("is being written to by another replay; wait for it, or") from error
         except (OSError, WriterError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(
-                f"--out {str(self.path)!r} cannot be written to ({reason}); make room there and "
-                "run the same again, or name another folder"
+            raise self._refused(
+                f"cannot be written to ({reason}); make room there and run the same again, or"
             ) from error

@@ -2,7 +2,7 @@
 
 Another config gets a new one. Both equal, bit for bit, what `from_pretrained` returns.
 
-    keeper = ModelKeeper(Loading(device="auto"))
+    keeper = ModelKeeper(ReplayOptions(device="auto"))
     model = keeper.load(checkpoint)
 """
 
@@ -22,7 +22,7 @@ from sr_monitor.model.loading import (
     torch_dtype,
 )
 from sr_monitor.replay.discover import LocalCheckpoint
-from sr_monitor.replay.options import Loading
+from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.weights import put_weights
 
 _IRRELEVANT = ("_name_or_path", "transformers_version", "architectures", "dtype")
@@ -32,7 +32,7 @@ _IRRELEVANT = ("_name_or_path", "transformers_version", "architectures", "dtype"
 class ModelKeeper:
     """One model, filled with the weights of one checkpoint after the other."""
 
-    def __init__(self, loading: Loading) -> None:
+    def __init__(self, loading: ReplayOptions) -> None:
         """Start without a model."""
         self.loading = loading
         self._model: nn.Module | None = None
@@ -64,7 +64,7 @@ class ModelKeeper:
         return self._model
 
 
-def config_of(checkpoint: LocalCheckpoint, loading: Loading) -> Any:
+def config_of(checkpoint: LocalCheckpoint, loading: ReplayOptions) -> Any:
     """Return the config of its model: its own, or else that of the base."""
     source = loading.base if checkpoint.config is None else str(checkpoint.config)
     if source is None:

@@ -6,6 +6,7 @@ Several models without steps are a sweep: one curve over the number of parameter
     planned = make_plan(["allenai/OLMo-1B-0724-hf@step*"], num=20)
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from sr_monitor.replay.names import (
     choose_spaced,
     choose_tokens,
     match_names,
+    parse_tokens,
     read_name,
     read_names,
     split_runs,
@@ -72,7 +74,10 @@ def find_duplicates(planned: Sequence[PlannedCheckpoint]) -> dict[str, PlannedCh
 
 
 def make_plan(
-    sources: Sequence[str], *, num: int | None = None, tokens: Sequence[int | float] | None = None
+    sources: Sequence[str | Path],
+    *,
+    num: int | None = None,
+    tokens: Sequence[int | float] | str | None = None,
 ) -> list[PlannedCheckpoint]:
     """Return the checkpoints to measure, run by run, in the order of their steps.
 
@@ -80,10 +85,11 @@ def make_plan(
     """
     if not sources:
         raise InputError("replay: name at least one source, a folder or owner/name@GLOB")
-    if not all(sources):
+    if "" in sources:
         raise InputError("replay: a source is empty; name a folder ('.' is this one) or owner/name")
+    tokens = parse_tokens(tokens) if isinstance(tokens, str) else tokens
     planned = []
-    for found in _trainings(sources):
+    for found in _trainings([os.fspath(source) for source in sources]):
         names = [each.name for each in found]
         names = names if tokens is None else choose_tokens(names, tokens)
         names = names if num is None else choose_spaced(names, num)

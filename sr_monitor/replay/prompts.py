@@ -7,6 +7,7 @@ Each training, and each model of a sweep, tokenises the same text with its own t
 """
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,9 @@ class PromptChoice:
 
     def for_model(self, planned: PlannedCheckpoint) -> PromptSet:
         """Return the given set, or draw from the given text with this model's tokenizer."""
-        options, source = self.options, self.tokenizer_of(planned)
-        tokenizer = TokenizerOnDemand(source, options.trust_remote_code)
-        given = options.prompts
-        prompts = choose_prompts(
-            str(given) if isinstance(given, Path) else given,
-            tokenizer,
-            num_tokens=options.num_tokens,
-            num_prompts=self.num_prompts,
-            seed=options.seed,
-        )
+        trust = self.options.trust_remote_code
+        tokenizer = TokenizerOnDemand(self.tokenizer_of(planned), trust)
+        prompts = choose_prompts(self.options, tokenizer, self.num_prompts)
         _check_tokenizer(tokenizer, prompts)
         return prompts
 
@@ -81,7 +75,7 @@ class PromptChoice:
         given = self.options.prompts
         if isinstance(given, PromptSet):
             return given.fingerprint
-        text = str(given or "the help topics of Python")
+        text = os.fspath(given or "the help topics of Python")
         if Path(text).is_file():
             digest = hashlib.sha256(Path(text).read_bytes()).hexdigest()[:16]
             text = f"{Path(text).name} ({digest})"

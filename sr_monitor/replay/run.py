@@ -6,7 +6,6 @@ Each run of a training leaves what a live run leaves: records, prompts and a Ten
     report = replay(["runs/gpt2"], "replays/gpt2", num_pairs=256)
 """
 
-import os
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from sr_monitor.replay.fetch import one_ahead, temporary_folder
 from sr_monitor.replay.folder import Folder
 from sr_monitor.replay.job import Failure, Job
 from sr_monitor.replay.models import ModelKeeper, config_of
-from sr_monitor.replay.options import Loading, ReplayOptions, check_list
+from sr_monitor.replay.options import ReplayOptions, check_list
 from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, is_sweep, make_plan
 from sr_monitor.replay.prompts import PromptChoice, Ways, live_ways, slowest_way
 from sr_monitor.replay.ray import import_ray, on_ray
@@ -84,7 +83,7 @@ def replay(
         find_device(own.device)
     else:
         import_ray()
-    planned = make_plan([os.fspath(each) for each in sources], num=own.num, tokens=own.tokens)
+    planned = make_plan(sources, num=own.num, tokens=own.tokens)
     return _Replay(planned, Path(out), own, config, bar).run()
 
 
@@ -216,7 +215,7 @@ class _Replay:
         self.folder.save(planned, record, prompts)
 
 
-def check_base(planned: Sequence[PlannedCheckpoint], loading: Loading) -> None:
+def check_base(planned: Sequence[PlannedCheckpoint], loading: ReplayOptions) -> None:
     """Refuse at once if a base is needed and missing, or cannot be loaded."""
     local = [each.source for each in planned if isinstance(each.source, LocalCheckpoint)]
     bare = [checkpoint for checkpoint in local if checkpoint.needs_base]

@@ -153,7 +153,7 @@ def test_equal_weights_and_failures_are_named_at_the_end(hub: HubServer, capsys:
         ("run --out run/checkpoint-1/config.json", "is not a folder; name another"),
         (f"run --out {'x' * 300}", "File name too long; name another"),
         ("run --out=", "Invalid value for '--out': it is empty; name a folder"),
-        ("run --out out --ray-address X", "--ray-address 'X' is for --engine ray, and the engine"),
+        ("run --out out --ray-address X", "ray_address='X' is for engine='ray', and the engine"),
         (f"{'x' * 300} --out out", "there is no folder 'xxx"),
         (f"./{'x' * 300}/{'x' * 300} --out out", "there is no folder './xxx"),
         ("run --out out --num 1", "Invalid value for '--num'"),

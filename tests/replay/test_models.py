@@ -16,7 +16,7 @@ from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.replay import replay
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.models import ModelKeeper, build_model, config_of, spread
-from sr_monitor.replay.options import Loading
+from sr_monitor.replay.options import ReplayOptions
 from tests.saved import save_folder, tiny_model
 from tests.zoo import ARCHITECTURES, OWN, build
 
@@ -43,7 +43,7 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 
 def keeper_on_cpu(**loading: Any) -> ModelKeeper:
-    return ModelKeeper(Loading(device="cpu", **loading))
+    return ModelKeeper(ReplayOptions(device="cpu", **loading))
 
 
 def saved(folder: Path, **config: Any) -> LocalCheckpoint:
@@ -101,7 +101,7 @@ def test_checkpoints_without_a_config_need_a_base(tmp_path: Path) -> None:
         keeper_on_cpu(base=str(other.path)).load(found)
     with pytest.raises(InputError, match=r"there is no folder './nowhere'"):
         keeper_on_cpu(base="./nowhere").load(found)
-    assert config_of(other, Loading(base="./nowhere")).num_hidden_layers == 2  # its own first
+    assert config_of(other, ReplayOptions(base="./nowhere")).num_hidden_layers == 2  # its own first
 
 
 def test_code_of_a_model_is_not_run(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_building_leaves_the_config_and_the_global_seed_alone() -> None:
 def test_a_device_map_holds_the_same_weights_again_and_again(tmp_path: Path) -> None:
     for seed in (1, 2):
         save_folder(build("olmo", seed=seed).model, tmp_path / f"checkpoint-{seed}")
-    keeper, plain = ModelKeeper(Loading(device_map="auto")), keeper_on_cpu()
+    keeper, plain = ModelKeeper(ReplayOptions(device_map="auto")), keeper_on_cpu()
     for checkpoint in find_checkpoints(tmp_path):
         found, expected = keeper.load(checkpoint), plain.load(checkpoint)
         for name, weight in tensors_of(expected).items():
@@ -182,6 +182,6 @@ def test_accelerators_that_do_not_hold_it_are_named(monkeypatch: pytest.MonkeyPa
         ({"engine": "ray", "device_map": "auto"}, "engine='ray' gives each checkpoint one"),
     ],
 )
-def test_a_device_or_all_of_them_but_not_both(given: dict[str, str], said: str) -> None:
+def test_a_device_or_all_of_them_but_not_both(given: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         replay([], "out", **given)

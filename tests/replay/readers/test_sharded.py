@@ -50,24 +50,22 @@ def change(folder: Path, edit: Callable[[Any], object]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("keys", "beside"),
+    ("key", "beside"),
     [
-        (["model"], {"optimizer_0": {"state": {"a": torch.ones(3)}}}),
-        (["state_dict"], {"optimizer_states": {"m": torch.ones(3), "n": 1}}),
-        ([], {}),
+        ("model", {"optimizer_0": {"state": {"a": torch.ones(3)}}}),
+        ("state_dict", {"optimizer_states": {"m": torch.ones(3), "n": 1}}),
+        ("", {}),
+        ("a prefix is none", {}),
     ],
 )
 def test_weights_are_read_whole_in_each_layout(
-    tmp_path: Path, keys: list[str], beside: dict[str, Any]
+    tmp_path: Path, key: str, beside: dict[str, Any]
 ) -> None:
     weights = some_weights()
-    content = {keys[0]: weights} if keys else weights
+    if "prefix" in key:
+        weights = {f"model.{name}": tensor for name, tensor in weights.items()}
+    content = {key: weights} if key.isidentifier() else weights
     assert_same(read_sharded(save_shards(content | beside, tmp_path / "dcp")), weights)
-
-
-def test_a_prefix_in_the_names_is_no_key(tmp_path: Path) -> None:
-    flat = {f"model.{name}": tensor for name, tensor in some_weights().items()}
-    assert_same(read_sharded(save_shards(flat, tmp_path / "dcp")), flat)
 
 
 @pytest.fixture
