@@ -27,11 +27,8 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 def option(default: _T, doc: str, *, least: int | None = None, effect: Effect = "curve") -> _T:
     """Declare a field of an `Options` class.
 
-    Args:
-        default: Its default.
-        doc: One sentence for docstrings, the command line and the docs.
-        least: The smallest whole number that makes sense.
-        effect: What it changes.
+    `doc` is one sentence for docstrings, the command line and the docs; `least` is the smallest
+    whole number that makes sense.
     """
     declared: _T = field(default=default, metadata={"doc": doc, "least": least, "effect": effect})
     return declared

@@ -46,7 +46,8 @@ class DemoPlan:
     window: int = 64
     """Tokens in each text of a batch."""
     learning_rate: float = 3e-3
-    """Reached after a tenth of the steps, then held."""
+    warm_up: int = 24
+    """Updates until the learning rate is reached; then it is held."""
     vocab_size: int = 1024
     hidden_size: int = 192
     """A multiple of 32, the size of a head."""
@@ -59,12 +60,7 @@ class DemoPlan:
     @property
     def num_steps(self) -> int:
         """The length of the training."""
-        return max(self.steps)
-
-    @property
-    def warm_up(self) -> int:
-        """Updates until the learning rate is reached."""
-        return max(1, self.num_steps // 10)
+        return self.steps[-1]
 
 
 def run_demo(

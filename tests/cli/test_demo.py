@@ -24,6 +24,7 @@ Demo = tuple[Framework, Path, str]
 TINY = DemoPlan(
     steps=(0, 2, 6),
     batch_size=4,
+    warm_up=1,
     window=16,
     vocab_size=300,
     hidden_size=32,
