@@ -9,7 +9,7 @@ they are used; all of it is put back at the end.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -22,6 +22,8 @@ from sr_monitor.model.stream import Stream
 from sr_monitor.model.wrappers import without_autocast_patch, without_mixed_precision
 
 Precision = Literal["auto", "run", "float32"]
+
+_HAS_TYPES = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9 and newer
 
 Cut = Callable[[Arithmetic | None], Stream]
 
@@ -84,18 +86,18 @@ def tf32_products(wanted: Precision, stream: Stream) -> Iterator[str]:
     ):
         yield stream.arithmetic
         return
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("high")
+    with _products_in("tf32", torch.backends.cuda.matmul):
         yield "tf32"
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _in_float32(stack: ExitStack, anatomy: Anatomy, cut: Cut) -> Stream:
     """Cut the model in float32, until `stack` is closed."""
-    stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-    torch.set_float32_matmul_precision("highest")
+    backends: Any = torch.backends
+    holders = [backends.cuda.matmul]
+    if _HAS_TYPES:
+        holders += [backends.cudnn.conv, backends.cudnn.rnn]
+        holders += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+    stack.enter_context(_products_in("ieee", *holders))
     stack.enter_context(without_autocast_patch(anatomy.root))
     stack.enter_context(torch.autocast(anatomy.device.type, enabled=False))
     stack.enter_context(without_mixed_precision(anatomy.root))
@@ -105,6 +107,30 @@ def _in_float32(stack: ExitStack, anatomy: Anatomy, cut: Cut) -> Stream:
         if arithmetic.is_needed:  # else every operation would be looked at in vain
             stack.enter_context(modes.pop_all())
     return stream
+
+
+@contextmanager
+def _products_in(precision: Literal["ieee", "tf32"], *holders: Any) -> Iterator[None]:
+    """Round factors so, and put the settings back, through the interface that does not disagree.
+
+    The older interface raises an error once anybody has used the newer one.
+    """
+    if not _HAS_TYPES:
+        old = torch.get_float32_matmul_precision()
+        try:
+            torch.set_float32_matmul_precision("highest" if precision == "ieee" else "high")
+            yield
+        finally:
+            torch.set_float32_matmul_precision(old)
+        return
+    before = [each.fp32_precision for each in holders]
+    try:
+        for each in holders:
+            each.fp32_precision = precision
+        yield
+    finally:
+        for each, setting in zip(holders, before, strict=True):
+            each.fp32_precision = setting
 
 
 def _refusal(reason: str) -> InputError:

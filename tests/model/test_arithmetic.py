@@ -42,6 +42,29 @@ def test_curves_are_those_of_the_weights_in_float32(name: str, dtype: torch.dtyp
     assert {each.dtype for each in model.parameters()} == {dtype}
 
 
+@pytest.mark.parametrize("setting", ["older", "newer", "cudnn"])
+def test_products_are_not_rounded_whoever_asked_for_it(setting: str) -> None:
+    """PyTorch has two interfaces for TF32, which do not bear each other; all is as it was after."""
+    backends: Any = torch.backends
+    holders = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul]
+    originally = [holder.fp32_precision for holder in holders]
+    if setting == "older":
+        torch.set_float32_matmul_precision("high")
+    else:
+        holders[0 if setting == "newer" else 1].fp32_precision = "tf32"
+    before = [holder.fp32_precision for holder in holders]
+    model: Any = build("gpt2").model.bfloat16()
+    seen: list[list[str]] = []
+    model.register_forward_hook(lambda *_: seen.append([each.fp32_precision for each in holders]))
+    found = _measure(model)
+    after = [holder.fp32_precision for holder in holders]
+    for holder, value in zip(holders, originally, strict=True):
+        holder.fp32_precision = value
+    assert found.arithmetic == "float32"
+    assert set(map(tuple, seen)) == {("ieee", "ieee", "ieee")}
+    assert after == before
+
+
 @pytest.mark.parametrize("where", ["around", "inside", "cast"])
 def test_casts_of_the_run_and_of_the_model_round_nothing(where: str) -> None:
     """Autocast around the measurement or in a forward, and a forward that casts, as nanochat's."""
