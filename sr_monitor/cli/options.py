@@ -1,4 +1,4 @@
-"""Options of more than one subcommand; those of a config are made from its declarations.
+"""Options of the subcommands, made from the declarations of their classes.
 
 `--probe NAME[:OPTION=VALUE,...]` names a probe, with values for the fields of its dataclass.
 
@@ -17,15 +17,7 @@ from difflib import get_close_matches
 from inspect import Parameter
 from pathlib import Path
 from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -86,14 +78,14 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
 def _parameters_of(name: str, options: type[Options]) -> Iterator[Parameter]:
     hints: dict[str, Any] = get_type_hints(options) | _ON_THE_LINE
     for field, each in declared(options).items():
+        parameter = f"{name}_{field}"
         default = typer.Option(
             each.default,
-            _FLAGS.get(f"{name}_{field}", f"--{field.replace('_', '-')}"),
+            _FLAGS.get(parameter, f"--{field.replace('_', '-')}"),
             min=each.metadata["least"],
             metavar=_METAVARS.get(field),
             help=each.metadata["doc"],
         )
-        parameter = f"{name}_{field}"
         yield Parameter(parameter, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field])
 
 
@@ -138,7 +130,7 @@ def _read(call: str, option: str, text: str, hint: Any) -> Any:
 def _readings(text: str) -> Iterator[Any]:
     if text.lower() in _CONSTANTS:
         yield _CONSTANTS[text.lower()]
-    for read in (int, float, ast.literal_eval, str):
+    for read in (ast.literal_eval, float, str):
         with suppress(ValueError, SyntaxError):
             yield read(text)
 

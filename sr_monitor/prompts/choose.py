@@ -43,22 +43,25 @@ class PromptOptions(Options):
 
 def choose_prompts(chosen: PromptOptions, tokenizer: Tokenizer, num_prompts: int) -> PromptSet:
     """Take prompts from a file, a local or hub data set, or, with None, Python's help topics."""
-    source = chosen.prompts
-    options: dict[str, Any] = {"num_tokens": chosen.num_tokens, "seed": chosen.seed}
-    options["num_prompts"] = num_prompts
-    if isinstance(source, PromptSet):
-        return source
-    if source is None:
+    if isinstance(chosen.prompts, PromptSet):
+        return chosen.prompts
+    options: Any = {
+        "num_tokens": chosen.num_tokens,
+        "num_prompts": num_prompts,
+        "seed": chosen.seed,
+    }
+    if chosen.prompts is None:
         topics = "the help topics of Python"
         return PromptSet.from_texts(help_topics(), tokenizer, source=topics, **options)
-    source = os.fspath(source)
-    if Path(source).is_file():
+    source = Path(chosen.prompts)
+    if source.is_file():
         return PromptSet.from_file(source, tokenizer, **options)
-    if not Path(source).is_dir():
-        if Path(source).suffix in {".txt", ".json", ".jsonl"}:
-            raise InputError(f"--prompts {source!r}: there is no such file")
-        check_hub(source, "dataset")
-    return PromptSet.from_dataset(source, tokenizer, **options)
+    name = os.fspath(chosen.prompts)
+    if not source.is_dir():
+        if source.suffix in {".txt", ".json", ".jsonl"}:
+            raise InputError(f"--prompts {name!r}: there is no such file")
+        check_hub(name, "dataset")
+    return PromptSet.from_dataset(name, tokenizer, **options)
 
 
 def help_topics() -> list[str]:

@@ -1,7 +1,7 @@
 """Files of prompts: saved sets, texts, JSON lines of texts, JSON lines of pairs.
 
 text = read_text(path, call)
-saved = parse_saved(text, call) if is_saved(text) else parse_entries(text, path, call)
+content = parse_saved(text, call) if SAVED.match(text) else parse_entries(text, path, call)
 """
 
 import json
@@ -15,7 +15,8 @@ from sr_monitor.errors import InputError
 
 _SCHEMA = 1
 _FORMAT = "sr-monitor prompts"
-_SAVED = re.compile(rf'\s*{{\s*"format"\s*:\s*"{_FORMAT}"')
+SAVED = re.compile(rf'\s*{{\s*"format"\s*:\s*"{_FORMAT}"')
+"""Matches the text of a saved set."""
 _json = partial(json.dumps, ensure_ascii=False)
 
 
@@ -28,11 +29,6 @@ def read_text(path: Path, call: str) -> str:
     if not text.strip():
         raise InputError(f"{call}: the file is empty")
     return text
-
-
-def is_saved(text: str) -> bool:
-    """Return whether this is a saved prompt set."""
-    return _SAVED.match(text) is not None
 
 
 def format_saved(header: Mapping[str, Any], prompts: Iterable[Mapping[str, Any]]) -> str:

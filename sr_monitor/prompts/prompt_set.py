@@ -254,7 +254,7 @@ class PromptSet:
         """
         path, call = Path(path), f"PromptSet.from_file({str(path)!r})"
         content = files.read_text(path, call)
-        if files.is_saved(content):
+        if files.SAVED.match(content):
             return cls.from_json(content, call=call)
         if tokenizer is None:
             raise InputError(f"{call}: this is no saved PromptSet, so a tokenizer is needed")

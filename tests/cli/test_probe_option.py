@@ -2,17 +2,14 @@
 
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
-from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from sr_monitor.cli import main
 from sr_monitor.cli.options import parse_probe
 from sr_monitor.errors import InputError
 from sr_monitor.options import option
 from sr_monitor.probes.base import Probe
-from tests.replays import checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +59,3 @@ def test_every_field_of_a_probe_is_an_option() -> None:
 def test_what_no_probe_can_be_made_of_is_refused(text: str, told: str) -> None:
     with pytest.raises(InputError, match=rf"^--probe '{text}': .*{told}"):
         parse_probe(text)
-
-
-def test_a_replay_is_refused_with_other_options_of_a_probe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rise = EntryPoint("rise", "tests.made:Rise", "sr_monitor.probes")
-    monkeypatch.setattr("sr_monitor.probes.base.entry_points", lambda group: [rise])
-    few = ["--num-pairs", "2", "--num-steps", "3", "--num-slices", "0", "--device", "cpu"]
-    run, out = str(checkpoints(tmp_path / "run", 1)), str(tmp_path / "out")
-    for at, status in (("0.5", 0), ("1", 2)):
-        words = ["replay", run, "--out", out, *few, "--probe", f"rise:at={at}"]
-        assert main(words) == status
-    assert "{'at': 0.5} there and {'at': 1.0} now" in capsys.readouterr().err
