@@ -48,9 +48,6 @@ def _measure_slower(
     return str(warning.message)
 
 
-# The check -------------------------------------------------------------------------------------
-
-
 class _Forgetful(nn.Module):
     """A key projection that gives other keys when the prompt comes without its last token."""
 
@@ -238,9 +235,6 @@ def test_the_ways_agree_within_the_noise_floor(name: str, precision: str) -> Non
         assert (paths.relative - plain.relative).abs().max() <= 3 * floor
 
 
-# Nothing for nothing ---------------------------------------------------------------------------
-
-
 def _unembedded_rows(specimen: zoo.Specimen, **options: Any) -> int:
     """Count the rows of every product as wide as the vocabulary."""
     rows: list[int] = []
@@ -289,9 +283,6 @@ def test_only_the_blocks_that_a_point_goes_through_are_computed(
     assert sum(rows * tokens for rows, tokens in of_above[1:]) == 6 * 8
 
 
-# Wrappers and states of the model --------------------------------------------------------------
-
-
 @pytest.mark.usefixtures("_one_process")
 @pytest.mark.parametrize("name", ["gpt2", "nano_gpt"])
 def test_wrappers_for_data_parallelism_change_nothing(name: str) -> None:
@@ -333,9 +324,6 @@ def test_adapters_stay_in_the_call() -> None:
     assert_exact(paths.distance, true)
     assert ((true - truth(zoo.build("llama"))).abs() / true[:, -1:]).max() > 0.01
     assert paths.engine == "shared"
-
-
-# Models of other people: what the unembedding reads ---------------------------------------------
 
 
 class _Foreign(nn.Module):

@@ -41,9 +41,6 @@ MEASUREMENTS: dict[str, Callable[[nn.Module, Prompts], Any]] = {
 }
 
 
-# Everything that can be read -------------------------------------------------------------------
-
-
 def _bits(tensor: Tensor | None) -> bytes | None:
     """NaN included, and -0.0 told from 0.0."""
     if tensor is None:
@@ -191,16 +188,11 @@ def test_inside_there_is_no_dropout_no_gradient_and_outside_everything_is_back()
     assert _changed(before, _state(specimen.model)) == []
 
 
-# Buffers ---------------------------------------------------------------------------------------
-
-
 def test_buffers_that_follow_the_length_of_the_input_are_given_back() -> None:
     """Dynamic rotary embeddings rescale their frequencies for the longest input so far."""
-    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    config = hf.LlamaConfig(
-        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=3,
-        num_attention_heads=4, max_position_embeddings=LENGTH + 1, rope_parameters=rope,
-    )  # fmt: skip
+    config: Any = zoo.build("llama").model.config
+    config.rope_parameters = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    config.max_position_embeddings = LENGTH + 1
     model = hf.LlamaForCausalLM(config)
     with torch.no_grad():
         model(torch.randint(61, (2, 3 * LENGTH)))
@@ -293,9 +285,6 @@ def test_buffers_that_a_backward_waits_for_are_left_alone() -> None:
     assert torch.equal(gradient, counting.get_buffer("factor"))
 
 
-# Training goes on as if nothing had been ------------------------------------------------------
-
-
 def _train(measure: Callable[[nn.Module], Any] | None, setup: str) -> tuple[Any, ...]:
     """4 steps of a tiny GPT-2 with dropout, measured before or after each forward, if at all.
 
@@ -340,9 +329,6 @@ def test_a_measured_training_run_is_bit_for_bit_the_unmeasured_one(setup: str) -
     assert _train(measure, setup) == _train(None, setup)
     assert len(engines) == 4
     assert "plain" not in engines
-
-
-# Compiled models -------------------------------------------------------------------------------
 
 
 class _Compiler:
@@ -421,9 +407,6 @@ def test_the_callers_compile_stance_is_kept_also_after_an_error() -> None:
     handle.remove()
     model(prompts)
     assert backend.compiled > 0
-
-
-# Hooks that do not fire ------------------------------------------------------------------------
 
 
 class _Deaf(zoo.NanoGPT):
