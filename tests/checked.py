@@ -1,8 +1,7 @@
 """The type checks of the test run: beartype, with one check for all closures of one function.
 
 A closure is made, and would be checked anew, at every call of the function around it: half the time
-of a measurement. jaxtyping hands over an empty function of the same signature, and that is all
-that is checked, so the check of the first closure serves the later ones.
+of a measurement. jaxtyping hands over an empty function of the same signature to check.
 """
 
 from collections.abc import Callable

@@ -1,9 +1,7 @@
 """The slow, obvious measurement: one plain forward pass per prompt and point, nothing shared.
 
-x(alpha) = (1 - alpha) a + alpha b,    d(alpha) = || F_A(x(alpha)) - F_A(a) ||
-
-It cuts the stream another way than the library does: it puts functions in the place of the
-blocks' own `forward`, and uses no hook.
+It cuts the stream another way than the library does: it puts functions in the place of the blocks'
+own `forward`, and uses no hook.
 
     distance = oracle_paths(specimen, a, b, layer=1, num_steps=5, output="final_norm")
 """
@@ -32,7 +30,6 @@ def oracle_paths(
     num_steps: int,
     output: Output = "final_norm",
 ) -> Float[Tensor, "pair step"]:
-    """d(alpha) of every pair, in A's context."""
     rows = []
     for prompt_a, prompt_b in zip(prompts_a, prompts_b, strict=True):
         a, clean = run(specimen, prompt_a, layer, output)
@@ -117,14 +114,13 @@ def run(
 
 
 def _last(stream: Tensor) -> Tensor:
-    """The last token's vector, of (1, token, width) or of (token, width)."""
+    # of (1, token, width) or of (token, width)
     assert stream.dim() == 2 or (stream.dim() == 3 and len(stream) == 1)
     return stream.view(-1, stream.shape[-1])[-1]
 
 
 @contextmanager
 def _wrapped(module: nn.Module, wrapper: Wrapper) -> Iterator[None]:
-    """Put a function around the `forward` of a module, which may be an instance's own."""
     own = vars(module).get("forward")
     module.forward = wrapper(module.forward)
     try:

@@ -1,11 +1,9 @@
 """Functions run by several processes that form a gloo group, as in a distributed training.
 
-The function and what it returns travel between processes, so it is one at the top of a module. A
-process that hangs is a failure that shows where, never a stall.
+The function travels between processes, so it is one at the top of a module. A process that hangs is
+a failure that shows where.
 
-    def work(rank: int) -> int: ...
-
-    assert in_processes(work) == [0, 1]
+    assert in_processes(work) == [0, 1]  # def work(rank: int) -> int
 """
 
 import faulthandler
@@ -52,7 +50,6 @@ def in_processes(work: Callable[[int], T], *, size: int = 2, timeout: float = 12
 
 
 def _wait(processes: list[SpawnProcess], end: float, folder: Path) -> None:
-    """Until all have ended, one has failed, or the time is over."""
     while time.time() < end and any(process.is_alive() for process in processes):
         if list(folder.glob("error-*")):
             end = min(end, time.time() + 2)  # time for the others to fail too

@@ -1,7 +1,6 @@
 """A zoo of tiny random language models, one per way of building a residual stream.
 
-Every specimen says by hand where its blocks and its unembedding are and which engines must work on
-it, so that nothing here depends on how `sr_monitor` finds them.
+Every specimen says by hand where its blocks and its unembedding are, and which engines must work.
 
     specimen = build("llama")
     specimen.model(specimen.prompts(4, 7))
@@ -47,25 +46,20 @@ class Specimen:
 
     @property
     def stack(self) -> Any:
-        """The blocks in their container."""
         return self.model.get_submodule(self.blocks)
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The blocks, first to last."""
         return list(self.stack.children())
 
     @property
     def num_layers(self) -> int:
-        """Number of blocks: the last layer that can be measured."""
         return len(self.stack)
 
     def run(self, prompt: Int[Tensor, " token"]) -> Any:
-        """One plain forward pass of one prompt."""
         return self.model(prompt if self.takes_sequence else prompt[None], **self.call)
 
     def prompts(self, num: int, length: int, seed: int = 0) -> Int[Tensor, "prompt token"]:
-        """Random prompts over the whole vocabulary."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(self.vocab, (num, length), generator=generator)
 
@@ -78,7 +72,7 @@ class Species:
     blocks: str = "model.layers"
     unembedding: str = "lm_head"
     rows: bool = True
-    """Whether a cache exists whose rows can be repeated, so that engine "rows" must work."""
+    """Whether engine "rows" must work: a cache exists whose rows can be repeated."""
     shared: bool = True
     """Whether attention is full and free of ALiBi, so that engine "shared" must work."""
     gain: float | None = 1.75
@@ -122,12 +116,7 @@ def _stir(model: nn.Module, generator: torch.Generator, gain: float) -> None:
             parameter.data = parameter.data + scaled if is_vector else scaled
 
 
-# Models of other people -------------------------------------------------------------------------
-
-
 def _hub(kind: str, config_kind: str | None = None, **config: Any) -> Callable[[], nn.Module]:
-    """Builds `transformers.<kind>` from a configuration."""
-
     def make() -> nn.Module:
         family = kind.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
         model = getattr(hf, kind)(getattr(hf, config_kind or f"{family}Config")(**config))
@@ -160,9 +149,6 @@ def _windowed(kind: str, config_kind: str | None = None, **config: Any) -> Calla
     return _llama(
         kind, config_kind, num_hidden_layers=4, layer_types=types, sliding_window=WINDOW, **config
     )
-
-
-# Models of one's own: no config, no cache --------------------------------------------------------
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -233,23 +219,17 @@ class NanoGPT(nn.Module):
         return _with_loss(self.lm_head(x[:, [-1], :] if targets is None else x), targets)
 
 
-class LectureGPT(nn.Module):
+class LectureGPT(NanoGPT):
     """As in Karpathy's lecture: blocks in an `nn.Sequential`; here logits are (batch, vocab)."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.token_embedding_table = nn.Embedding(VOCAB, WIDTH)
-        self.position_embedding_table = nn.Embedding(64, WIDTH)
-        self.blocks = nn.Sequential(*(_Block() for _ in range(3)))
-        self.ln_f = nn.LayerNorm(WIDTH)
-        self.lm_head = nn.Linear(WIDTH, VOCAB)
+        self.blocks = nn.Sequential(*self.transformer.pop("h"))
 
-    def forward(
-        self, idx: Tensor, targets: Tensor | None = None
-    ) -> tuple[Float[Tensor, "batch *token vocab"], Tensor | None]:
-        x = self.token_embedding_table(idx)
-        x = x + self.position_embedding_table(torch.arange(idx.shape[1]))
-        x = self.ln_f(self.blocks(x))
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Any:
+        part: Any = self.transformer
+        x = part["wte"](idx) + part["wpe"](torch.arange(idx.shape[1]))
+        x = part["ln_f"](self.blocks(x))
         return _with_loss(self.lm_head(x[:, -1] if targets is None else x), targets)
 
 
@@ -343,33 +323,21 @@ def _skipping_llama() -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
-# Networks whose slope is known -------------------------------------------------------------------
-
-
-class _AddLinear(nn.Module):
+class _AddLinear(nn.Linear):
     """x + W x, every position for itself."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.map = nn.Linear(WIDTH, WIDTH, bias=False)
+        super().__init__(WIDTH, WIDTH, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.map(x)
-        return out
+        return x + super().forward(x)
 
 
 class _Step(nn.Module):
-    """The last one: nothing below a threshold of the first coordinate, a constant above it."""
-
-    def __init__(self, *, is_last: bool) -> None:
-        super().__init__()
-        self.is_last = is_last
-        self.above = nn.Parameter(torch.ones(WIDTH))
+    """Nothing below a threshold of the first coordinate, 1 everywhere above it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.is_last:
-            return x
-        return (x[..., :1] > STEP_THRESHOLD).to(x.dtype) * self.above
+        return (x[..., :1] > STEP_THRESHOLD).to(x.dtype).expand_as(x)
 
 
 class HandMade(nn.Module):
@@ -391,14 +359,12 @@ class HandMade(nn.Module):
 
 def _step_network() -> nn.Module:
     """First coordinate -1 for even tokens and 1 for odd ones, looked at by the last block only."""
-    model = HandMade([_Step(is_last=index == 2) for index in range(3)])
+    model = HandMade([nn.Identity(), nn.Identity(), _Step()])
     with torch.no_grad():
         model.embedding.weight[0::2, 0] = -1.0
         model.embedding.weight[1::2, 0] = 1.0
     return model
 
-
-# The table ---------------------------------------------------------------------------------------
 
 _H = "transformer.h"
 
