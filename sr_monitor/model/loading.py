@@ -56,13 +56,10 @@ class LoadOptions(Options):
 def load_model(
     source: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
 ) -> nn.Module:
-    """Load the causal language model in a folder or on the hub, ready to be measured.
-
-    `dtype` and `device` are as in `torch_dtype` and `find_device`.
-    """
+    """Load the causal language model in a folder or on the hub, ready to be measured."""
     place = find_device(device)
     load_config(source, trust_remote_code=trust_remote_code)  # refused before weights are read
-    # NOTE: otherwise a model without safetensors is sent to a converter on the hub.
+    # Otherwise a model without safetensors is sent to a converter on the hub.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     model, report = _load(
         "AutoModelForCausalLM",
@@ -146,7 +143,7 @@ def find_device(name: str) -> torch.device:
 
 def torch_dtype(name: str, device: torch.device) -> torch.dtype | Literal["auto"]:
     """Return the dtype of this name; "auto" is as stored, and float32 on a CPU."""
-    # NOTE: half precision is slow on most CPUs, and its noise is amplified by the slope.
+    # Half precision is slow on most CPUs, and its noise is amplified by the slope.
     if name == "auto" and device.type == "cpu":
         return torch.float32
     return "auto" if name == "auto" else getattr(torch, name)
@@ -154,10 +151,9 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype | Literal["auto"
 
 def check_hub(name: str, kind: Literal["model", "dataset"]) -> None:
     """Refuse at once what the hub does not have, or does not give out."""
-    # NOTE: its own libraries would retry for half a minute, and then not say which it was.
     from huggingface_hub import HfApi, errors
 
-    try:
+    try:  # its own libraries would retry for half a minute, and then not say which it was
         HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS)
     except errors.HfHubHTTPError as error:
         reason = f"the hub does not give it out ({_first_line(error)}); check the name"
