@@ -30,22 +30,19 @@ class Anatomy:
     """The model that the wrappers (FSDP, PEFT) hold; asked about itself, never called."""
     blocks: Sequence[nn.Module]
     """The decoder blocks, first to last."""
-    final: nn.Module | None
+    is_hugging_face: bool
+    """Whether the model is called, cached and asked the way Hugging Face models are."""
+    final: nn.Module | None = None
     """The module that puts out the vector the unembedding reads; None where it is not named."""
-    vocabulary: int | None
+    vocabulary: int | None = None
     """How many token ids the embedding knows; None when it has no `nn.Embedding`."""
-    max_tokens: int | None
+    max_tokens: int | None = None
     """The longest prompt the model has positions for; None when it does not say."""
 
     @cached_property
     def arguments(self) -> frozenset[str]:
         """The names that the core's `forward` takes."""
         return frozenset(inspect.signature(type(self.core).forward).parameters)
-
-    @property
-    def is_hugging_face(self) -> bool:
-        """Whether the model is called, cached and asked the way Hugging Face models are."""
-        return _is_hugging_face(self.core)
 
     @property
     def config(self) -> Any:
@@ -75,16 +72,15 @@ def dissect(model: nn.Module, layer_path: LayerPath = None) -> Anatomy:
     """Find the parts of `model`; `layer_path` names its blocks, or is a list of them."""
     root = unwrap(model)
     core = core_of(root)
-    if _is_hugging_face(core):
+    if hasattr(core, "get_decoder") and hasattr(getattr(core, "config", None), "get_text_config"):
         return _dissect_hugging_face(root, core, layer_path)
     embeddings = (module for module in core.modules() if isinstance(module, nn.Embedding))
     return Anatomy(
         root=root,
         core=core,
         blocks=find_blocks(core, layer_path),
-        final=None,
+        is_hugging_face=False,
         vocabulary=next((each.num_embeddings for each in embeddings), None),
-        max_tokens=None,
     )
 
 
@@ -95,11 +91,6 @@ def check_layer(anatomy: Anatomy, layer: int) -> None:
             f"layer={layer}: {type(anatomy.core).__name__} has layers 0 (the embedding output) "
             f"to {len(anatomy.blocks)} (after its last block)"
         )
-
-
-def _is_hugging_face(core: nn.Module) -> bool:
-    config = getattr(core, "config", None)
-    return hasattr(core, "get_decoder") and hasattr(config, "get_text_config")
 
 
 def _dissect_hugging_face(root: nn.Module, core: Any, layer_path: LayerPath) -> Anatomy:
@@ -114,6 +105,7 @@ def _dissect_hugging_face(root: nn.Module, core: Any, layer_path: LayerPath) -> 
         root=root,
         core=core,
         blocks=find_blocks(core, layer_path, decoder=decoder, length=config.num_hidden_layers),
+        is_hugging_face=True,
         # A model that names itself its decoder puts out logits: its final vector is looked for.
         final=None if decoder is core else decoder,
         vocabulary=getattr(core.get_input_embeddings(), "num_embeddings", None),

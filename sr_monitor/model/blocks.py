@@ -35,26 +35,21 @@ def find_blocks(
     elif layer_path is not None:
         blocks = _given(core, layer_path)
     else:
-        blocks = _only_candidate(core, decoder, length)
+        found = list(_candidates(core if decoder is None else decoder).values())
+        found = [items for items in found if length in (None, len(items))]
+        if len(found) != 1:
+            what = "blocks" if length is None else f"num_hidden_layers={length} blocks"
+            raise InputError(
+                f"{type(core).__name__} has {len(found)} lists of {what}, not one; "
+                f"{_how_to_name(core)}"
+            )
+        blocks = found[0]
     if len(set(blocks)) < len(blocks):
         raise InputError(
             f"{type(core).__name__} uses the same module as more than one block: a layer cannot be "
             "told by it; this architecture cannot be measured"
         )
     return blocks
-
-
-def _only_candidate(
-    core: nn.Module, decoder: nn.Module | None, length: int | None
-) -> list[nn.Module]:
-    name, searched = type(core).__name__, core if decoder is None else decoder
-    found = [items for items in _candidates(searched).values() if length in (None, len(items))]
-    if len(found) != 1:
-        what = f"{name} is no Hugging Face model and has {len(found)} lists of blocks"
-        if decoder is not None:
-            what = f"{name} has {len(found)} lists of num_hidden_layers={length} blocks"
-        raise InputError(f"{what}, not one; {_how_to_name(searched)}")
-    return found[0]
 
 
 def _named(core: nn.Module, layer_path: str) -> list[nn.Module]:

@@ -111,14 +111,12 @@ class _Check:
                 "its attention cannot take a mask of shared rows (a sliding window shorter than "
                 "the prompt, ALiBi, or flash attention); pass engine='rows' or 'auto'"
             )
-        if wanted == "auto":
-            return [way for way in possible if way in ways]
-        if wanted not in possible:
+        if wanted != "auto" and wanted not in possible:
             raise InputError(
                 f"engine={wanted!r} cannot run {type(anatomy.core).__name__} on prompts of "
                 f"{num_tokens} tokens: {reason}"
             )
-        return [way for way in possible if way == wanted]
+        return [way for way in possible if way in (ways if wanted == "auto" else (wanted,))]
 
     def _complaint(self, engine: Engine) -> str | None:
         """Say what is wrong with a fast way, if it fails or its distances differ.
