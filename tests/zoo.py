@@ -72,9 +72,9 @@ class Species:
     blocks: str = "model.layers"
     unembedding: str = "lm_head"
     rows: bool = True
-    """Whether engine "rows" must work: a cache exists whose rows can be repeated."""
+    """Whether engine "rows" works: a cache exists whose rows can be repeated."""
     shared: bool = True
-    """Whether attention is full and free of ALiBi, so that engine "shared" must work."""
+    """Whether engine "shared" works: attention is full and free of ALiBi."""
     gain: float | None = 1.75
     """How strongly to stir the parameters; None for networks built by hand."""
     takes_sequence: bool = False
@@ -450,15 +450,15 @@ SPECIES: dict[str, Species] = {
     "qwen3": Species(_llama("Qwen3ForCausalLM", head_dim=8)),
     "smollm3": Species(_llama("SmolLM3ForCausalLM", num_hidden_layers=4, no_rope_layer_interval=2)),
     # Its `get_decoder` gives back the model with its head; attention is in chunks, not windows.
-    "llama4_chunked": _no_cache(_llama(
+    "llama4_chunked": Species(_llama(
         "Llama4ForCausalLM", "Llama4TextConfig", intermediate_size_mlp=48, head_dim=8,
         num_local_experts=2, attention_chunk_size=WINDOW,
-    )),
+    ), shared=False),
     # Insists on a mask with one row a prompt, where others broadcast.
     "xglm": Species(_hub(
         "XGLMForCausalLM", vocab_size=VOCAB, d_model=WIDTH, ffn_dim=48, num_layers=3,
         attention_heads=4,
-    ), shared=False),
+    )),
     "mamba": _no_cache(_hub("MambaForCausalLM", **_DEEP, state_size=8), "backbone.layers"),
     "qwen3_next": _no_cache(_llama(
         "Qwen3NextForCausalLM", num_hidden_layers=4, head_dim=8, linear_key_head_dim=8,

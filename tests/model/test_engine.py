@@ -8,6 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,38 +327,19 @@ def test_adapters_stay_in_the_call() -> None:
     assert paths.engine == "shared"
 
 
-class _Foreign(nn.Module):
-    """Blocks between an embedding and a head, in the ways people end their models."""
-
-    def __init__(self, vocab: int, end: str) -> None:
-        super().__init__()
-        self.end = end
-        self.embedding = nn.Embedding(vocab, 32)
-        self.blocks = nn.ModuleList(zoo._Block() for _ in range(3))
-        self.norm = nn.Identity() if end == "functional norm" else nn.LayerNorm(32)
-        self.head = nn.Linear(32, vocab, bias=False)
-
-    def forward(self, token_ids: Tensor) -> Any:
-        x = self.embedding(token_ids)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        if self.end == "functional norm":
-            x = nn.functional.rms_norm(x, x.shape[-1:])
-        logits = self.head(x)
-        return {"logits": logits} if self.end == "dictionary" else logits
-
-
-@pytest.mark.parametrize(
-    ("vocab", "end"), [(61, "dictionary"), (61, "functional norm"), (32, "functional norm")]
-)
-def test_what_a_foreign_model_s_unembedding_reads_is_found(vocab: int, end: str) -> None:
-    """Also if the vocabulary is as large as the stream is wide, or the final norm a function."""
-    model = _Foreign(vocab, end).eval()
-    specimen = zoo.Specimen(model=model, vocab=vocab, blocks="blocks", unembedding="head")
+@pytest.mark.parametrize("vocab", [zoo.VOCAB, zoo.WIDTH])
+def test_what_a_foreign_model_s_unembedding_reads_is_found(vocab: int) -> None:
+    """Also if it is as large as the stream is wide, the final norm no module, and logits named."""
+    model = zoo.HandMade([zoo._Block() for _ in range(3)]).eval()
+    model.embedding = nn.Embedding(vocab, zoo.WIDTH)
+    model.unembedding = nn.Linear(zoo.WIDTH, vocab, bias=False)
+    norm = partial(nn.functional.rms_norm, normalized_shape=(zoo.WIDTH,))
+    model.unembedding.register_forward_pre_hook(lambda _, args: norm(args[0]))
+    model.register_forward_hook(lambda _, __, logits: {"logits": logits})
+    specimen = zoo.Specimen(model=model, vocab=vocab, blocks="blocks", unembedding="unembedding")
     paths, logits = measure(specimen), measure(specimen, num_steps=2, output="logits")
     assert_exact(paths.distance, truth(specimen))
-    stretch = torch.linalg.matrix_norm(model.head.weight, 2)
+    stretch = torch.linalg.matrix_norm(model.unembedding.weight, 2)
     assert (logits.end_distance <= paths.end_distance * stretch).all()
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from sr_monitor import measure_paths, measure_slices
 from sr_monitor.errors import InputError
 from sr_monitor.model.selfcheck import EngineName as Engine
-from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.sampling import Sampling
 from tests import zoo
 from tests.model.helpers import (
@@ -66,36 +65,6 @@ def _assert_exact_maps(measured: Tensor, true: Tensor) -> None:
     assert gap.max() <= TOLERANCE
 
 
-def _must_work(name: str, engine: Engine) -> bool:
-    species = zoo.SPECIES[name]
-    return {"shared": species.shared, "rows": species.rows}.get(engine, True)
-
-
-def _measure_or_refuse(
-    name: str, engine: Engine, specimen: zoo.Specimen, **options: Any
-) -> Paths | None:
-    """The measurement, or None where the engine rightly says that it cannot do this model."""
-    try:
-        paths = measure(specimen, engine=engine, **options)
-    except InputError as error:
-        refusal = str(error)
-    else:
-        assert paths.engine in _allowed_engines(name, engine)
-        return paths
-    assert not _must_work(name, engine), refusal
-    assert engine in refusal
-    return None
-
-
-def _allowed_engines(name: str, engine: Engine) -> tuple[str, ...]:
-    """What "auto" may choose: not the plain way where one row a point must work."""
-    if engine != "auto":
-        return (engine,)
-    if name in NO_CACHE:
-        return ("plain",)
-    return ("shared", "rows") if zoo.SPECIES[name].rows else ENGINES
-
-
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_the_zoo_is_worth_measuring(name: str, attention: str | None) -> None:
     """d(1) far above float32 noise, curves that bend, and outputs that depend on the context."""
@@ -131,15 +100,20 @@ def test_the_oracle_starts_at_zero_and_ends_at_the_run_it_stands_for(name: str) 
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_paths_equal_the_oracle_at_every_layer(name: str, attention: str | None) -> None:
     """An engine that cannot do an architecture says so; it never gives wrong numbers."""
-    specimen = zoo.build(name, attention=attention)
+    specimen, species = zoo.build(name, attention=attention), zoo.SPECIES[name]
+    works: dict[Engine, bool] = {"shared": species.shared, "rows": species.rows, "plain": True}
+    fastest = next(way for way, does in works.items() if does)
     for layer in range(specimen.num_layers + 1):
-        some: tuple[Engine, ...] = ("auto",)
-        for engine in ENGINES if layer == 1 else some:
-            paths = _measure_or_refuse(name, engine, specimen, layer=layer)
-            if paths is not None:
-                assert (paths.distance[:, 0] == 0).all()
-                assert paths.noise_floor < TOLERANCE
-                assert_exact(paths.distance, _truth(name, attention, layer=layer))
+        paths = measure(specimen, layer=layer)
+        assert paths.engine == fastest
+        assert (paths.distance[:, 0] == 0).all()
+        assert paths.noise_floor < TOLERANCE
+        assert_exact(paths.distance, _truth(name, attention, layer=layer))
+    for engine, does in works.items():
+        with nullcontext() if does else pytest.raises(InputError, match=engine):
+            paths = measure(specimen, engine=engine)
+            assert paths.engine == engine
+            assert_exact(paths.distance, _truth(name, attention, layer=1))
 
 
 @pytest.mark.parametrize("length", [2, zoo.WINDOW, zoo.WINDOW + 1, 19])
@@ -147,10 +121,9 @@ def test_paths_equal_the_oracle_at_every_layer(name: str, attention: str | None)
 def test_paths_equal_the_oracle_at_other_lengths(name: str, length: int) -> None:
     """One earlier token, a prompt that just fills the window, one more, and many windows."""
     specimen = zoo.build(name)
-    for engine in ("auto", "rows"):
-        paths = _measure_or_refuse(name, engine, specimen, length=length)
-        if paths is not None:
-            assert_exact(paths.distance, _truth(name, length=length))
+    for engine in ("auto", "rows") if zoo.SPECIES[name].rows else ("auto",):
+        paths = measure(specimen, length=length, engine=engine)
+        assert_exact(paths.distance, _truth(name, length=length))
 
 
 @pytest.mark.parametrize("output", ["resid_final", "logits"])
@@ -170,7 +143,7 @@ def test_every_way_works_where_experts_are_balanced_in_training() -> None:
     specimen.model.config.output_router_logits = True  # type: ignore[union-attr]
     for engine in ENGINES:
         paths = measure(specimen, engine=engine)
-        assert paths.engine in _allowed_engines("mixtral", engine)
+        assert paths.engine == ("shared" if engine == "auto" else engine)
         assert_exact(paths.distance, _truth("mixtral"))
 
 

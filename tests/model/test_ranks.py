@@ -44,21 +44,6 @@ OUT_OF_MEMORY = (
 SCENARIOS: dict[str, Callable[[int, Path], None]] = {}
 
 
-def test_one_rank_exchanges_nothing() -> None:
-    ranks = RankGroup.present()
-    assert (ranks.rank, ranks.size, ranks.is_leader) == (0, 1, True)
-    assert ranks.share(3).tolist() == [0, 1, 2]
-    value = torch.tensor([1.5, 2.5])
-    assert ranks.gather(value, 2).tolist() == [1.5, 2.5]
-    assert ranks.broadcast(value) is value
-    assert ranks.minimum(7) == 7
-    ranks.sync_errors()
-    error = ZeroDivisionError("by 0")
-    with pytest.raises(ZeroDivisionError) as caught, ranks.failing_together():
-        raise error
-    assert caught.value is error
-
-
 @pytest.mark.parametrize(("count", "size"), [(1, 2), (2, 2), (5, 2), (7, 3), (8, 3), (2, 5)])
 def test_shares_are_equal_in_size_and_hold_every_item(count: int, size: int) -> None:
     shares = [RankGroup(rank, size).share(count).tolist() for rank in range(size)]
