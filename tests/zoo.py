@@ -224,7 +224,7 @@ class LectureGPT(NanoGPT):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*self.transformer.pop("h"))
+        self.blocks = nn.Sequential(*self.transformer.pop("h").children())
 
     def forward(self, idx: Tensor, targets: Tensor | None = None) -> Any:
         part: Any = self.transformer
