@@ -262,7 +262,7 @@ def test_numbers_are_safe_before_anything_is_drawn_and_nothing_is_drawn_for_nobo
         assert writer.num_flushes == (kind == "")
 
 
-@pytest.mark.parametrize("kind", ["scalar", "histogram", "image", "flush", "text"])
+@pytest.mark.parametrize("kind", ["scalar", "image", "flush", "text"])
 def test_the_others_get_everything_when_a_writer_breaks(kind: str) -> None:
     first, broken, last = MemoryWriter(), Broken(kind, OSError("two\nlines")), MemoryWriter()
     album, record = Album([first, broken, last]), small_record(0)
@@ -276,17 +276,10 @@ def test_the_others_get_everything_when_a_writer_breaks(kind: str) -> None:
             assert steps_of(good.texts[f"{NAME}prompts"]) == [0]
         else:
             assert (good.scalars, pictures(good)) == (shown([0]).scalars, {0: [0]})
-
-
-def test_a_broken_writer_gets_another_chance_with_the_next_record() -> None:
-    album = Album([broken := Broken("image", RuntimeError("for now"))])
-    with pytest.raises(WriterError):
-        album.show(small_record(4), prompts=PROMPTS)
-    album.show(small_record(5), prompts=PROMPTS)
-    broken.kind = ""
-    album.show(small_record(8), prompts=PROMPTS)
-    assert steps_of(broken.scalars[RISE]) == [4, 5, 8]
-    assert pictures(broken) == {8: [4, 8]}
+    if kind == "image":  # another chance with the next record
+        broken.kind = ""
+        album.show(small_record(1), prompts=PROMPTS)
+        assert (steps_of(broken.scalars[RISE]), pictures(broken)) == ([0, 1], {1: [0, 1]})
 
 
 def test_the_error_names_reason_and_fix() -> None:

@@ -239,17 +239,13 @@ def test_what_was_written_can_be_read_back(sink: Any) -> None:
 
 
 def test_memory_keeps_what_it_got_and_not_what_became_of_it() -> None:
-    writer = MemoryWriter()
-    values, rgb, frames = torch.ones(2), np.array(picture()), np.array(film())
-    writer.histogram(SLOPES, values, 1)
+    writer, rgb, frames = MemoryWriter(), np.array(picture()), np.array(film())
     writer.image(CURVES, rgb, 1)
     writer.animation(MOVING, frames, 1)
-    for changed in (values, rgb, frames):
-        changed[:] = 0
-    assert writer.histograms[SLOPES][0][1].tolist() == [1, 1]
+    rgb[:] = frames[:] = 0
     np.testing.assert_array_equal(writer.images[CURVES][0][1], picture())
     np.testing.assert_array_equal(writer.animations[MOVING][0][1], film())
-    assert writer.names == {SLOPES, CURVES, MOVING}
+    assert writer.names == {CURVES, MOVING}
 
 
 def test_a_gif_rests_on_its_last_frame_loops_and_keeps_the_colours_of_a_slice() -> None:
@@ -322,7 +318,7 @@ def test_a_resumed_file_forgets_later_steps_and_torn_lines(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("content", ["loss 3.5\n", "notes", '{"loss": 1', "5\n", '{"step": 1}\n'])
+@pytest.mark.parametrize("content", ["loss 3.5\n", "notes", "5\n", '{"step": 1}\n'])
 def test_a_file_of_others_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(content)
@@ -402,7 +398,6 @@ def test_a_writer_that_is_there_keeps_its_layout_and_stays_open(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("module", "kind", "package"),
     [
-        ("tensorboard", TensorBoardWriter, r"'sr-monitor\[tensorboard\]'"),
         ("torch.utils.tensorboard", TensorBoardWriter, r"'sr-monitor\[tensorboard\]'"),
         ("wandb", WandbWriter, "wandb"),
     ],

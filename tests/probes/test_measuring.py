@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +18,14 @@ from sr_monitor.model.engine import Chunk, Way
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.session import Session, SessionOptions
 from sr_monitor.probes.base import Gather, Part, Probe, Progress, Riders
-from sr_monitor.probes.measuring import measure_probes
+from sr_monitor.probes.measuring import Bar, measure_probes, no_bar
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.sampling import Sampling
 from sr_monitor.probes.slices import SlicesProbe
 from tests import zoo
 from tests.model.helpers import LENGTH, no_warning, watched
 from tests.model.test_engine import with_a_wrong_cache
+from tests.outside_probe import Norms
 
 SLICES = SlicesProbe(num_slices=2, slice_resolution=8)
 
@@ -74,10 +75,6 @@ class WatchingSlices(Watching):
     rides = "slices"
 
 
-class WatchingToo(Watching):
-    name = "watching_too"
-
-
 class Steepest(Probe):
     name = "steepest"
 
@@ -92,14 +89,19 @@ class Doubled(Probe):
         return {"slope": 2 * parts["steepest"]["slope"]} if "steepest" in parts else None
 
 
-RIDERS = (Watching(), WatchingSlices(), WatchingToo())
+RIDERS = (Watching(), WatchingSlices(), Norms())
 
 
 def _measure(
-    specimen: zoo.Specimen, probes: Sequence[Probe], way: Way | None = None, **options: Any
+    specimen: zoo.Specimen,
+    probes: Sequence[Probe],
+    way: Way | None = None,
+    bar: Bar = no_bar,
+    **options: Any,
 ) -> dict[str, Part]:
     prompts = PromptSet.from_token_ids(specimen.prompts(4, LENGTH))
-    return measure_probes(specimen.model, prompts, probes, SessionOptions(**options), way=way)
+    given = SessionOptions(**options)
+    return measure_probes(specimen.model, prompts, probes, given, way=way, bar=bar)
 
 
 def _assert_shown_as_measured(parts: dict[str, Part]) -> None:
@@ -138,13 +140,13 @@ def test_riders_see_each_point_once_and_cost_no_forward(
             )
     assert forwards[0] == forwards[1]
     bare, full = parts
-    assert list(full) == ["paths", "watching", "watching_too", "slices", "watching_slices"]
+    assert list(full) == ["paths", "watching", "norms", "slices", "watching_slices"]
     assert bits(full) == bits(bare)
     _assert_shown_as_measured(full)
     assert full["watching"]["times"].max() == full["watching_slices"]["times"].min() == 1
     assert full["watching"]["times"].sum() == full["paths"].num_points
     assert full["watching_slices"]["times"].sum() == full["slices"].num_points - 2 * 3
-    assert torch.equal(full["watching"]["times"], full["watching_too"]["times"])
+    assert torch.equal(full["norms"]["norm"].isfinite(), full["watching"]["times"] > 0)
 
 
 @pytest.mark.parametrize(("memory", "sampling"), [(0, "grid"), (1, "adaptive"), (3, "grid")])
@@ -174,17 +176,14 @@ class Ends(Probe):
     """Runs points of its own: every prompt's own activation, in its own context."""
 
     name = "ends"
-    begun: ClassVar[list[str]] = []
 
     def measure(
         self, session: Session, prompts: PromptSet, riders: Riders, progress: Progress
     ) -> Part:
-        share = session.share(prompts.token_ids)
+        share, engine = session.share(prompts.token_ids), session.engine
         (points,) = share.activations()
         riders.begin(len(points), 1, share.gather)
-        clean = session.engine.run(
-            session.engine.open(share.prompts[0]), points[:, None], riders.read
-        )
+        clean = engine.run(engine.open(share.prompts[0]), points[:, None], riders.read)
         progress(len(points), len(points))
         return {"clean": share.gather(clean)}
 
@@ -195,14 +194,10 @@ class WatchingEnds(Watching):
 
 
 def test_a_probe_with_points_of_its_own_has_riders_and_a_bar_too() -> None:
-    specimen = zoo.build("llama")
-    prompts = PromptSet.from_token_ids(specimen.prompts(4, LENGTH))
     told: list[tuple[str, int, int]] = []
-    parts = measure_probes(
-        specimen.model,
-        prompts,
+    parts = _measure(
+        zoo.build("llama"),
         [PathsProbe(num_steps=3), Ends(), WatchingEnds()],
-        SessionOptions(),
         bar=lambda name: lambda done, total: told.append((name, done, total)),
     )
     assert told == [("paths", 3, 3), ("ends", 4, 4)]

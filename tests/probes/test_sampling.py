@@ -1,8 +1,4 @@
-"""`look_adaptively` against looking everywhere, on families of synthetic curves.
-
-A run of the strategy is replayed on known curves by `_look_at`, which counts every look; the truth
-is the slope of the whole grid.
-"""
+"""`look_adaptively` against looking everywhere, on families of synthetic curves."""
 
 import math
 from collections.abc import Callable

@@ -25,12 +25,6 @@ def grid(num_steps: int) -> Tensor:
     return torch.linspace(0, 1, num_steps)
 
 
-def logistic(alphas: Tensor, steepness: float) -> Tensor:
-    """A boundary at alpha 1/2, scaled to run from exactly 0 to exactly 1."""
-    curve = torch.sigmoid(steepness * (alphas.double() - 0.5))
-    return ((curve - curve[0]) / (curve[-1] - curve[0])).float()[None]
-
-
 def test_relative_distance_is_one_at_the_end_and_scale_free() -> None:
     distance = torch.tensor([[0.0, 1.0, 4.0], [0.0, 30.0, 10.0]])
     expected = torch.tensor([[0.0, 0.25, 1.0], [0.0, 3.0, 1.0]])
@@ -41,43 +35,44 @@ def test_relative_distance_is_one_at_the_end_and_scale_free() -> None:
     assert max_slope(grid(3), endless).isnan().all()
 
 
-@pytest.mark.parametrize("num_steps", [2, 3, 51, 101])
-def test_a_straight_line_has_slope_one_and_width_one_half(num_steps: int) -> None:
-    alphas = grid(num_steps)
-    found = [number(alphas, alphas[None]).item() for number in NUMBERS]
-    assert [found[0], found[2]] == pytest.approx([1, 0.5], abs=1e-5)
+def numbers_of(curve: Tensor) -> list[float]:
+    return [number(grid(len(curve)), curve[None]).item() for number in NUMBERS]
 
 
 @pytest.mark.parametrize(("num_steps", "jump"), [(2, 1), (3, 2), (51, 20), (101, 100)])
-def test_a_step_has_slope_s_minus_one_where_it_jumps(num_steps: int, jump: int) -> None:
-    alphas, last = grid(num_steps), num_steps - 1
-    relative = (torch.arange(num_steps) >= jump).float()[None]
-    assert max_slope(alphas, relative).item() == last
-    assert slope_location(alphas, relative).item() == pytest.approx((jump - 0.5) / last, abs=1e-6)
-    assert boundary_width(alphas, relative).item() == pytest.approx(0.5 / last, abs=1e-6)
+def test_a_line_has_slope_one_and_a_step_s_minus_one_where_it_jumps(
+    num_steps: int, jump: int
+) -> None:
+    slope, _, width = numbers_of(grid(num_steps))
+    assert (slope, width) == pytest.approx((1, 0.5), abs=1e-5)
+    last = num_steps - 1
+    expected = last, (jump - 0.5) / last, 0.5 / last
+    step = (torch.arange(num_steps) >= jump).float()
+    assert numbers_of(step) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("steepness", [4.0, 20.0, 60.0])
 def test_a_logistic_curve_has_its_known_slope_and_width(steepness: float) -> None:
-    alphas = grid(10_001)
-    relative = logistic(alphas, steepness)
+    """A boundary at alpha 1/2, scaled to run from exactly 0 to exactly 1."""
+    curve = torch.sigmoid(steepness * (grid(10_000).double() - 0.5))
+    curve = ((curve - curve[0]) / (curve[-1] - curve[0])).float()
+    slope, location, width = numbers_of(curve)
     height = math.tanh(steepness / 4)  # what the curve covers between alpha 0 and 1, before scaling
-    assert max_slope(alphas, relative).item() == pytest.approx(steepness / 4 / height, rel=2e-3)
+    assert slope == pytest.approx(steepness / 4 / height, rel=2e-3)
+    assert location == pytest.approx(0.5, abs=0.02)
     quarter = 0.5 - height / 4  # the logistic curve's own value where the scaled one is 1/4
-    width = 2 / steepness * math.log((1 - quarter) / quarter)
-    assert boundary_width(alphas, relative).item() == pytest.approx(width, abs=1e-5)
-    location = slope_location(grid(50), logistic(grid(50), steepness)).item()
-    assert location == pytest.approx(0.5, abs=1e-6)
+    expected = 2 / steepness * math.log((1 - quarter) / quarter)
+    assert width == pytest.approx(expected, abs=1e-5)
 
 
 def test_of_equal_slopes_the_first_is_located_and_of_passages_the_first_complete_one() -> None:
     """After an approach that fails; a second passage is sharper."""
-    assert max_slope(grid(5), torch.tensor([[2.0, 1.75, 1.5, 1.25, 1.0]])).item() == -1.0
-    assert slope_location(grid(5), torch.tensor([[0.0, 0.0, 0.5, 0.5, 1.0]])).item() == 0.375
-    relative = torch.tensor([[0.0, 0.5, 0.0, 0.5, 1.0, 0.0, 1.0, 1.0, 1.0]])
-    assert boundary_width(grid(9), relative).item() == pytest.approx(0.125)
-    never, from_above, unseen = [0.0, 0.2, 0.5, 0.7], [0.3, 0.5, 0.8, 1.0], [NAN] * 4
-    assert boundary_width(grid(4), torch.tensor([never, from_above, unseen])).isnan().all()
+    assert numbers_of(torch.tensor([2.0, 1.75, 1.5, 1.25, 1.0]))[0] == -1.0
+    assert numbers_of(torch.tensor([0.0, 0.0, 0.5, 0.5, 1.0]))[1] == 0.375
+    relative = torch.tensor([0.0, 0.5, 0.0, 0.5, 1.0, 0.0, 1.0, 1.0, 1.0])
+    assert numbers_of(relative)[2] == pytest.approx(0.125)
+    for unpassed in ([0.0, 0.2, 0.5, 0.7], [0.3, 0.5, 0.8, 1.0], [NAN] * 4):
+        assert math.isnan(numbers_of(torch.tensor(unpassed))[2])
 
 
 def seen_points(alphas: list[float], curve: list[float]) -> list[tuple[float, float]]:

@@ -63,12 +63,6 @@ def test_the_interval_equals_a_slow_bootstrap() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_interval_covers_the_true_median_as_often_as_it_says() -> None:
-    found = [summarise(sample) for sample in exponential(200, 60)]
-    covered = sum(each.low <= math.log(2) <= each.high for each in found) / len(found)
-    assert 0.90 <= covered <= 0.98
-
-
 def test_the_memory_of_a_bootstrap_is_bounded() -> None:
     """32 MB of doubles at once, or a single resample."""
     assert largest(lambda: summarise(exponential(5_000))) <= 2**22
