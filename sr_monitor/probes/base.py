@@ -145,9 +145,7 @@ def pack(part: Part) -> dict[str, Any]:
     return dict(part)
 
 
-def unpack_as(
-    kind: Callable[..., _T], values: Mapping[str, Any], *tables: Any, **added_later: Any
-) -> _T:
+def unpack_as(kind: Callable[..., _T], values: Mapping[str, Any], **added_later: Any) -> _T:
     """Make a dataclass of what a record kept; raise ValueError or TypeError if that is damaged.
 
         unpack_as(Depth, values, num_points=0)
@@ -158,7 +156,7 @@ def unpack_as(
     dataclass_kind: Any = kind
     known = fields(dataclass_kind)
     found = {each.name: values[each.name] for each in known if each.name in values}
-    made = kind(**{**(tables[-1] if tables else {}), **added_later, **found})
+    made = kind(**{**added_later, **found})
     with jaxtyped("context"):  # dimensions of one name have one size
         for each in known:
             value: Any = getattr(made, each.name)

@@ -28,15 +28,7 @@ from sr_monitor.model.session import Session, SessionOptions, Share, open_sessio
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, explains, option
 from sr_monitor.probes import sharpness
-from sr_monitor.probes.base import (
-    RGB,
-    Page,
-    Probe,
-    Progress,
-    Riders,
-    no_progress,
-    unpack_as,
-)
+from sr_monitor.probes.base import RGB, Page, Probe, Progress, Riders, no_progress, unpack_as
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.paths_pictures import draw_curves
@@ -82,7 +74,7 @@ class Paths:
     @property
     def relative(self) -> Float[Tensor, "pair step"]:
         """d(alpha) / d(1), the relative output distance."""
-        return sharpness.relative_distance(self.distance)
+        return self.distance / self.distance[:, -1:]
 
     @property
     def end_distance(self) -> Float[Tensor, " pair"]:
@@ -208,15 +200,8 @@ class PathsProbe(PathsOptions, Probe):
 
     def unpack(self, values: Mapping[str, Any]) -> Paths:
         """Make `Paths` of what a record kept; old records lack what was added later."""
-        return unpack_as(
-            Paths,
-            values,
-            {"alphas": "S", "distance": "PS", "input_distance": "P", "noise": "P"},
-            {"noise_distance": float, "noise_floor": float, "num_points": int}
-            | dict.fromkeys(("engine", "arithmetic", "weights"), str),
-            {"noise": None, "noise_distance": 0.0, "noise_floor": math.nan}
-            | {"num_points": 0, "engine": "", "arithmetic": "", "weights": ""},
-        )
+        later = {"noise_distance": 0.0, "noise_floor": math.nan, "num_points": 0, "engine": ""}
+        return unpack_as(Paths, values, **later)
 
 
 @explains(PathsOptions, SessionOptions)
@@ -279,19 +264,14 @@ class _Walk:
         self.noise = place.new_full((count,), torch.nan)
         self.num_points = torch.zeros(count, dtype=torch.long)
         self.lengths = place.new_zeros(count)
-        self.repeated = self._repeated_pairs()
-        riders.begin(count, options.num_steps, share.gather)
-
-    def _repeated_pairs(self) -> list[int]:
-        """Return this rank's share of the pairs that are repeated to find the noise."""
-        share = self.share
         num_repeated = min(share.count, _NUM_REPEATED_PAIRS)
         spread = torch.linspace(0, share.count - 1, num_repeated, dtype=torch.float32)
-        first = share.session.ranks.rank * len(self.prompts)
-        return [n - first for n in spread.round().long().tolist() if n >= first]
+        first = session.ranks.rank * count  # of this rank's pairs, among all
+        self.repeated = [n - first for n in spread.round().long().tolist() if n >= first]
+        riders.begin(count, options.num_steps, share.gather)
 
     def run(self, progress: Progress) -> Paths:
-        """Measure all pairs, some at a time."""
+        """Measure all pairs, some at a time, and gather what all ranks found."""
         count, num_tokens = self.prompts.shape
 
         def measure(pairs: slice) -> None:
@@ -301,10 +281,6 @@ class _Walk:
         # A pair's points are made at once; a point takes about an eighth of a token's memory.
         each = num_tokens + len(self.alphas) // 8
         in_chunks(count, tokens_each=each, budget=self.engine.budget, work=measure)
-        return self._gathered()
-
-    def _gathered(self) -> Paths:
-        """Put together what all ranks found."""
         gather = self.share.gather
         distance, noise, lengths = map(gather, (self.distance, self.noise, self.lengths))
         # Noise goes with the length of the output. A pair that is not finite, or that the noise

@@ -98,7 +98,6 @@ def draw_slopes(paths: Paths, *, title: str = "How sharp the boundaries are") ->
 
 
 def _draw_single_curves(axes: Axes, paths: Paths) -> list[Float[np.ndarray, " step"]]:
-    """Draw some of the kept pairs' curves in grey, and return them."""
     every = max(1, int(paths.kept.sum()) // _NUM_SINGLE_CURVES)
     curves = fill_gaps(paths.alphas, paths.relative)
     single = list(curves[paths.kept][::every][:_NUM_SINGLE_CURVES].numpy())
@@ -111,7 +110,6 @@ def _draw_single_curves(axes: Axes, paths: Paths) -> list[Float[np.ndarray, " st
 def _draw_earlier_curves(
     axes: Axes, earlier: Sequence[Paths], colors: Sequence[Any]
 ) -> list[Float[np.ndarray, " _"]]:
-    """Draw the median curve of each, the last on top, and return them."""
     medians = [_median_band(paths)[1] for paths in earlier]
     for paths, median, color in zip(earlier, medians, colors, strict=True):
         axes.plot(paths.alphas.numpy(), median, color=color, linewidth=1.1, zorder=2.5)

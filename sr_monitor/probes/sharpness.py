@@ -17,11 +17,6 @@ from torch import Tensor
 _LOW, _HIGH = 0.25, 0.75  # the levels between which the width of a boundary is taken
 
 
-def relative_distance(distance: Float[Tensor, "pair step"]) -> Float[Tensor, "pair step"]:
-    """Return r(alpha) = d(alpha) / d(1); not finite where d(1) is zero, NaN or infinite."""
-    return distance / distance[:, -1:]
-
-
 def max_slope(
     alphas: Float[Tensor, " step"], relative: Float[Tensor, "pair step"]
 ) -> Float[Tensor, " pair"]:

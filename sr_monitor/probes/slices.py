@@ -31,15 +31,7 @@ from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.session import Session, SessionOptions, Share, open_session
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, explains, option
-from sr_monitor.probes.base import (
-    RGB,
-    Page,
-    Probe,
-    Progress,
-    Riders,
-    no_progress,
-    unpack_as,
-)
+from sr_monitor.probes.base import Page, Probe, Progress, Riders, no_progress, unpack_as
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.slices_pictures import draw_frame, draw_slice, join_frames
@@ -113,7 +105,10 @@ class SlicesProbe(SlicesOptions, Probe):
         slices: Slices = page.part
         for triple in range(len(slices.foot)):
             having = [each for each in (*earlier, page) if triple < len(each.part.foot)]
-            frames = [_frame(each, triple) for each in having]
+            for each in having:  # a frame is drawn once, and shown in every later film
+                if triple not in each.memo:
+                    each.memo[triple] = pixels(draw_frame(each.part, triple, each.title))
+            frames = [each.memo[triple] for each in having]
             prompts = page.prompts.texts_of_triple(triple)
             picture = pixels(draw_slice(slices, triple, prompts=prompts))
             yield self.SLICE.numbered(triple), picture
@@ -122,18 +117,7 @@ class SlicesProbe(SlicesOptions, Probe):
 
     def unpack(self, values: Mapping[str, Any]) -> Slices:
         """Make `Slices` of what a record kept; old records lack what was added later."""
-        shapes = {"coordinates": "R", "distance": "T3RR", "foot": "T"}
-        plain = {"num_points": int, "engine": str, "arithmetic": str}
-        later = {"num_points": 0, "engine": "", "arithmetic": ""}
-        return unpack_as(Slices, values, shapes, plain, later)
-
-
-def _frame(page: Page, triple: int) -> RGB:
-    """Return a slice as films show it, under its title; draw it once."""
-    if triple not in page.memo:
-        page.memo[triple] = pixels(draw_frame(page.part, triple, page.title))
-    frame: RGB = page.memo[triple]
-    return frame
+        return unpack_as(Slices, values, num_points=0, engine="")
 
 
 @explains(SessionOptions)

@@ -13,7 +13,6 @@ from sr_monitor.probes.sharpness import (
     boundary_width,
     fill_gaps,
     max_slope,
-    relative_distance,
     slope_location,
 )
 
@@ -23,16 +22,6 @@ NUMBERS = (max_slope, slope_location, boundary_width)
 
 def grid(num_steps: int) -> Tensor:
     return torch.linspace(0, 1, num_steps)
-
-
-def test_relative_distance_is_one_at_the_end_and_scale_free() -> None:
-    distance = torch.tensor([[0.0, 1.0, 4.0], [0.0, 30.0, 10.0]])
-    expected = torch.tensor([[0.0, 0.25, 1.0], [0.0, 3.0, 1.0]])
-    assert torch.equal(relative_distance(distance), expected)
-    assert torch.equal(relative_distance(distance * 8), expected)
-    endless = relative_distance(torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, NAN], [0.0, 0.0, 0.0]]))
-    assert not endless[:, 1].isfinite().any()
-    assert max_slope(grid(3), endless).isnan().all()
 
 
 def numbers_of(curve: Tensor) -> list[float]:
@@ -150,5 +139,5 @@ def test_neither_the_order_nor_the_device_of_the_pairs_matters() -> None:
         torch.testing.assert_close(shuffled, straight, rtol=0, atol=0, equal_nan=True)
         assert number(alphas.to("meta"), curves.to("meta")).device.type == "meta"
         assert number(alphas, curves[:0]).shape == (0,)
-    filled = fill_gaps(alphas.to("meta"), relative_distance(curves.to("meta")))
+    filled = fill_gaps(alphas.to("meta"), curves.to("meta"))
     assert filled.device.type == "meta"
