@@ -1,5 +1,5 @@
-# Every target sets up the virtual environment it needs, once: `make test` on a bare machine with
-# Python, make and git is enough. `make` alone lists the targets.
+# Every target but `gpu` sets up the virtual environment it needs, once: `make test` on a bare machine
+# with Python, make and git is enough. `make` alone lists the targets.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # torch first and by its exact version: a loose requirement would fetch a build for each accelerator.
@@ -17,7 +17,7 @@ READY_MODEL := $(VENV)/.ready-model
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench
+.PHONY: help demo test test-all check bench gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -39,6 +39,10 @@ check: $(READY) ## lint, format, and two type checkers
 
 bench: $(READY_MODEL) ## what a measurement costs, on this machine
 	$(RUN) tests.benchmarks
+
+gpu: PYTHON = python3
+gpu: ## check what needs a GPU, and time it there; runs with the torch of PYTHON, reports to OUT
+	$(PYTHON) -m tests.gpu
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -1,11 +1,10 @@
 """Prints what a measurement costs on this machine; `make bench`.
 
-On a CPU, figures are ratios of the CPU seconds of one thread, against the plain way or a whole
-measurement in the same run: wall time on a shared machine says little. On a machine with a GPU,
-milliseconds beside one real training step.
+Figures are ratios of the CPU seconds of one thread, against the plain way or a whole measurement
+in the same run: wall time on a shared machine says little. `make gpu` measures GPUs.
 
     python -m tests.benchmarks            # everything
-    python -m tests.benchmarks ratios     # one part: ratios, shares, growth, memory, gpu
+    python -m tests.benchmarks ratios     # one part: ratios, shares, growth, memory
 """
 
 import sys
@@ -28,10 +27,9 @@ from sr_monitor.probes.measuring import measure_probes
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
 from tests.benchmarks.memory import peak_tensor_bytes
-from tests.benchmarks.models import block_parameters, olmo, smollm2
+from tests.benchmarks.models import block_parameters, smollm2
 from tests.benchmarks.plain import plain_paths
 
-ON_GPU = torch.cuda.is_available()
 # The plain way's time is linear in the alphas; this many are timed and the rest computed.
 _PLAIN_ALPHAS = 3
 
@@ -44,14 +42,12 @@ def prompts(count: int, num_tokens: int, vocabulary: int = 49152) -> tuple[Tenso
 
 
 def seconds(work: Callable[[], Any], repeats: int = 3) -> float:
-    """Return the least of some runs: of one thread's CPU, or of a device with its queue."""
+    """Return the least CPU time of some runs, on one thread."""
     times = []
     for _ in range(repeats):
-        start = time.perf_counter() if ON_GPU else time.process_time()
+        start = time.process_time()
         work()
-        if ON_GPU:
-            torch.cuda.synchronize()
-        times.append((time.perf_counter() if ON_GPU else time.process_time()) - start)
+        times.append(time.process_time() - start)
     return min(times)
 
 
@@ -65,17 +61,16 @@ def show(title: str, columns: str, rows: Sequence[Sequence[Any]]) -> None:
     Console(width=110).print(table)
 
 
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
+def matmul_rate(size: int = 2048) -> float:
     """Return what the machine reaches in a large matrix product, in operations a second."""
-    size = 2048 if device.type == "cpu" else 8192
-    a = torch.randn(size, size, dtype=dtype, device=device)
+    a = torch.randn(size, size)
     return 2 * size**3 / seconds(lambda: a @ a, repeats=5)
 
 
 def ratios() -> None:
     """How many times faster than the plain way, and how near to the machine's limit."""
     name, model = smollm2()
-    rate = matmul_rate(torch.float32, torch.device("cpu"))
+    rate = matmul_rate()
     rows = []
     for num_tokens, num_pairs in ((10, 40), (256, 24)):
         a, b = prompts(num_pairs, num_tokens)
@@ -224,59 +219,8 @@ def stated_bound(
     return float(forward + cached + points + 3 * num_pairs * config.hidden_size * 4)
 
 
-def gpu() -> None:
-    """Milliseconds of a measurement beside one training step of the same model."""
-    device = torch.device("cuda")
-    rows = []
-    for name in ("OLMo-1B", "OLMo-7B"):
-        for dtype in (torch.bfloat16, torch.float32):
-            for num_tokens in (10, 256):
-                rows.append(_gpu_row(name, dtype, device, num_tokens))
-                torch.cuda.empty_cache()
-    show(
-        f"{torch.cuda.get_device_name(device)}: milliseconds",
-        "model | dtype | engine | 256 pairs x 51 | adaptive | 4 slices 41² | tokens | "
-        "training step (8 x 2048 tokens) | share of matmul rate | peak GB",
-        rows,
-    )
-
-
-def _gpu_row(
-    name: str, dtype: torch.dtype, device: torch.device, num_tokens: int
-) -> tuple[Any, ...]:
-    model = olmo(name, dtype, device)
-    a, b = prompts(256, num_tokens)
-    held = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    grid, paths = _timed(model, a, b, num_steps=51)
-    peak = torch.cuda.max_memory_allocated() - held
-    adaptive, _ = _timed(model, a, b, num_steps=51, sampling="adaptive")
-    sliced = seconds(lambda: measure_slices(model, a[:4], b[:4], b[1:5]), 2)
-    share = _operations(model, paths, num_tokens) / grid / matmul_rate(dtype, device)
-    step = _training_step(model)
-    took = (f"{1000 * each:.0f}" for each in (grid, adaptive, sliced))
-    kind = str(dtype).removeprefix("torch.")
-    return name, kind, paths.engine, *took, num_tokens, f"{1000 * step:.0f}", share, peak / 1e9
-
-
-def _training_step(model: Any) -> float:
-    """Time forward, backward and a plain SGD update, with activation checkpointing."""
-    model.train()
-    model.gradient_checkpointing_enable()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    ids = torch.randint(0, 50304, (8, 2048), device=model.device)
-
-    def step() -> None:
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return seconds(step, 3)
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    parts = [gpu] if ON_GPU else [ratios, shares, growth, memory]
-    for part in parts:
+    for part in (ratios, shares, growth, memory):
         if part.__name__ in (sys.argv[1:] or [part.__name__]):
             part()

@@ -1,4 +1,4 @@
-"""The models that are timed: the real small one on a CPU, OLMo's shapes on an accelerator."""
+"""The model that is timed: the real small one."""
 
 import importlib.util
 import warnings
@@ -8,10 +8,6 @@ import torch
 from torch import nn
 
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_OLMO: dict[str, dict[str, Any]] = {
-    "OLMo-1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16},
-    "OLMo-7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32},
-}
 
 
 def smollm2() -> tuple[str, nn.Module]:
@@ -32,23 +28,6 @@ def smollm2() -> tuple[str, nn.Module]:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=49152, **shape, **heads))
     return "SmolLM2-135M's shape, random weights", model.eval()
-
-
-def olmo(name: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """A randomly initialised model of OLMo's shape, made on `device`."""
-    from transformers import AutoModelForCausalLM, OlmoConfig
-
-    config: Any = OlmoConfig(
-        vocab_size=50304,
-        num_attention_heads=16 if name == "OLMo-1B" else 32,
-        max_position_embeddings=4096,
-        tie_word_embeddings=False,
-        **_OLMO[name],
-    )
-    torch.manual_seed(0)
-    with device:
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)  # type: ignore[no-untyped-call]
-    return model.eval()
 
 
 def block_parameters(model: Any) -> int:

@@ -1,0 +1,1 @@
+"""What only a GPU can show: checks on CUDA, and what a measurement costs there; `make gpu`."""
