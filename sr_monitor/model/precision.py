@@ -130,7 +130,10 @@ def _products_in(precision: Literal["ieee", "tf32"], *holders: Any) -> Iterator[
         yield
     finally:
         for each, setting in zip(holders, before, strict=True):
-            each.fp32_precision = setting
+            # What follows `torch.backends.fp32_precision` is to follow it again.
+            each.fp32_precision = "none"
+            if each.fp32_precision != setting:
+                each.fp32_precision = setting
 
 
 def _refusal(reason: str) -> InputError:

@@ -42,27 +42,30 @@ def test_curves_are_those_of_the_weights_in_float32(name: str, dtype: torch.dtyp
     assert {each.dtype for each in model.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("setting", ["older", "newer", "cudnn"])
+@pytest.mark.parametrize("setting", ["older", "newer", "all", "none"])
 def test_products_are_not_rounded_whoever_asked_for_it(setting: str) -> None:
     """PyTorch has two interfaces for TF32, which do not bear each other; all is as it was after."""
     backends: Any = torch.backends
-    holders = [backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul]
-    originally = [holder.fp32_precision for holder in holders]
+    holders = [backends.cuda.matmul, backends.mkldnn.matmul, backends.cudnn.conv]
     if setting == "older":
         torch.set_float32_matmul_precision("high")
-    else:
-        holders[0 if setting == "newer" else 1].fp32_precision = "tf32"
+    elif setting != "none":
+        (backends if setting == "all" else holders[0]).fp32_precision = "tf32"
     before = [holder.fp32_precision for holder in holders]
     model: Any = build("gpt2").model.bfloat16()
     seen: list[list[str]] = []
     model.register_forward_hook(lambda *_: seen.append([each.fp32_precision for each in holders]))
     found = _measure(model)
     after = [holder.fp32_precision for holder in holders]
-    for holder, value in zip(holders, originally, strict=True):
-        holder.fp32_precision = value
+    backends.fp32_precision = "none"
+    followed = [holder.fp32_precision for holder in holders[:2]]
+    torch.set_float32_matmul_precision("highest")
+    for holder in holders[:2]:
+        holder.fp32_precision = "none"
     assert found.arithmetic == "float32"
     assert set(map(tuple, seen)) == {("ieee", "ieee", "ieee")}
     assert after == before
+    assert (followed == ["none", "none"]) == (setting in ("all", "none"))
 
 
 @pytest.mark.parametrize("where", ["around", "inside", "cast"])
