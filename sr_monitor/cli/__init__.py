@@ -1,7 +1,7 @@
 """The command `sr-monitor`: one file for each subcommand, and what they share.
 
-What a user gets wrong is one line on stderr that names the fix, and exit status 2. Ctrl-C ends
-with 130. A traceback is a bug of ours.
+A user's mistake ends with one line on stderr that names the fix, and exit status 2; Ctrl-C ends
+with 130. A traceback is a bug.
 
     sr-monitor demo
     sr-monitor measure runs/demo/model --prompts prompts.json --out stable-regions/demo
@@ -27,7 +27,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    """Return whether Ctrl-C is behind an error: libraries make others of it as they import."""
+    """Return whether Ctrl-C caused an error: libraries turn it into others as they import."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__
     return error is not None

@@ -18,7 +18,7 @@ def demo(
         bool, typer.Option("--lightning", help="Train with Lightning, not with the Trainer.")
     ] = False,
 ) -> None:
-    """Train it here in about three minutes, on text that Python brings along."""
+    """Train it here in about three minutes, on text that comes with Python."""
     # Imported here, so that the help need not wait for torch.
     from sr_monitor.cli.demo_training import DemoPlan, run_demo
     from sr_monitor.probes.statistics import summarise

@@ -7,8 +7,7 @@ model, with our callback. One machine gives the same numbers every time.
     records, losses = run_demo(Path("runs/demo"), DemoPlan(), "transformers", bar)
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -66,10 +65,7 @@ class DemoPlan:
 def run_demo(
     folder: Path, plan: DemoPlan, framework: Framework, bar: Bar
 ) -> tuple[list[Record], dict[int, float]]:
-    """Train a model, watch it, and leave it in `folder` with its records and pictures.
-
-    Return the measurements, and the loss of each step.
-    """
+    """Train and watch a model in `folder`; return its records, and the loss of each step."""
     transformers = require_transformers("the demo")
     adapter = import_module(f"sr_monitor_{framework}")
     trainer = import_module(f"sr_monitor_{framework}.demo")
@@ -81,7 +77,8 @@ def run_demo(
         losses[step] = loss
         progress(step, plan.num_steps)
 
-    with quiet(transformers), _one_thread(), torch.random.fork_rng(devices=[]):
+    torch.set_num_threads(1)  # the matrices are tiny, and the numbers depend on how many there are
+    with quiet(transformers), torch.random.fork_rng(devices=[]):
         tokenizer, model = _make(plan, texts)
         options = PromptOptions(seed=plan.seed)
         prompts = choose_prompts(options, tokenizer, plan.config.num_prompts)
@@ -126,17 +123,6 @@ def _make(plan: DemoPlan, texts: Sequence[str]) -> tuple[Any, Any]:
         pad_token_id=None,
     )
     return fast(tokenizer_object=trained), transformers.OlmoForCausalLM(config)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run on one thread: the matrices are tiny, and the numbers depend on how many there are."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _draw(folder: Path, records: Sequence[Record]) -> None:

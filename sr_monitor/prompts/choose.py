@@ -1,4 +1,4 @@
-"""Prompts by one word: a file, a data set, or the text that comes with any Python.
+"""Choose prompts by one word: a file, a data set, or the text that comes with any Python.
 
 prompts = choose_prompts(PromptOptions(prompts="corpus.txt"), tokenizer, num_prompts=257)
 """
@@ -42,7 +42,7 @@ class PromptOptions(Options):
 
 
 def choose_prompts(chosen: PromptOptions, tokenizer: Tokenizer, num_prompts: int) -> PromptSet:
-    """Take prompts from a file, a local or hub data set, or, with None, Python's help topics."""
+    """Take a set as it is, or draw from a file, a data set or, by default, Python's help topics."""
     if isinstance(chosen.prompts, PromptSet):
         return chosen.prompts
     options: Any = {

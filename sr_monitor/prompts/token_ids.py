@@ -1,8 +1,8 @@
-"""Token ids as people hand them over: in rows and batches of training data, or as a matrix.
+"""Find token ids in rows and batches of training data, or take them as a matrix.
 
-They are looked for in a mapping under `input_ids`, `tokens`, `ids` and `x`, less what an
-`attention_mask` hides; in an integer tensor, array or list, 1-D for a row and 2-D for a batch; in
-the first part of a tuple or list that has any. Numbers below 0 stand for no token.
+Token ids are what a mapping holds under `input_ids`, `tokens`, `ids` or `x`, except where its
+`attention_mask` is 0; an integer tensor, array or list, 1-D for a row and 2-D for a batch; or the
+first part of a tuple or list that holds any. Numbers below 0 stand for no token.
 
     token_ids_of({"input_ids": [[5, 6, 0]], "attention_mask": [[1, 1, 0]]})  # [[5, 6]]
 """
@@ -19,17 +19,15 @@ from torch import Tensor
 from sr_monitor.errors import InputError
 
 _KEYS = ("input_ids", "tokens", "ids", "x")
-_PROBED = 1000  # ids of a row that are converted to see whether they are any
+_PROBED = 1000  # values of a row that are converted to see whether they are token ids
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
-    """Token ids as they were found, and the mask that hides some of them, if there is one."""
+    """Token ids, and the mask that hides some of them: lists, arrays or tensors of one length."""
 
     ids: Any
-    """A 1-D list, array or tensor."""
     mask: Any
-    """The same, of the same length, or None."""
 
     def tokens(self, start: int, stop: int) -> Int64[Tensor, " token"]:
         """Return the visible ids between two positions, on the CPU."""
@@ -80,7 +78,7 @@ def find_rows(item: Any) -> list[TokenRow] | None:
 
 
 def _holds_parts(items: list[Any]) -> bool:
-    """Whether a list is a collection of tensors, mappings and the like, not of numbers."""
+    """Return whether a list holds tensors, mappings and the like, not numbers."""
     return bool(items) and not isinstance(items[0], int | float | np.number | list)
 
 

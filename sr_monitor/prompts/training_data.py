@@ -61,7 +61,7 @@ def prompts_from_batch(
 
 
 def _reads_without_consequences(dataset: Any) -> bool:
-    """Whether `dataset[index]` runs only code that is known to leave nothing behind."""
+    """Return whether `dataset[index]` runs only code that is known to leave nothing behind."""
     if isinstance(dataset, Tensor | np.ndarray):
         return dataset.ndim > 0
     # A subclass may read its rows in its own way, so the method is compared, not the class.
