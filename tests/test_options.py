@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sr_monitor.errors import InputError
-from sr_monitor.options import Options, declared, option, takes
+from sr_monitor.options import Options, declared, explains, option, takes
 
 pytestmark = pytest.mark.usefixtures("_as_users_run_it")
 
@@ -79,3 +79,8 @@ def test_a_function_that_takes_options_shows_them_as_its_own() -> None:
     )
     with pytest.raises(TypeError, match="marzipan"):
         Baker(marzipan=True)  # type: ignore[call-arg]
+
+    @explains(Cake)
+    def bake(layers: int = 3, **options: Any) -> None: ...
+
+    assert "candles: Candles on it." in str(inspect.getdoc(bake))

@@ -2,7 +2,8 @@
 
 `replay.json` holds the options, the prompts' fingerprints and the folder of each curve.
 
-    with Folder(out, options, {"": "/runs/gpt2"}) as folder:
+    folder = Folder(out, options, {"": "/runs/gpt2"})
+    with folder.open():
         folder.save(planned, record, prompts)
 """
 
@@ -57,25 +58,15 @@ class Folder:
         self._stack = ExitStack()
         self.curves: dict[str, Curve] = {}
 
-    def __enter__(self) -> "Folder":
+    @contextmanager
+    def open(self) -> Iterator[None]:
         """Lock the folder and read its records; report errors of the disk in one line."""
-        with ExitStack() as self._stack:
-            self._stack.enter_context(self._explained())
+        with self._explained(), ExitStack() as self._stack:
             self.path.mkdir(parents=True, exist_ok=True)
             self._stack.enter_context(FileLock(self.path / ".lock", timeout=0))
             for run in self._runs:
                 self._open(run)
-            self._stack = self._stack.pop_all()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        """Unlock the folder."""
-        self._stack.__exit__(*error)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing has been measured yet."""
-        return not any(curve.records for curve in self.curves.values())
+            yield
 
     def find(self, planned: PlannedCheckpoint) -> Record | None:
         """Return the record of a checkpoint, if its name still stands for the same commit."""

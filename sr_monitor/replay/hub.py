@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
 
 _SECONDS = 10.0  # until a listing has timed out
@@ -130,13 +131,8 @@ def list_files(repo: str, commits: Mapping[str, str]) -> list[HubCheckpoint]:
 
 
 def _api() -> Any:
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise InputError(
-            "checkpoints from the hub need its client: pip install 'sr-monitor[replay]'"
-        ) from error
-    return HfApi()
+    missing = "checkpoints from the hub need its client: pip install 'sr-monitor[replay]'"
+    return import_or_refuse("huggingface_hub", missing).HfApi()
 
 
 def _files(repo: str, commit: str) -> tuple[File, ...]:
@@ -146,14 +142,13 @@ def _files(repo: str, commit: str) -> tuple[File, ...]:
     code = (name for name in named if name.endswith(".py") and "/" not in name)
     weights = ([name for name in named if pattern.fullmatch(name)] for pattern in _WEIGHTS)
     chosen = {*code, *({_CONFIG} & named.keys()), *next(filter(None, weights), ())}
-    return tuple(_file(named[name]) for name in sorted(chosen))
-
-
-def _file(sibling: Any) -> File:
-    found = sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-    # NOTE: it becomes the name of a file here, and comes from somebody else's server.
-    known = found if _HASH.fullmatch(found or "") else ""
-    return File(name=sibling.rfilename, size=sibling.size or 0, hash=known)
+    files = []
+    for name in sorted(chosen):
+        found = named[name].lfs.sha256 if named[name].lfs else named[name].blob_id
+        # NOTE: it becomes the name of a file here, and comes from somebody else's server.
+        known = found if _HASH.fullmatch(found or "") else ""
+        files.append(File(name=name, size=named[name].size or 0, hash=known))
+    return tuple(files)
 
 
 def _problem(files: tuple[File, ...]) -> str | None:

@@ -133,10 +133,8 @@ def choose_tokens(
         totals |= {name: before + name.tokens for name in stage if name.tokens is not None}
     if not totals:
         shown = ", ".join(name.text for name in ordered[:3]) or "there are none"
-        raise InputError(
-            f"no name says how many tokens it has seen ({shown}); choose by step instead, "
-            "by number (--num 20) or by name"
-        )
+        fix = "choose by number (--num 20) or by name"
+        raise InputError(f"no name says how many tokens it has seen ({shown}); {fix}")
     nearest = {min(totals, key=lambda name: abs(totals[name] - wanted)) for wanted in tokens}
     return sorted(nearest)
 
@@ -148,10 +146,8 @@ def parse_tokens(text: str) -> list[int]:
         match = _TOKENS.fullmatch(word.strip())
         number = float(match[1]) * _UNITS[match[2].upper()] if match else math.inf
         if math.isinf(number):
-            raise InputError(
-                f"tokens {text!r}: {word.strip()!r} is no number of tokens; write them like "
-                "4B,10B,100B (K, M, B or T)"
-            )
+            reason = f"{word.strip()!r} is no number of tokens"
+            raise InputError(f"tokens {text!r}: {reason}; write them like 4B,10B (K, M, B or T)")
         numbers.append(round(number))
     return numbers
 

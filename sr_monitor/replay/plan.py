@@ -93,8 +93,7 @@ def make_plan(
         names = [each.name for each in found]
         names = names if tokens is None else choose_tokens(names, tokens)
         names = names if num is None else choose_spaced(names, num)
-        planned += [each for each in found if each.name in set(names)]
-    planned = _with_files(planned)
+        planned += _with_files([each for each in found if each.name in set(names)])
     if is_sweep(planned):
         return [replace(each, run="", curve=SIZES) for each in planned]
     return _one_for_each_step(_with_folders(planned))
@@ -142,7 +141,12 @@ def _plan_folder(training: str, checkpoints: Iterable[LocalCheckpoint]) -> list[
 
 def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
     """Return the matching revisions; their files are looked up later."""
-    commits = _revisions(repo)
+    try:
+        commits = list_revisions(repo)
+    except InputError as error:
+        if not Path(repo).parent.is_dir():
+            raise
+        raise InputError(f"{describe_missing(repo)}; and as a name on the hub: {error}") from error
     names = sorted({name for glob in globs for name in _matching(repo, glob, list(commits))})
     # All revisions are split, since a selection does not show how a stage counts its steps.
     runs = split_runs([*read_names(commits), *(n for n in names if read_name(n.text) is None)])
@@ -158,18 +162,6 @@ def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
     ]
 
 
-def _revisions(repo: str) -> dict[str, str]:
-    try:
-        found = list_revisions(repo)
-    except InputError as error:
-        if not Path(repo).parent.is_dir():
-            raise
-        raise InputError(f"{describe_missing(repo)}; and as a name on the hub: {error}") from error
-    if not found:
-        raise InputError(f"{repo!r} has no revisions on the hub")
-    return found
-
-
 def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[CheckpointName]:
     """Return the matching revisions with a step, or the only one if it has none."""
     matching = match_names(glob, revisions)
@@ -183,13 +175,12 @@ def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[Checkpoint
 
 
 def _with_files(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
-    commits: dict[str, dict[str, str]] = {}
-    for each in planned:
-        if isinstance(each.source, HubCheckpoint):
-            commits.setdefault(each.source.repo, {})[each.source.revision] = each.source.commit
-    listed = [found for repo, wanted in commits.items() for found in list_files(repo, wanted)]
-    by_label = {found.label: found for found in listed}
-    return [replace(each, source=by_label.get(each.label, each.source)) for each in planned]
+    """Look up the files of those on the hub; all are of one training."""
+    hub = [each.source for each in planned if isinstance(each.source, HubCheckpoint)]
+    if not hub:
+        return planned
+    found = list_files(hub[0].repo, {source.revision: source.commit for source in hub})
+    return [replace(each, source=source) for each, source in zip(planned, found, strict=True)]
 
 
 def _with_folders(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:

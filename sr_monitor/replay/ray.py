@@ -19,6 +19,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, get_args
 
+from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
 from sr_monitor.model.engine import Way
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -82,14 +83,9 @@ def import_ray() -> Any:
     """Import Ray, or say how to install it."""
     # Ray asks the network whether it is a cloud, and phones home, unless told not to.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray
-        import ray.exceptions
-    except ImportError as error:
-        raise InputError(
-            "replay with engine='ray': Ray is not installed; run: pip install 'sr-monitor[ray]'"
-        ) from error
-    return ray
+    missing = "replay with engine='ray': Ray is not installed; run: pip install 'sr-monitor[ray]'"
+    import_or_refuse("ray.exceptions", missing)
+    return import_or_refuse("ray", missing)
 
 
 @contextmanager

@@ -118,7 +118,7 @@ class _Replay:
 
     def run(self) -> Report:
         """Measure what is not measured yet."""
-        with self.folder, temporary_folder(self.job.downloads):
+        with self.folder.open(), temporary_folder(self.job.downloads):
             todo = [each for each in self.planned if self.folder.find(each) is None]
             left = {each.label for each in todo}
             self.report.kept = [each.label for each in self.planned if each.label not in left]
@@ -189,7 +189,7 @@ class _Replay:
         if isinstance(outcome, Record):
             self._save(planned, outcome)
             self.report.measured.append(planned.label)
-        elif outcome.is_general and self.folder.is_empty:
+        elif outcome.is_general and not any(c.records for c in self.folder.curves.values()):
             raise InputError(outcome.reason)
         else:
             self.report.failures[planned.label] = outcome.reason

@@ -10,7 +10,9 @@ import torch
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
+from sr_monitor.replay.weights import put_weights
 from tests.trained import (
+    Weights,
     save_folder,
     save_shards,
     tiny_model,
@@ -18,25 +20,37 @@ from tests.trained import (
     train_with_trainer,
 )
 
+Run = tuple[Path, dict[int, Weights]]
+"""A training's folder, and the weights that were saved at its steps."""
+
 
 @pytest.fixture(scope="module")
-def trainer_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trainer_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("trainer") / "run"
-    train_with_trainer(folder)
-    return folder
+    return folder, train_with_trainer(folder)
 
 
 @pytest.fixture(scope="module")
-def lightning_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lightning_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("lightning") / "checkpoints"
-    train_with_lightning(folder, save_last=True)
-    return folder
+    return folder, train_with_lightning(folder, save_last=True)
+
+
+def assert_loaded(run: Run) -> None:
+    """Assert that a model gets the weights that were saved, and none of before."""
+    folder, expected = run
+    model = tiny_model()
+    for found, weights in zip(find_checkpoints(folder), expected.values(), strict=True):
+        put_weights(model, found.read(), "here")
+        state = model.state_dict()
+        assert state.keys() == weights.keys()
+        assert all(torch.equal(state[name], weight) for name, weight in weights.items())
 
 
 @pytest.fixture
-def copy(trainer_run: Path, tmp_path: Path) -> Path:
+def copy(trainer_run: Run, tmp_path: Path) -> Path:
     """A copy of the Trainer's folder that a test may change."""
-    return Path(shutil.copytree(trainer_run, tmp_path / "run"))
+    return Path(shutil.copytree(trainer_run[0], tmp_path / "run"))
 
 
 def steps_in(source: Path | str) -> list[tuple[str, int]]:
@@ -48,14 +62,16 @@ def kind_of(checkpoint: LocalCheckpoint) -> str:
 
 
 def test_a_trainers_folder_is_its_checkpoints(
-    trainer_run: Path, monkeypatch: pytest.MonkeyPatch
+    trainer_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (trainer_run / "model.safetensors").is_file()
-    assert steps_in(trainer_run) == [("checkpoint-2", 2), ("checkpoint-4", 4)]
-    for found in find_checkpoints(trainer_run):
+    folder, _ = trainer_run
+    assert (folder / "model.safetensors").is_file()
+    assert steps_in(folder) == [("checkpoint-2", 2), ("checkpoint-4", 4)]
+    for found in find_checkpoints(folder):
         assert (kind_of(found), found.config) == ("HuggingFaceFolder", found.path)
         assert found.problem is None
-    monkeypatch.chdir(trainer_run / "checkpoint-2")
+    assert_loaded(trainer_run)
+    monkeypatch.chdir(folder / "checkpoint-2")
     assert steps_in(".") == [("", 2)]
 
 
@@ -71,14 +87,16 @@ def test_the_step_is_taken_from_the_state_where_the_name_has_none(copy: Path) ->
 
 
 def test_lightning_files_are_found_and_copies_are_left_out(
-    lightning_run: Path, tmp_path: Path
+    lightning_run: Run, tmp_path: Path
 ) -> None:
-    assert (lightning_run / "last.ckpt").is_file()
-    assert steps_in(lightning_run) == [("epoch=0-step=2.ckpt", 2), ("epoch=0-step=4.ckpt", 4)]
-    assert steps_in(lightning_run / "last.ckpt") == [("last.ckpt", 4)]
-    found = find_checkpoints(lightning_run)
+    folder, _ = lightning_run
+    assert (folder / "last.ckpt").is_file()
+    assert steps_in(folder) == [("epoch=0-step=2.ckpt", 2), ("epoch=0-step=4.ckpt", 4)]
+    assert steps_in(folder / "last.ckpt") == [("last.ckpt", 4)]
+    found = find_checkpoints(folder)
     assert {(kind_of(c), c.config) for c in found} == {("LightningFile", None)}
-    run = Path(shutil.copytree(lightning_run, tmp_path / "run"))
+    assert_loaded(lightning_run)
+    run = Path(shutil.copytree(folder, tmp_path / "run"))
     for name in ("epoch=0-step=2", "epoch=0-step=4", "last"):  # of a second training
         shutil.copy(run / f"{name}.ckpt", run / f"{name}-v1.ckpt")
     tiny_model().config.save_pretrained(run)
@@ -175,13 +193,13 @@ def test_a_part_that_the_index_names_has_to_be_there(tmp_path: Path) -> None:
 
 
 def test_where_nothing_is_found_it_is_told_what_was_looked_for(
-    lightning_run: Path, tmp_path: Path
+    lightning_run: Run, tmp_path: Path
 ) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "notes.txt").touch()
     refused(tmp_path, r"no known checkpoint; looked, .* \(model.safetensors .* a Lightning .ckpt")
     refused(tmp_path / "notes.txt", "no known checkpoint; name the folder")
-    shutil.copytree(lightning_run, tmp_path / "logs/version_0")
+    shutil.copytree(lightning_run[0], tmp_path / "logs/version_0")
     refused(tmp_path, r"there are some in '.*/logs/version_0'$")
     refused(tmp_path / "log", r"there is no folder '.*/log'; the closest in '.*': logs, notes.txt")
     refused(Path("nowhere/model"), "the closest in 'nowhere': nothing there")

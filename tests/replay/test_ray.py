@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
@@ -35,11 +35,10 @@ from tests.replays import (
     what_is_in,
 )
 
-T = TypeVar("T")
+Driver = Callable[..., Any]
 
 
 def run(*sources: str, out: Path, **options: Any) -> Any:
-    """By Ray, unless it is said otherwise."""
     everything: dict[str, Any] = {"engine": "ray"} | FEW | options
     return replay(sources, out, **everything)
 
@@ -66,28 +65,6 @@ def test_an_address_where_no_ray_is_is_refused_at_once(tmp_path: Path) -> None:
 # With a real Ray; it is an extra. Its threads can end the process that they are in, so it has one.
 
 
-class Driver:
-    """A process in which Ray has two workers, and which calls functions for us."""
-
-    def __init__(self) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_ray)
-
-    def __call__(self, function: Callable[..., T], *args: Any, **options: Any) -> T:
-        """What the function returns; a process that died or hangs is an error."""
-        return self._pool.submit(function, *args, **options).result(timeout=120)
-
-    def close(self) -> None:
-        """Ends Ray and the process, whatever state they are in."""
-        processes = list(self._pool._processes.values())
-        try:
-            self(_end_ray)
-        finally:
-            for process in processes:
-                process.kill()
-            self._pool.shutdown()
-
-
 def _start_ray() -> None:
     import ray
 
@@ -112,13 +89,24 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
 
 @pytest.fixture(scope="module")
 def on_ray(hub: HubServer) -> Iterator[Driver]:
-    """A Ray whose workers ask that hub."""
+    """Call functions in a process in which Ray has two workers, which ask that hub."""
     pytest.importorskip("ray", reason="Ray is an extra")
+    spawn = multiprocessing.get_context("spawn")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        driver = Driver()
-        yield driver
-        driver.close()
+        pool = ProcessPoolExecutor(1, mp_context=spawn, initializer=_start_ray)
+
+        def call(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+            return pool.submit(function, *args, **options).result(timeout=120)
+
+        yield call
+        processes = list(pool._processes.values())
+        try:
+            call(_end_ray)
+        finally:  # whatever state they are in
+            for process in processes:
+                process.kill()
+            pool.shutdown()
 
 
 def weights_there() -> list[Path]:

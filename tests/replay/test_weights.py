@@ -20,8 +20,6 @@ from tests.trained import (
     save_folder,
     save_shards,
     tiny_model,
-    train_with_lightning,
-    train_with_trainer,
     weights_of,
 )
 from tests.zoo import build
@@ -52,18 +50,6 @@ def model() -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(9)
         return tiny_model()
-
-
-@pytest.mark.parametrize("train", [train_with_trainer, train_with_lightning])
-def test_checkpoints_of_a_training_are_loaded(
-    tmp_path: Path, model: Any, train: Callable[[Path], dict[int, Weights]]
-) -> None:
-    expected = train(tmp_path / "run")
-    found = find_checkpoints(tmp_path / "run")
-    assert [checkpoint.name.step for checkpoint in found] == [2, 4] == sorted(expected)
-    for checkpoint in found:
-        load_into(model, checkpoint.path)
-        assert_holds(model, expected[checkpoint.name.step])
 
 
 def save_torch(model: Any, folder: Path, *, in_parts: bool) -> None:
