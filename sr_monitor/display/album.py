@@ -74,7 +74,6 @@ class Album:
         return before is None or step in self._pages or step >= 2 * before
 
     def _pictures(self, record: Record) -> Iterator[_Entry]:
-        """Draw all parts of a record, with what was kept of earlier steps."""
         so_far = [self._pages[step] for step in sorted(self._pages) if step <= record.step]
         for probe, _ in record.known():
             pages = [pages[probe.name] for pages in so_far if probe.name in pages]
@@ -83,7 +82,7 @@ class Album:
                 yield key.kind, key.name, picture
 
     def _write(self, entries: Iterable[_Entry], step: int) -> None:
-        """Write entries, drawing each when its turn comes, while any writer works; then flush."""
+        """Write entries while any writer works, each drawn only then, and flush."""
         left, failures = list(self._writers), list[tuple[Writer, Exception]]()
 
         def call(method: str, *arguments: Any) -> None:

@@ -229,10 +229,6 @@ def measure_paths(
     `prompts_a` are the token ids whose context is used, `prompts_b` those whose activations the
     paths lead to, all of one length. `progress` is called with the number of pairs done and of
     all. Each of the `ranks` makes this call, takes its share of the pairs, and gets all results.
-
-    Raises:
-        InputError: Something asked for cannot be done; the message names the fix.
-        PeerError: Another rank could not do its share.
     """
     paths = PathsOptions(num_steps=num_steps, sampling=sampling)
     options = SessionOptions(
@@ -303,7 +299,7 @@ class _Walk:
         )
 
     def _measure(self, pairs: slice) -> None:
-        """Look along the paths of some pairs, whose contexts are opened once, and at the noise."""
+        """Measure the paths of some pairs, whose contexts are opened once, and their noise."""
         context = self.engine.open(self.prompts[pairs])
         clean: Tensor | None = None
         self.distance[pairs] = torch.nan  # what a piece that ran out of memory has left

@@ -19,6 +19,7 @@ from torch import Tensor
 from sr_monitor.probes.drawing import rasterise
 from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
+from tests.made import make_paths
 from tests.pictures import NASTY, assert_tidy, texts, words
 
 DRAWERS = pytest.mark.parametrize("draw", [draw_curves, draw_slopes])
@@ -29,16 +30,8 @@ def paths_of(relative: Tensor, left_out: tuple[int, ...] = ()) -> Paths:
     count, num_steps = relative.shape
     noise = torch.zeros(count)
     noise[list(left_out)] = math.inf
-    return Paths(
-        alphas=torch.linspace(0, 1, num_steps),
-        distance=relative,
-        input_distance=torch.ones(count),
-        noise_distance=0.0,
-        noise_floor=0.0,
-        num_points=relative.numel(),
-        engine="plain",
-        noise=noise,
-    )
+    made = make_paths(num_pairs=count, num_steps=num_steps)
+    return replace(made, distance=relative, noise=noise)
 
 
 def logistic_curves(num_pairs: int = 40, num_steps: int = 51) -> Paths:
