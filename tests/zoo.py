@@ -329,8 +329,8 @@ class _AddLinear(nn.Linear):
     def __init__(self) -> None:
         super().__init__(WIDTH, WIDTH, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + super().forward(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return input + super().forward(input)
 
 
 class _Step(nn.Module):

@@ -129,15 +129,11 @@ def token_matrix(ids: Tensor | Iterable[Any], call: str) -> Int64[Tensor, "promp
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{call}: these are no token ids: {error}") from error
     for index, row in enumerate(rows):
-        if not _is_integer(row):
+        if not _is_integer(row) or len(row) != len(rows[0]):
             raise InputError(
-                f"{call}: prompt {index} is a {row.ndim}-dimensional {row.dtype} tensor; "
-                "every prompt must be one sequence of int token ids"
-            )
-        if len(row) != len(rows[0]):
-            raise InputError(
-                f"{call}: prompt {index} has {len(row)} tokens, but prompt 0 has {len(rows[0])}; "
-                "all prompts must have the same number of tokens"
+                f"{call}: prompt {index} has the shape {tuple(row.shape)} and type {row.dtype}, "
+                f"prompt 0 has the shape {tuple(rows[0].shape)}; every prompt must be a sequence "
+                "of int token ids, all of the same length"
             )
     # Rows of (token,) become (prompt, token).
     return torch.stack([row.long() for row in rows]) if rows else torch.empty(0, 0).long()
