@@ -63,10 +63,34 @@ def _only_language_model(pl_module: LightningModule, layer_path: LayerPath) -> n
     }
     if not found and _has_blocks(pl_module, layer_path):
         return pl_module
+    if not found and (why := _why_none(pl_module, layer_path)) is not None:
+        raise InputError(f"StableRegionCallback(): {type(pl_module).__name__} {why}")
     if len(set(found.values())) != 1:
         call = f"{layer_path=}" if isinstance(layer_path, str) else ""
         raise _refusal(pl_module, call, f"holds {len(found)} language models, not one", *found)
     return next(iter(found.values()))
+
+
+def _why_none(pl_module: nn.Module, layer_path: LayerPath) -> str | None:
+    """Say what is wrong with the largest module inside, which is the one that must be meant."""
+    sizes = {
+        name: sum(weight.numel() for weight in child.parameters())
+        for name, child in pl_module.named_children()
+        if _is_run(child)
+    }
+    if not sizes:
+        return None
+    name = max(sizes, key=lambda name: sizes[name])
+    try:
+        dissect(pl_module.get_submodule(name), layer_path)
+    except InputError as error:
+        return f"holds no language model that can be measured; {name!r}: {error}"
+    return None
+
+
+def _is_run(module: nn.Module) -> bool:
+    """Whether it does more than hold modules."""
+    return type(module).forward not in (nn.Module.forward, LightningModule.forward)
 
 
 def _refusal(pl_module: LightningModule, call: str, problem: str, *names: str) -> InputError:
@@ -87,8 +111,8 @@ def _hugging_face_models(module: nn.Module, path: str = "") -> Iterator[tuple[st
 
 
 def _has_blocks(module: nn.Module, layer_path: LayerPath) -> bool:
-    if type(module).forward in (nn.Module.forward, LightningModule.forward):
-        return False  # it only holds modules
+    if not _is_run(module):
+        return False
     try:
         dissect(module, layer_path)
     except InputError:

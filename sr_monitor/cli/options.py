@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import Field, fields
 from difflib import get_close_matches
 from inspect import Parameter
 from pathlib import Path
@@ -35,6 +35,7 @@ _METAVARS = {"probes": "NAME[:OPTION=VALUE,...]", "prompts": "FILE-OR-DATASET"}
 _TEXT: Any = str | None
 # What is written there where Python takes more.
 _ON_THE_LINE = {"probes": list[str], "layer_path": _TEXT, "prompts": _TEXT, "tokens": _TEXT}
+_PYTHON_ONLY = {"call"}
 _CONSTANTS = {"true": True, "false": False, "none": None}
 
 
@@ -60,7 +61,7 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         for name, kind in kinds.items():
-            values = {field: given.pop(f"{name}_{field}") for field in declared(kind)}
+            values = {field: given.pop(f"{name}_{field}") for field in _on_the_line(kind)}
             if "probes" in values:
                 values["probes"] = [parse_probe(text) for text in values["probes"]]
             given[name] = kind(**values)
@@ -75,9 +76,13 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _on_the_line(options: type[Options]) -> dict[str, Field[Any]]:
+    return {name: each for name, each in declared(options).items() if name not in _PYTHON_ONLY}
+
+
 def _parameters_of(name: str, options: type[Options]) -> Iterator[Parameter]:
     hints: dict[str, Any] = get_type_hints(options) | _ON_THE_LINE
-    for field, each in declared(options).items():
+    for field, each in _on_the_line(options).items():
         parameter = f"{name}_{field}"
         default = typer.Option(
             each.default,

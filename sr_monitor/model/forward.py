@@ -3,15 +3,18 @@
 result = Forward(anatomy, with_logits=True)(prompts)
 """
 
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from inspect import Parameter
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from sr_monitor.errors import InputError
 from sr_monitor.model.anatomy import Anatomy
 from sr_monitor.model.arithmetic import Arithmetic
 from sr_monitor.model.hooks import failing_last, standing_aside
@@ -19,6 +22,9 @@ from sr_monitor.model.wrappers import inside_fsdp1
 
 Arrangement = Literal["batch", "row", "sequence"]
 """How prompts are passed: all of them (prompt, token), or one at a time, (1, token) or (token,)."""
+
+Call: TypeAlias = Callable[[nn.Module, Tensor], Any]
+"""Calls a model on token ids (prompt, token), or on one prompt at a time."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Forward:
     """Called before each forward, where ranks have to run equally many of them."""
     arithmetic: Arithmetic | None = None
     """What computes in float32 meanwhile; None leaves the model its own precision."""
+    call: Call | None = None
+    """How the user has said that the model is called."""
     arrangement: Arrangement = "batch"
     tuple_length: int = 0
     """The length of the tuple that blocks put out; 0 where they put out the stream itself."""
@@ -55,6 +63,8 @@ class Forward:
                 stack.enter_context(failing_last(blocks, self.tuple_length))
             if self.unembedding is not None and not asked:
                 stack.enter_context(standing_aside([self.unembedding]))
+            if self.call is not None:
+                return self.call(self.anatomy.root, token_ids)
             if not self.anatomy.is_hugging_face:
                 return self.anatomy.root(token_ids)
             kept = {} if cache is None else {"past_key_values": cache}
@@ -71,3 +81,16 @@ class Forward:
         if not self.with_logits:
             switches["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
         return {name: switches[name] for name in switches.keys() & self.anatomy.arguments}
+
+
+def check_takes_token_ids(anatomy: Anatomy) -> None:
+    """Refuse a model whose forward needs more than token ids."""
+    parameters = inspect.signature(anatomy.core.forward).parameters.values()
+    rest = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    needed = [p.name for p in parameters if p.default is Parameter.empty and p.kind not in rest]
+    if len(needed) > 1:
+        name = type(anatomy.core).__name__
+        raise InputError(
+            f"{name}.forward needs more than token ids: {', '.join(needed)}; pass call=, a "
+            "function of the model and token ids, such as lambda model, ids: model(ids, ...)"
+        )

@@ -24,6 +24,7 @@ from sr_monitor.model.anatomy import Anatomy, dissect
 from sr_monitor.model.arithmetic import Arithmetic
 from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.engine import Engine, Way
+from sr_monitor.model.forward import Call
 from sr_monitor.model.memory import TokenBudget, in_chunks
 from sr_monitor.model.precision import Precision, in_precision, tf32_products
 from sr_monitor.model.ranks import ALONE, RankGroup
@@ -67,6 +68,12 @@ class SessionOptions(Options):
         None,
         "The path of the list of decoder blocks, or the blocks as a list of modules, where they "
         "are not found by themselves.",
+    )
+    call: Call | None = option(
+        None,
+        "How the model is called, where its forward takes more than token ids: a function of the "
+        "model and token ids (prompt, token).",
+        effect="nothing",
     )
     max_tokens: int | None = option(
         None,
@@ -176,6 +183,7 @@ def open_session(
             sample=a[:1, :_SAMPLE_TOKENS],
             before_call=ranks.sync_errors if in_step else None,
             arithmetic=arithmetic,
+            call=options.call,
         )
 
     with (

@@ -25,7 +25,7 @@ from sr_monitor.model.anatomy import Anatomy, check_layer
 from sr_monitor.model.arithmetic import Arithmetic
 from sr_monitor.model.cache import new_cache, shared_row
 from sr_monitor.model.examination import examine
-from sr_monitor.model.forward import Forward
+from sr_monitor.model.forward import Call, Forward, check_takes_token_ids
 from sr_monitor.model.hooks import (
     capturing,
     editing,
@@ -66,6 +66,7 @@ class Stream:
         sample: Int[Tensor, "1 token"],
         before_call: Callable[[], None] | None = None,
         arithmetic: Arithmetic | None = None,
+        call: Call | None = None,
     ) -> None:
         """Run `sample` once to learn what the blocks put out, and refuse what cannot be cut.
 
@@ -75,8 +76,15 @@ class Stream:
         self.anatomy = anatomy
         self.layer = layer
         self.output = output
+        if call is None and not anatomy.is_hugging_face:
+            check_takes_token_ids(anatomy)
         forward = Forward(
-            anatomy, output == "logits", before_call, arithmetic, unembedding=anatomy.unembedding
+            anatomy,
+            output == "logits",
+            before_call,
+            arithmetic,
+            call,
+            unembedding=anatomy.unembedding,
         )
         self._findings = examine(forward, sample)
         self._forward = self._findings.forward
@@ -127,8 +135,8 @@ class Stream:
         Models without attention caches of the plain kind (Mamba, linear attention, modules that
         are no Hugging Face models) have none, and go the plain way.
         """
-        packed = self._findings.is_packed or self._forward.arrangement != "batch"
-        cache = None if packed else new_cache(self.anatomy)
+        own = self._findings.is_packed or self._forward.arrangement != "batch" or self._forward.call
+        cache = None if own else new_cache(self.anatomy)
         if cache is not None:
             self._forward(prompts[:, :-1], cache=cache)
         return cache

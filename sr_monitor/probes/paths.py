@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.engine import Chunk, Context
+from sr_monitor.model.forward import Call
 from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.precision import Precision
 from sr_monitor.model.ranks import ALONE, RankGroup
@@ -216,6 +217,7 @@ def measure_paths(
     output: Output = "final_norm",
     engine: EngineName = "auto",
     layer_path: LayerPath = None,
+    call: Call | None = None,
     max_tokens: int | None = None,
     precision: Precision = "auto",
     progress: Progress | None = None,
@@ -236,6 +238,7 @@ def measure_paths(
         output=output,
         engine=engine,
         layer_path=layer_path,
+        call=call,
         max_tokens=max_tokens,
         precision=precision,
     )

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from sr_monitor.errors import InputError
 from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.engine import Chunk
+from sr_monitor.model.forward import Call
 from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.precision import Precision
 from sr_monitor.model.ranks import ALONE, RankGroup
@@ -133,6 +134,7 @@ def measure_slices(
     output: Output = "final_norm",
     engine: EngineName = "auto",
     layer_path: LayerPath = None,
+    call: Call | None = None,
     max_tokens: int | None = None,
     precision: Precision = "auto",
     progress: Progress | None = None,
@@ -155,6 +157,7 @@ def measure_slices(
         output=output,
         engine=engine,
         layer_path=layer_path,
+        call=call,
         max_tokens=max_tokens,
         precision=precision,
     )

@@ -266,10 +266,11 @@ def test_the_language_model_is_found(
         (
             lambda: LitNano(TwoLists()),
             {"layer_path": "blocks"},
-            r"layer_path='blocks'\): LitNano holds 0 language models.*'model'",
+            "holds no language model.*'model': layer_path='blocks' names nothing in TwoLists",
         ),
+        (lambda: LitNano(TwoLists()), {}, "'model': TwoLists has 2 lists of blocks.*layer_path="),
     ],
-    ids=["two", "name", "object", "layer_path"],
+    ids=["two", "name", "object", "layer_path", "lists"],
 )
 def test_a_model_that_is_not_found_is_told_once_and_training_goes_on(
     module: Callable[[], LitLM], options: dict[str, Any], said: str, tmp_path: Path
