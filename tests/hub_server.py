@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 Files = Mapping[str, bytes] | Path
 """A revision's files by name, or the folder they lie in."""
@@ -105,7 +106,7 @@ class HubServer:
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
         }.items():
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
+            monkeypatch.setattr(constants, name, value)
         for name, value in self.environment(home).items():
             monkeypatch.setenv(name, value)
 
