@@ -102,6 +102,11 @@ def _find(forward: Forward, pair: Int[Tensor, "2 token"]) -> Findings:
                 f"give another one, by {gap:.2g} of its length"
             )
     if (gap := _gap(*stream[:, :-1])) > tolerance(precision):
+        if (again := _gap(stream, _run(forward, pair)[1])) > tolerance(precision):
+            raise InputError(
+                f"{name} is random: the same prompts gave another stream, by {again:.2g} of its "
+                "length; turn off what draws in its forward, in eval mode too"
+            )
         raise InputError(
             f"{name} is not causal: with another last token, its earlier tokens' stream moved by "
             f"{gap:.2g} of its length; measure a decoder-only (causal) model"

@@ -26,6 +26,8 @@ from sr_monitor.errors import InputError
 from sr_monitor.options import Options, option
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Far above any model's; a model of more would be built for hours.
+_MOST = {"num_hidden_layers": 10_000, "hidden_size": 10**6, "vocab_size": 10**8}
 _HUB_SECONDS = 10.0
 # What transformers' errors mean, by a part of their text or their class.
 _REASONS = {
@@ -88,6 +90,13 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
             f"{source!r} holds a {kind}, which is no decoder-only language model; name a causal "
             "one, such as a GPT, Llama or OLMo"
         )
+    for name, most in _MOST.items():
+        value = getattr(config.get_text_config(decoder=True), name, 1)
+        if not isinstance(value, int) or not 0 < value <= most:
+            raise InputError(
+                f"{source!r}: its config says {name}={value!r}, and that is a whole number from 1 "
+                f"to {most:,}; the file is damaged"
+            )
     return config
 
 

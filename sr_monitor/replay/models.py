@@ -23,7 +23,7 @@ from sr_monitor.model.loading import (
 )
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.options import ReplayOptions
-from sr_monitor.replay.weights import put_weights
+from sr_monitor.replay.weights import Weights, put_weights
 
 _IRRELEVANT = ("_name_or_path", "transformers_version", "architectures", "dtype")
 """Entries of a config that make no difference to the model."""
@@ -42,6 +42,7 @@ class ModelKeeper:
         """Return the model with these weights, in eval mode, in place of its earlier weights."""
         weights = checkpoint.read()
         config = config_of(checkpoint, self.loading)
+        _check_size(config, weights, checkpoint)
         dtype = torch_dtype(self.loading.dtype, find_device(self.loading.device))
         if dtype == "auto":
             # NOTE: a config from elsewhere does not know in which format these weights are stored;
@@ -62,6 +63,19 @@ class ModelKeeper:
             place = find_device(self.loading.device)
             self._model, self._kind = model.to(place) if is_whole else spread(model), kind
         return self._model
+
+
+def _check_size(config: Any, weights: Weights, checkpoint: LocalCheckpoint) -> None:
+    """Refuse a config that does not fit the weights before a model is built from it."""
+    text = config.get_text_config(decoder=True)
+    blocks, embedding = text.num_hidden_layers, text.vocab_size * text.hidden_size
+    stored = sum(tensor.numel() for tensor in weights.values())
+    if blocks > len(weights) or embedding > stored:
+        raise InputError(
+            f"{str(checkpoint.path)!r} holds {len(weights):,} weights of {stored:,} numbers, and "
+            f"its config asks for {blocks:,} blocks and an embedding of {embedding:,} numbers; the "
+            "config is of another model, or damaged"
+        )
 
 
 def config_of(checkpoint: LocalCheckpoint, loading: ReplayOptions) -> Any:

@@ -56,3 +56,12 @@ def test_a_hugging_face_model_is_called_as_the_user_says() -> None:
 def test_without_it_the_error_names_what_is_missing_and_the_fix() -> None:
     with pytest.raises(InputError, match=r"Positioned.forward.*tokens, positions; pass call="):
         measure_paths(Positioned(), *PAIRS)
+
+
+def test_a_random_forward_is_called_random() -> None:
+    model: Any = build("nano_gpt").model
+    model.transformer["wte"].register_forward_hook(
+        lambda _module, _args, output: output + torch.rand_like(output)
+    )
+    with pytest.raises(InputError, match="NanoGPT is random"):
+        measure_paths(model, *PAIRS)

@@ -57,6 +57,25 @@ def edit_config(checkpoint: LocalCheckpoint, **entries: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | entries))
 
 
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"num_hidden_layers": 9_000}, "9,000 blocks"),
+        ({"vocab_size": 10**8}, "an embedding of"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers=1000000000"),
+        ({"vocab_size": -4}, "vocab_size=-4"),
+    ],
+)
+def test_a_config_of_another_size_is_refused_before_a_model_is_built(
+    entry: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = saved(tmp_path)
+    edit_config(checkpoint, **entry)
+    monkeypatch.setattr("sr_monitor.replay.models.build_model", None)
+    with pytest.raises(InputError, match=said):
+        keeper_on_cpu().load(checkpoint)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(
     "species",
