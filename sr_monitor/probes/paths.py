@@ -33,7 +33,7 @@ from sr_monitor.probes.base import RGB, Page, Probe, Progress, Riders, no_progre
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.paths_pictures import draw_curves
-from sr_monitor.probes.sampling import STRATEGIES, Sampling
+from sr_monitor.probes.sampling import Sampling, look_adaptively, look_everywhere
 from sr_monitor.probes.statistics import quartiles, summarise
 from sr_monitor.prompts.prompt_set import PromptSet
 
@@ -257,7 +257,8 @@ class _Walk:
         self.a, self.b = share.activations()
         self.alphas = torch.linspace(0, 1, options.num_steps, dtype=torch.float64).float()
         # Adaptive sampling chooses per pair: ranks would run different numbers of forwards.
-        self.sample = STRATEGIES["grid" if session.in_step else options.sampling]
+        adaptive = options.sampling == "adaptive" and not session.in_step
+        self.sample = look_adaptively if adaptive else look_everywhere
         count, place = len(self.prompts), self.a  # float32, whatever torch's default type is
         self.distance = place.new_full((count, options.num_steps), torch.nan)
         self.noise = place.new_full((count,), torch.nan)

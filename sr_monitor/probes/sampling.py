@@ -138,9 +138,3 @@ def _matern(difference: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     scaled = math.sqrt(5) * difference.abs() / _LENGTH
     kernel: Tensor = (1 + scaled + scaled.square() / 3) * torch.exp(-scaled)
     return kernel
-
-
-STRATEGIES: dict[Sampling, Callable[[Look, int, int], None]] = {
-    "grid": look_everywhere,
-    "adaptive": look_adaptively,
-}

@@ -108,10 +108,11 @@ class Record:
         for name, part in self.parts.items():
             values = probes[name].pack(part) if name in probes else pack(part)
             plain[name] = {key: v for key, v in values.items() if not isinstance(v, Tensor)}
-            for key in values.keys() - plain[name]:
-                # NOTE: safetensors takes neither gaps in a tensor nor shared memory.
-                whole = values[key].detach().cpu().clone(memory_format=torch.contiguous_format)
-                tensors[f"{name}.{key}"] = whole
+            for key, value in values.items():
+                if isinstance(value, Tensor):
+                    # NOTE: safetensors takes neither gaps in a tensor nor shared memory.
+                    whole = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                    tensors[f"{name}.{key}"] = whole
         _check_plain("parts", plain)
         content = {"step": self.step, "tokens": self.tokens, "metadata": self.metadata}
         content["parts"] = plain
