@@ -35,9 +35,9 @@ _LFS = (".safetensors", ".bin")
 class Fault:
     """Something that goes wrong with the requests that match."""
 
-    kind: Literal["error", "stall", "truncate", "short", "slow", "drop"]
+    kind: Literal["error", "stall", "truncate", "short", "slow", "drop", "flip"]
     """An error status; no answer; half a body, then the line is cut; half a body, and its length
-    said to be that; a body piece by piece; the line cut before an answer."""
+    said to be that; a body piece by piece; the line cut before an answer; a wrong last byte."""
     times: int = 1
     """How many requests it is for; afterwards all is well."""
     status: int = 500
@@ -190,6 +190,8 @@ class _Hub(BaseHTTPRequestHandler):
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         if self.fault and self.fault.kind == "short":
             body = body[: len(body) // 2]
+        if self.fault and self.fault.kind == "flip":
+            body = body[:-1] + bytes([body[-1] ^ 1])
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         for name, value in headers.items():

@@ -6,6 +6,7 @@ Files that are in the hub's shared cache are linked from there, and stay there.
         fetch(checkpoint, folder)
 """
 
+import hashlib
 import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -20,6 +21,7 @@ from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.hub import File, HubCheckpoint, Stopped, retry
 
 _PARTING_SECONDS = 2.0
+_PART = 2**22  # bytes read at once
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -147,9 +149,25 @@ def _download(
         if (size := path.stat().st_size) != file.size:
             is_damaged = True
             raise OSError(f"{file.name} has {size} bytes, and the hub lists {file.size}")
+        if not _has_hash(path, file, lambda: tell(done)):
+            is_damaged = True
+            raise OSError(f"{file.name} holds other bytes than the hub lists: its hash differs")
         return path
 
     return retry(attempt, checkpoint.label, wait=stop.wait)
+
+
+def _has_hash(path: Path, file: File, between: Callable[[], None]) -> bool:
+    """Whether a file is what the hub lists; True if it lists no hash."""
+    if not file.hash:
+        return True
+    of_git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    digest = hashlib.sha256() if len(file.hash) == 64 else of_git
+    with path.open("rb") as stream:
+        while part := stream.read(_PART):
+            digest.update(part)
+            between()
+    return digest.hexdigest() == file.hash
 
 
 def _check_disk(checkpoint: HubCheckpoint, folder: Path, *, keep: bool) -> None:

@@ -214,6 +214,8 @@ def test_a_repository_that_cannot_be_had(hub: HubServer, monkeypatch: pytest.Mon
         (WEIGHTS, "error", 2),
         (WEIGHTS, "short", 2),
         (WEIGHTS, "truncate", 1),
+        (WEIGHTS, "flip", 2),
+        ("GET .*config.json", "flip", 1),
         (WEIGHTS, "stall", 1),
         ("HEAD .*config.json", "drop", 2),
     ],
@@ -313,6 +315,12 @@ def test_downloads_to_keep_are_the_clients_own(hub: HubServer, private: Path) ->
         (snapshot / "model.safetensors").write_bytes(FIRST[:100])
         assert fetched(name, private, keep=True) == WHOLE  # and no other files of the snapshot
     assert hub.count(WEIGHTS) == 2
+
+
+def test_other_bytes_than_the_hub_lists_are_not_measured(hub: HubServer, private: Path) -> None:
+    hub.fail(WEIGHTS, Fault("flip", times=100))
+    with pytest.raises(InputError, match=r"model.safetensors.*its hash differs.*tries: 5"):
+        fetched(ONE_FILE, private)
 
 
 def test_files_are_as_large_as_listed(hub: HubServer, private: Path) -> None:
