@@ -45,7 +45,8 @@ class Options:
             least, value = each.metadata.get("least"), getattr(self, each.name)
             if get_origin(hints[each.name]) is Literal:
                 check_word(each.name, value, hints[each.name])
-            if least is not None and (value is not None or each.default is not None):
+            is_number = least is not None or hints[each.name] is int
+            if is_number and (value is not None or each.default is not None):
                 object.__setattr__(self, each.name, whole(each.name, value, least=least))
 
     def recorded(self, *effects: Effect) -> dict[str, Any]:

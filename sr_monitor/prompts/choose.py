@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_monitor.errors import InputError, check_kind, whole
+from sr_monitor.errors import InputError, check_kind
 from sr_monitor.model.loading import check_hub
 from sr_monitor.options import Options, option
 from sr_monitor.prompts.corpora import Tokenizer
@@ -38,7 +38,6 @@ class PromptOptions(Options):
         super().__post_init__()
         fix = "pass a PromptSet, a file, or a data set's name"
         check_kind("prompts", self.prompts, PromptSet | str | os.PathLike | None, fix)
-        object.__setattr__(self, "seed", whole("seed", self.seed))
 
 
 def choose_prompts(chosen: PromptOptions, tokenizer: Tokenizer, num_prompts: int) -> PromptSet:

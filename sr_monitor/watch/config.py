@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, TypeAlias, TypeVar
 
 from sr_monitor.display.writers import as_writers
-from sr_monitor.errors import check_folder_name, check_kind, whole
+from sr_monitor.errors import check_folder_name, check_kind
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.options import Effect, Options, option
 from sr_monitor.probes.base import Probe, resolve
@@ -115,7 +115,6 @@ class WatchOptions(MonitorConfig):
         check_kind("log_dir", self.log_dir, str | os.PathLike | None, "pass the path of a folder")
         check_folder_name("name", self.name)
         check_schedule(self.when)
-        object.__setattr__(self, "seed", whole("seed", self.seed))
         if self.writer is not None:
             object.__setattr__(self, "writer", as_writers("writer", self.writer))
 
