@@ -8,6 +8,7 @@ so control characters in them are shown as backslash sequences.
     print_table([("median", "1.41"), ("seconds", "3.2")], "<<", title="gpt2")
 """
 
+import logging
 import os
 import shlex
 import shutil
@@ -94,22 +95,46 @@ def one_line_warnings() -> Iterator[None]:
 
 
 @contextmanager
+def _logging_to(console: Console) -> Iterator[None]:
+    log, handler = logging.getLogger("sr_monitor"), logging.Handler()
+
+    def emit(record: logging.LogRecord) -> None:
+        with suppress(OSError, ValueError):  # nobody may read it any more
+            line = visible(" ".join(record.getMessage().split()))
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    handler.emit = emit  # type: ignore[method-assign]
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if console.is_terminal else logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+@contextmanager
 def progress(console: Console | None = None) -> Iterator[_Bar]:
     """Draw bars on a terminal until the end of the block; what is yielded starts one by its name.
 
-    All checkpoints and the download have a line each; everything else takes turns on a third.
+    All checkpoints and the download have a line each; everything else takes turns on a third. Where
+    there is no terminal, each checkpoint that is done is a line; failures are in both cases.
     """
     console = console or Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[amount]}"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        speed_estimate_period=_DAY,  # a checkpoint may take longer than the usual half minute
-    ) as display:
+    with (
+        _logging_to(console),
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[amount]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=_DAY,  # a checkpoint may take longer than the usual half minute
+        ) as display,
+    ):
         lines = {
             name: display.add_task("", total=None, amount="", visible=False)
             for name in (_ALL, "", _BYTES)

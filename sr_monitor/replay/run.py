@@ -6,6 +6,7 @@ Each run of a training leaves what a live run leaves: records, prompts and a Ten
     report = replay(["runs/gpt2"], "replays/gpt2", num_pairs=256)
 """
 
+import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ from sr_monitor.replay.prompts import PromptChoice, Ways, live_ways, slowest_way
 from sr_monitor.replay.ray import import_ray, on_ray
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
+
+_log = logging.getLogger("sr_monitor")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -144,6 +147,10 @@ class _Replay:
                 else:
                     self._keep(*next(measuring))
                 progress(number, total)
+                if (reason := self.report.failures.get(planned.label)) is not None:
+                    _log.error("%s: %s", planned.label, reason)
+                else:
+                    _log.info("%s: done, %d of %d", planned.label, number, total)
 
     def _locally(
         self, planned: Sequence[PlannedCheckpoint]
