@@ -1,13 +1,10 @@
 """Compute in float32 with weights of 16 bits, which stay as they are.
 
 A slope is a maximum of small differences, so rounding to 16 bits biases it upward: by 13% in a
-pretrained model. Inside `float32_arithmetic` each operation gets its 16-bit operands as float32,
-one weight at a time, and casts to 16 bits give float32. The numbers are those of the same model
-converted to float32.
+pretrained model. The numbers are those of the same model converted to float32.
 
     with float32_arithmetic() as arithmetic:
         model(prompts)
-    arithmetic.rounded            # None, or the 16-bit type that some operation insisted on
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -108,7 +105,6 @@ def float32_arithmetic() -> Iterator[Arithmetic]:
 
 @cache
 def _treatment(func: OpOverload) -> Callable[[Arithmetic, OpOverload, Any, Any], Any]:
-    """Say what to do with an operation."""
     name = func.overloadpacket.__name__
     reads = any("Tensor" in str(each.type) for each in func._schema.arguments)
     # The type of a new tensor is the caller's affair: a buffer to gather weights in, say.

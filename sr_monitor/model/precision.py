@@ -1,10 +1,7 @@
 """Cut a model with float32 arithmetic where that can be had, whatever its training computes in.
 
-Autocast and TF32 are off then, FSDP's mixed precision is lifted, and 16-bit weights are widened as
-they are used; all of it is put back at the end.
-
-    with in_precision("auto", anatomy, cut) as stream:       # `cut` makes the stream
-        stream.precision
+with in_precision("auto", anatomy, cut) as stream:       # `cut` makes the stream
+stream.precision
 """
 
 from collections.abc import Callable, Iterator
@@ -34,15 +31,8 @@ def in_precision(
 ) -> Iterator[Stream]:
     """Lend the stream that `cut` makes, in the precision that is wanted.
 
-    Args:
-        wanted: "run" leaves the precision in force; "auto" falls back on it, with a warning, where
-            the model fails in float32; "float32" refuses to.
-        anatomy: The model.
-        cut: Makes the stream.
-        ranks: The ranks that run the model in step, and so fall back together.
-
-    Raises:
-        InputError: "float32" cannot be had.
+    "run" leaves the precision in force; "auto" falls back on it, with a warning, where the model
+    fails in float32; "float32" refuses to. The `ranks` run in step, and so fall back together.
     """
     reason = ""
     with ExitStack() as stack:

@@ -1,11 +1,7 @@
 """Open a model for a measurement: check the prompts, guard it, cut it, choose how to run points.
 
-Whatever a caller can get wrong about the model or the prompts is refused here.
-
-    with open_session(model, (prompts_a, prompts_b), options) as session:
-        share = session.share(prompts_a, prompts_b)
-        a, b = share.activations()
-        session.engine.run(...)
+with open_session(model, (prompts_a, prompts_b), options) as session:
+a, b = session.share(prompts_a, prompts_b).activations()
 """
 
 from collections.abc import Iterator, Sequence

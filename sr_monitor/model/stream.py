@@ -1,10 +1,7 @@
 """The residual stream of a model, cut at one layer: read it, and continue from given activations.
 
-`layer` counts blocks: 0 is the embedding output, k what the k-th block puts out. Only the last
-position is cut; F(x) is the last position's output when its activation at `layer` is x. Two ways
-give the same F: `continue_plain` runs whole prompts with one activation replaced, the definition;
-`continue_cached` runs only the last position on the earlier tokens' keys and values, which under
-causal attention no x can change.
+F(x) is the last position's output when its activation at `layer` is x. Under causal attention no x
+can change the earlier tokens' keys and values, so these can be kept.
 
     stream = Stream(dissect(model), layer=1, output="final_norm", sample=prompts[:1])
     outputs = stream.continue_plain(prompts, stream.read(prompts))

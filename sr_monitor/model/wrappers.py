@@ -1,7 +1,6 @@
-"""Look past what frameworks put around a model, or inside it.
+"""Look past what DDP, `torch.compile`, FSDP, PEFT, accelerate and DeepSpeed put around a model.
 
-DDP, `torch.compile`, FSDP, PEFT, accelerate and DeepSpeed are recognised by class names and
-attributes, so that nothing is imported that the caller did not import.
+They are known by class names and attributes, as nothing is imported that the caller did not.
 
     root = unwrap(model)   # the module to call
     core = core_of(root)   # the language model to ask about itself
@@ -147,16 +146,9 @@ def without_autocast_patch(root: nn.Module) -> Iterator[None]:
         yield
 
 
-# ---- arithmetic that is coarser than the weights -------------------------------------------------
-
-
 @contextmanager
 def without_mixed_precision(model: nn.Module) -> Iterator[None]:
-    """Have FSDP gather weights, and pass inputs on, in the precision that they are kept in.
-
-    Raises:
-        AttributeError: This version of FSDP keeps its policy elsewhere.
-    """
+    """Have FSDP gather weights, and pass inputs on, in the precision that they are kept in."""
     with ExitStack() as stack:
         for module in model.modules():
             names = class_names(module)

@@ -70,13 +70,6 @@ def assert_exact(distance: Tensor, true: Tensor) -> None:
 
 
 @contextmanager
-def no_warning() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
-
-
-@contextmanager
 def watched(modules: Iterable[nn.Module], watch: Callable[[int, int], None]) -> Iterator[None]:
     """Call `watch(rows, tokens)` whenever one of the modules is about to run."""
 

@@ -137,9 +137,6 @@ def test_views_and_buffers_to_write_in_keep_their_type() -> None:
         assert arithmetic.rounded == torch.bfloat16
 
 
-# Under FSDP --------------------------------------------------------------------------------------
-
-
 def _train(kind: str, *, measured: bool) -> tuple[list[float], list[Paths]]:
     torch.manual_seed(0)
     model: Any = build("olmo2").model

@@ -29,7 +29,6 @@ from tests.model.helpers import (
     Operations,
     assert_exact,
     measure,
-    no_warning,
     pairs,
     truth,
     watched,
@@ -224,7 +223,7 @@ def test_the_ways_agree_within_the_noise_floor(name: str, precision: str) -> Non
         specimen.model.forward = inner(specimen.model.forward)
     elif precision != "autocast around":
         specimen.model.to(getattr(torch, precision))
-    with no_warning(), autocast:
+    with autocast:
         plain, rows, shared = (
             measure(specimen, num_steps=21, engine=engine, precision="run")
             for engine in ("plain", "rows", "auto")

@@ -51,9 +51,6 @@ def _assert_only_left_out(paths: Paths, left_out: list[int], name: str = "llama"
     assert 0 < paths.noise_floor < 30 * undisturbed.noise_floor
 
 
-# Pairs that say nothing ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("same", [[0], [5], [0, 1, 2, 4, 5]])
 @pytest.mark.parametrize("name", ["llama", "mistral_window", "nano_gpt"])
 @pytest.mark.filterwarnings("error")
@@ -182,14 +179,9 @@ def test_the_rounding_of_a_pair_that_moves_far_does_not_drown_the_others(
     assert 0 < paths.noise_floor < 0.05
 
 
-# The floor itself ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", [*KINDS, "mamba"])  # its stream stays float32
 def test_the_noise_floor_is_about_what_rounding_does_to_the_curves(name: str) -> None:
-    """The truth in float64, of the weights as they are after rounding. Coarser types have a higher
-    floor.
-    """
+    """The truth in float64, of the rounded weights. Coarser types have a higher floor."""
     floors = []
     for dtype in PRECISIONS:
         specimen = zoo.build(name)
