@@ -18,8 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 
 from sr_monitor import InputError
-from sr_monitor.model.anatomy import dissect
-from sr_monitor.model.blocks import LayerPath
+from sr_monitor.model.anatomy import LayerPath, dissect
 from sr_monitor.model.precision import Precision
 from sr_monitor.model.wrappers import (
     CalledThrough,

@@ -16,9 +16,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError, check_kind
-from sr_monitor.model.anatomy import Anatomy, dissect
+from sr_monitor.model.anatomy import Anatomy, LayerPath, dissect
 from sr_monitor.model.arithmetic import Arithmetic
-from sr_monitor.model.blocks import LayerPath
 from sr_monitor.model.engine import Engine, Way
 from sr_monitor.model.forward import Call
 from sr_monitor.model.memory import TokenBudget, in_chunks

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from sr_monitor.model.blocks import LayerPath
+from sr_monitor.model.anatomy import LayerPath
 from sr_monitor.model.engine import Chunk, Context
 from sr_monitor.model.forward import Call
 from sr_monitor.model.memory import in_chunks

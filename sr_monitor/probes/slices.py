@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
-from sr_monitor.model.blocks import LayerPath
+from sr_monitor.model.anatomy import LayerPath
 from sr_monitor.model.engine import Chunk
 from sr_monitor.model.forward import Call
 from sr_monitor.model.memory import in_chunks

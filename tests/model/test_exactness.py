@@ -38,7 +38,7 @@ CASES = [
 ]
 WINDOWED = [name for name in zoo.ARCHITECTURES if name.endswith("_window")]
 NO_CACHE = ["mamba", "qwen3_next", *zoo.OWN, "linear"]
-HARD_TO_READ = ["gpt2", "opt", "opt_post_norm", "bloom", "gemma2_window", "gptj", "mixtral"]
+HARD_TO_READ = ["gpt2", "opt_post_norm", "gemma2_window", "gptj"]
 READ = ["granite", "cohere", "llama4_chunked", *HARD_TO_READ, *NO_CACHE]
 EACH_WAY: list[tuple[str, Engine]] = [
     ("llama", "shared"),

@@ -231,8 +231,9 @@ def test_the_points_of_a_plane_are_as_fine_in_autocast_as_those_of_a_path() -> N
     torch.testing.assert_close(slices.distance[0, 0, 1, 1:6], path.distance[0], rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("sampling", ["grid", "adaptive"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "sampling"), [(torch.bfloat16, "grid"), (torch.float64, "adaptive")]
+)
 def test_torchs_default_type_makes_no_difference(dtype: torch.dtype, sampling: Sampling) -> None:
     specimen = zoo.build("llama")
     specimen.model.to(dtype)
