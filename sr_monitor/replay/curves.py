@@ -1,7 +1,7 @@
 """The curve of one run: its records, and the TensorBoard run that shows them as they come.
 
-However often a replay was stopped, there is one curve: everything is shown anew from the records
-at the start, and at the end if records did not come in the order of their steps.
+A replay that was stopped and continued still shows one curve: the event file is written anew from
+the records at the start, and at the end if records did not come in the order of their steps.
 
     curve = Curve(Path("replays/gpt2/stable_regions"))
     curve.begin();  curve.add(record, prompts);  curve.finish()
@@ -20,10 +20,10 @@ from sr_monitor.results.store import RecordStore
 
 
 class Curve:
-    """Records by what they were measured of, and how they are shown."""
+    """A run's records, by checkpoint, and the TensorBoard run that shows them."""
 
     def __init__(self, folder: Path, probes: Sequence[Probe] = ()) -> None:
-        """Read the records that are there; one that cannot be read is measured again."""
+        """Read the existing records; unreadable ones are measured again."""
         self._folder, self._probes = folder, probes
         self._store = RecordStore.at(folder, probes=probes)
         self._writer: TensorBoardWriter | None = None
@@ -39,12 +39,12 @@ class Curve:
             )
 
     def at(self, step: int) -> str | None:
-        """Return what was measured at this step."""
+        """Return the label of the checkpoint that was measured at this step."""
         found = (label for label, record in self.records.items() if record.step == step)
         return next(found, None)
 
     def begin(self) -> None:
-        """Show what is there, in order, in a new event file."""
+        """Show the existing records, in order, in a new event file."""
         self.close()
         for old in self._folder.glob("events.out.tfevents.*"):
             old.unlink()
@@ -66,7 +66,7 @@ class Curve:
             self._is_in_order = False
 
     def finish(self) -> None:
-        """Show all in order, with pictures of the last."""
+        """Show records that came late in their place, and draw the last pictures."""
         if not self._is_in_order:
             self.begin()
         if self.records:
@@ -94,5 +94,5 @@ class Curve:
 
 
 def _step_of_prompts(record: Record) -> int | None:
-    """Return whose prompts it was measured with: its own in a sweep, else those of all (None)."""
+    """Return the step that a record has prompts of its own for, in a sweep; else None."""
     return record.step if record.metadata.get("x_axis") == "parameters" else None

@@ -37,7 +37,7 @@ class LocalCheckpoint:
     """The folder with its config.json; None where the architecture has to be named."""
     problem: str | None = None
     """Why it cannot be read, and what to do, if that is known already."""
-    # What is known only of those on the hub.
+    # Known only for checkpoints on the hub.
     commit: ClassVar[None] = None
     missing_bytes: ClassVar[int] = 0
     fingerprint: ClassVar[None] = None
@@ -49,12 +49,12 @@ class LocalCheckpoint:
 
     @property
     def needs_base(self) -> bool:
-        """Whether a model of the same architecture has to be named for it."""
+        """Whether a base, a model of the same architecture, has to be named for its config."""
         return self.config is None and self.problem is None
 
     @property
     def num_bytes(self) -> int:
-        """Its size, without the optimizer's state where that lies apart."""
+        """The size of the files that hold its weights."""
         files = [] if self.reader is None else self.reader.files(self.path)
         return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -66,12 +66,12 @@ class LocalCheckpoint:
 
 
 def is_repo(source: str) -> bool:
-    """Return whether a source is a repository of the hub, perhaps with `@` and revisions."""
+    """Return whether a source is a hub repository, with or without `@GLOB`."""
     return bool(REPO.fullmatch(source.partition("@")[0])) and not _exists(Path(source))
 
 
 def find_checkpoints(source: str | Path) -> list[LocalCheckpoint]:
-    """Return the checkpoints in a folder, or the one that it is, in the order of their steps.
+    """Return the checkpoints in a folder, or the folder itself if it is one, in order of step.
 
     In the output folder of a Trainer, its `checkpoint-N` are taken, and not the final model beside
     them. Lightning's `last.ckpt` is left out where another file has the same step.
@@ -141,7 +141,7 @@ def _inside(path: Path) -> list[LocalCheckpoint]:
     inside = []
     for entry in sorted(path.iterdir()) if path.is_dir() else []:
         reader = recognise(entry)
-        # A step in the name gives a checkpoint away even where its files do not.
+        # A folder named after a step is a checkpoint even if its files are not recognised.
         if reader is not None or (entry.is_dir() and read_name(entry.name)):
             inside.append(_checkpoint(entry, reader))
     if (reader := recognise(path)) is None:

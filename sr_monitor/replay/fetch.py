@@ -66,7 +66,7 @@ def fetch(
 
 @contextmanager
 def temporary_folder(folder: Path) -> Iterator[Path]:
-    """Delete a folder at the end, and at the beginning what a killed process left there."""
+    """Delete a folder at the end, and first what a killed process left in it."""
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield folder
@@ -103,8 +103,8 @@ def _in_thread(fetch: Callable[[Key, Event], Value], key: Key, stop: Event) -> F
         except BaseException as error:
             future.set_exception(error)
 
-    # NOTE: a daemon: Python waits for an executor's threads before it exits, and the client
-    # notices for a minute or more that a line is dead.
+    # NOTE: a daemon, since Python waits for an executor's threads before it exits, and the client
+    # may need a minute to notice a dead connection.
     Thread(target=run, name="sr-monitor-download", daemon=True).start()
     return future
 

@@ -50,7 +50,7 @@ class Folder:
         with self._explained():
             there, known = self._read()
             if not any(list_records(self._folder_of(run)) for run in known):
-                # Nothing was measured: perhaps the first call had a mistake in it.
+                # Nothing was measured, perhaps because of a mistake in the first call.
                 there, known = {}, known | {run: curves[run] for run in known.keys() & curves}
             self._run_of = self._placed(known, curves)
         self._runs = known | {run: curve for curve, run in self._run_of.items()}
@@ -69,8 +69,8 @@ class Folder:
             yield
 
     def find(self, planned: PlannedCheckpoint) -> Record | None:
-        """Return the record of a checkpoint, if its name still stands for the same commit."""
-        # A model that is as large as another one is on a curve of its own.
+        """Return the record of a checkpoint, unless its revision has moved to another commit."""
+        # In a sweep, a second model of the same size has a curve of its own.
         runs = self.curves if planned.curve == SIZES else (self._run_of[planned.curve],)
         found = (self.curves[run].records.get(planned.label) for run in runs)
         record = next((record for record in found if record is not None), None)

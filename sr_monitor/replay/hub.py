@@ -19,7 +19,7 @@ from typing import Any, ClassVar, TypeVar
 from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
 
-_SECONDS = 10.0  # until a listing has timed out
+_SECONDS = 10.0  # the timeout of a listing
 _AT_ONCE = 8  # an answer takes a fifth of a second, and there may be a thousand to get
 _HASH = re.compile(r"[0-9a-f]{40,64}")
 _CONFIG = "config.json"
@@ -84,7 +84,7 @@ class HubCheckpoint:
 
     @property
     def fingerprint(self) -> str | None:
-        """Equal for equal weights, config and code; None if the hub does not tell all hashes."""
+        """A hash of weights, config and code; None unless the hub lists all of theirs."""
         hashes = [file.hash for file in self.files]
         if self.problem or not all(hashes):
             return None
@@ -231,7 +231,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _first_line(error: BaseException) -> str:
-    """Return the cause in one line: the client wraps what happened in advice of its own."""
+    """Return the cause in one line, without the advice that the client wraps it in."""
     *_, cause = _chain(error)
     lines = (str(cause).strip() or str(error).strip() or type(cause).__name__).splitlines()
     return lines[0].strip().rstrip(".")

@@ -58,7 +58,7 @@ class Job:
         """Return the checkpoint on this machine, downloaded if need be."""
         if isinstance(planned.source, LocalCheckpoint):
             return planned.source
-        # Code of its own is imported under the folder's name: a commit is a good one.
+        # transformers imports a model's own code under the folder's name: a commit is unique.
         folder, keep = self._folder(planned) / planned.source.commit, self.options.keep_downloads
         fetch(planned.source, folder, keep=keep, progress=progress, stop=stop)
         return replace(find_checkpoints(folder)[0], name=planned.name, config=folder)
@@ -84,7 +84,7 @@ class Job:
             except InputError as error:
                 return Failure(reason=str(error), is_general=not self.sweep)
         except Exception as error:
-            if isinstance(error, OSError):  # `describe` speaks to somebody who trains
+            if isinstance(error, OSError):  # `describe` would advise on log_dir=
                 error = InputError(f"{type(error).__name__}: {error}")
             return Failure(reason=describe(error))
         finally:

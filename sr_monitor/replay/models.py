@@ -102,14 +102,14 @@ def build_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = Fa
         model.tie_weights()
         for weight in model.state_dict(keep_vars=True).values():
             weight._is_hf_initialized = True
-        model.initialize_weights()  # of what is in no file: positions, say, in float32
+        model.initialize_weights()  # buffers that no file holds, such as positions, in float32
     return model.eval()  # type: ignore[no-any-return]
 
 
 def spread(model: nn.Module) -> nn.Module:
     """Place a model over all accelerators of this machine, as accelerate does.
 
-    Weights are replaced where they lie, so all of them have to lie on a device.
+    Weights are replaced in place, so none may be offloaded to the CPU or the disk.
     """
     accelerate: Any = import_module("accelerate")
     whole = list(getattr(model, "_no_split_modules", None) or ())

@@ -71,7 +71,7 @@ class CheckpointName:
 
 
 def read_name(text: str) -> CheckpointName | None:
-    """Parse a name; return None if it says no step."""
+    """Parse a name; return None if it has no step."""
     found = _NAME.fullmatch(text)
     if found is None:
         return None
@@ -86,7 +86,7 @@ def read_name(text: str) -> CheckpointName | None:
 
 
 def read_names(texts: Iterable[str]) -> list[CheckpointName]:
-    """Return the names that say a step, in order; "main" is not one of them."""
+    """Return the names that have a step, in order; "main" has none."""
     return sorted(name for text in texts if (name := read_name(text)) is not None)
 
 

@@ -148,7 +148,7 @@ def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
             raise
         raise InputError(f"{describe_missing(repo)}; and as a name on the hub: {error}") from error
     names = sorted({name for glob in globs for name in _matching(repo, glob, list(commits))})
-    # All revisions are split, since a selection does not show how a stage counts its steps.
+    # Split all revisions: a selection does not show whether a stage restarts its steps.
     runs = split_runs([*read_names(commits), *(n for n in names if read_name(n.text) is None)])
     run_of = {name.text: run for run, members in runs.items() for name in members}
     return [

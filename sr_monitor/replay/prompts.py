@@ -39,7 +39,7 @@ _TOKENIZER_FILES = (
 
 @dataclass(frozen=True, slots=True)
 class PromptChoice:
-    """Makes the prompts that were asked for, for each training, or each model of a sweep."""
+    """The prompts that were asked for, made for each training or each model of a sweep."""
 
     options: ReplayOptions
     num_prompts: int = 257
@@ -83,7 +83,7 @@ class PromptChoice:
 
 
 def live_ways(planned: PlannedCheckpoint, prompts: PromptSet, config: MonitorConfig) -> Ways:
-    """Return the ways of the live run's records, those that were measured as `config` says."""
+    """Return the ways of those records of the live run that were measured as `config` says."""
     wanted = {"prompts": prompts.fingerprint} | config.recorded("curve")
     wanted.pop("probes", None)
     store = _live_store(planned)
@@ -125,7 +125,7 @@ def _check_tokenizer(tokenizer: TokenizerOnDemand, prompts: PromptSet) -> None:
         meant = str(tokenizer.decode(ids))
     except InputError:
         return
-    # A text that was given, not drawn, may come back in another spelling.
+    # A text that was given, not drawn, may decode to another spelling (in lower case, say).
     if meant != text and encode(tokenizer, text) != ids:
         raise InputError(
             f"the prompts were made with another tokenizer: their first text is {text!r}, and to "

@@ -67,14 +67,14 @@ def on_ray(
                 outcome = _answer(ray, begun)
                 slowest = find_way(planned)
                 if slowest != way and _is_faster(outcome, slowest):
-                    # A step before it has fallen back to a slower way since it was begun.
+                    # Since it was begun, an earlier step has fallen back to a slower way.
                     waiting[0] = planned, slowest, begin(planned, slowest)
                     outcome = _answer(ray, waiting[0][-1])
                 yield planned, outcome
                 waiting.popleft()
         finally:
-            # NOTE: not cancelled: in Ray 2.60 one that ends at that moment can abort this process.
-            # They tidy up when they are done; with a Ray of our own, they end with it.
+            # NOTE: tasks are not cancelled: in Ray 2.60, cancelling one that is just ending can
+            # abort this process. They delete their downloads, and end with a Ray of our own.
             if left := [each for *_, each in waiting if isinstance(each, ray.ObjectRef)]:
                 ray.wait(left, num_returns=len(left), timeout=_PARTING_SECONDS)
 
@@ -120,7 +120,7 @@ def _task(ray: Any) -> tuple[Any, int]:
 
 
 def _answer(ray: Any, begun: Any) -> Record | Failure:
-    """Wait for a task's outcome; pass a failure to begin it on."""
+    """Wait for a task's outcome; a failure to begin it is one already."""
     if isinstance(begun, Failure):
         return begun
     try:
@@ -151,7 +151,7 @@ def _measure(
 
 
 def _on_this_machine(downloads: Path) -> Path:
-    """Return a folder of this replay beside the worker's hub cache: that may be a local disk."""
+    """Return a folder beside the worker's hub cache, which may be on a local disk."""
     from huggingface_hub import constants
 
     own = sha256(str(downloads).encode()).hexdigest()[:16]

@@ -202,7 +202,7 @@ class _Replay:
             self.report.failures[planned.label] = outcome.reason
 
     def _keep_duplicate(self, planned: PlannedCheckpoint, first: PlannedCheckpoint) -> None:
-        """Keep the record of the first one with these weights at the step of the duplicate."""
+        """Keep a copy of the first record of these weights, at the step of the duplicate."""
         label, name = planned.label, planned.name
         record = self.folder.find(first)
         if record is None:

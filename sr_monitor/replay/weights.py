@@ -88,7 +88,7 @@ def _find_prefix(names: Sequence[str], own: Weights, source: str) -> str:
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
-    """Return what is equal for tied weights only."""
+    """Identify the memory of a tensor: equal for tied weights only."""
     return tensor.data_ptr() or id(tensor), tuple(tensor.shape)
 
 

@@ -137,7 +137,8 @@ def test_a_replay_over_its_own_checkpoints_is_equal_to_a_live_run(
     # Also over a single checkpoint.
     replay([tmp_path / "live/checkpoint-4"], tmp_path / "one", **config)
     assert_equal_to_live(live, tmp_path / "one", [4])
-    replay([tmp_path / "live"], tmp_path / "other", **config | {"num_slices": 0}, layer=2)
+    config["num_slices"] = 0
+    replay([tmp_path / "live"], tmp_path / "other", layer=2, **config)
     assert {record.paths.engine for record in records_in(tmp_path / "other")} == {"shared"}
 
 

@@ -16,10 +16,10 @@ for _module in iter_modules(__path__):
 
 
 def recognise(path: Path) -> CheckpointReader | None:
-    """Return the reader for the checkpoint that a file or a folder is; None if it is none."""
+    """Return the reader for a file or a folder; None if it is no known checkpoint."""
     return next((reader for reader in READERS if reader.recognises(path)), None)
 
 
 def looked_for() -> str:
-    """Return what checkpoints are recognised by, for the error that none was found."""
+    """List what checkpoints are recognised by, for the error that none was found."""
     return ", ".join(reader.looked_for for reader in READERS if reader.looked_for)

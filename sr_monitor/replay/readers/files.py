@@ -53,7 +53,7 @@ def tensors_in(content: object) -> dict[str, Tensor]:
 
 @contextmanager
 def explained(path: Path) -> Iterator[Path]:
-    """Turn whatever goes wrong while a file or a folder is read into one line about it."""
+    """Turn any error while a file or a folder is read into one line about it."""
     if not path.exists():
         raise InputError(f"{str(path)!r} is missing; copy or download it again")
     if path.is_file() and path.stat().st_size == 0:

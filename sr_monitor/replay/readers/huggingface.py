@@ -35,7 +35,7 @@ class HuggingFaceFolder(CheckpointReader):
     )
 
     def recognises(self, path: Path) -> bool:
-        """Return whether weights are there, and no adapter: transformers would take that first."""
+        """Return whether there are weights and no adapter, which transformers would prefer."""
         return _weights(path) is not None and not (path / "adapter_config.json").is_file()
 
     def read(self, path: Path) -> dict[str, Tensor]:
