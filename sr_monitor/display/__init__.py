@@ -1,4 +1,1 @@
-"""Where results are shown, and when: pictures over a run, and writers for dashboards.
-
-Album([TensorBoardWriter("runs/1")]).show(record, prompts=prompts)
-"""
+"""Where results are shown, and when: pictures over a run, and writers for dashboards."""

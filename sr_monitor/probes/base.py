@@ -73,7 +73,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """One measurement as pictures see it: the probe's own part, and those of all probes."""
+    """One measurement as pictures see it: the probe's own part, and the `parts` of all probes."""
 
     title: str
     """Such as "step 500"."""

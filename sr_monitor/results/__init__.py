@@ -1,4 +1,1 @@
-"""What is kept of a measurement: a record, and the folder of a run's records.
-
-Record.load(list_records("runs/1")[-1])
-"""
+"""What is kept of a measurement: a record, and the folder of a run's records."""
