@@ -146,7 +146,15 @@ class Folder:
                 f"has schema {schema}, and this sr-monitor reads up to {_SCHEMA}; run: "
                 "pip install --upgrade sr-monitor, or"
             )
+        if outside := [run for run in runs if not self._is_inside(run)]:
+            raise self._refused(
+                f"holds a {_FILE} that names a folder outside of it, {outside[0]!r}"
+            )
         return options, runs
+
+    def _is_inside(self, run: str) -> bool:
+        """Whether the folder of a run is in this one, links followed: files there are replaced."""
+        return self._folder_of(run).resolve().is_relative_to(self.path.resolve())
 
     def _joined(self, there: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
         """Join the options with those of earlier replays, perhaps of other trainings."""

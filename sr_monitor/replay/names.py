@@ -17,11 +17,12 @@ from operator import attrgetter
 
 from sr_monitor.errors import InputError
 
+# Steps of at most 18 digits are below 2**63, the largest that TensorBoard knows.
 _NAME = re.compile(
     r"(?:(?P<before>.+?)[-_/])??"
-    r"(?:stage[-_]?(?P<stage>\d+)[-_])?"
-    r"(?:ingredient[-_]?(?P<ingredient>\d+)[-_])?"
-    r"(?:(?:(?:global[-_]?)?step|checkpoint|ckpt|iter(?:ation)?)[-_=]?|^(?=\d+$))(?P<step>\d+)"
+    r"(?:stage[-_]?(?P<stage>\d{1,18})[-_])?"
+    r"(?:ingredient[-_]?(?P<ingredient>\d{1,18})[-_])?"
+    r"(?:(?:(?:global[-_]?)?step|checkpoint|ckpt|iter(?:ation)?)[-_=]?|^(?=\d+$))(?P<step>\d{1,18})"
     r"(?:[-_]tokens[-_=]?(?P<tokens>\d+(?:\.\d+)?[KMBT]))?"
     r"(?:[-_](?P<after>.+?))??"
     r"(?:\.ckpt)?",

@@ -33,6 +33,10 @@ _FOLDER = PREFIX.rstrip("/")
 _FILE = re.compile(r"step-(?:\d{9}|[1-9]\d{9,})\.safetensors")
 
 
+class NewerError(InputError):
+    """A newer version has written the record."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
     """What was measured at one step."""
@@ -51,8 +55,10 @@ class Record:
     def __post_init__(self) -> None:
         """Refuse what could not be saved, or not be found again."""
         for name, value in (("step", self.step), ("tokens", self.tokens or 0)):
-            if not isinstance(value, int) or value < 0:
-                raise InputError(f"Record({name}={value!r}): pass a whole number, 0 or more")
+            if not isinstance(value, int) or not 0 <= value < 2**63:  # as TensorBoard's steps
+                raise InputError(
+                    f"Record({name}={value!r}): pass a whole number, 0 or more, below 2**63"
+                )
         if not isinstance(self.metadata, dict):
             raise InputError(f"Record(metadata={self.metadata!r}): pass a dict of plain values")
         _check_plain("metadata", self.metadata)
@@ -176,7 +182,7 @@ def _content(header: Mapping[str, str], call: str) -> dict[str, Any]:
         raise InputError(f"{call}: this is no file that Record.save wrote")
     schema = int(header.get("schema", 1))
     if schema > _SCHEMA:
-        raise InputError(
+        raise NewerError(
             f"{call}: the file has schema {schema}, this sr-monitor reads up to schema {_SCHEMA}; "
             "run: pip install --upgrade sr-monitor"
         )

@@ -23,7 +23,7 @@ from sr_monitor.errors import InputError, warn
 from sr_monitor.files import write_whole
 from sr_monitor.probes.base import Probe
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.results.record import Record, list_records, record_path
+from sr_monitor.results.record import NewerError, Record, list_records, record_path
 
 _SUPERSEDED = "superseded"
 
@@ -94,9 +94,13 @@ class RecordStore:
             del _claimed[self.folder]
 
     def records(self) -> Iterator[Record]:
-        """Yield every record that can be read, by step."""
+        """Yield every record that can be read, by step.
+
+        Raises:
+            NewerError: One is of a newer version, so it must not be replaced.
+        """
         for path in [] if self.folder is None else list_records(self.folder):
-            if (record := self._load(path)) is not None:
+            if (record := self._load(path, or_newer=False)) is not None:
                 yield record
 
     def save(self, record: Record) -> None:
@@ -140,11 +144,13 @@ class RecordStore:
             self._run is None or other._run is None or other._run is self._run
         )
 
-    def _load(self, path: Path) -> Record | None:
+    def _load(self, path: Path, *, or_newer: bool = True) -> Record | None:
         """Read a record, with the parts that can be derived; None if it cannot be read."""
         try:
             return Record.load(path, self._probes).with_derived(self._probes)
-        except InputError:
+        except InputError as error:
+            if isinstance(error, NewerError) and not or_newer:
+                raise
             return None
 
     def _bring_along(self) -> None:

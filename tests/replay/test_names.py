@@ -70,7 +70,7 @@ def test_real_names_are_read(text: str) -> None:
     assert name.branch == BRANCHES.get(text, "")
 
 
-@pytest.mark.parametrize("text", ["", *WITHOUT_A_STEP.split()])
+@pytest.mark.parametrize("text", ["", "step" + 5000 * "9", *WITHOUT_A_STEP.split()])
 def test_names_without_a_step_are_not_read(text: str) -> None:
     assert read_name(text) is None
     assert read_names(["step1", text]) == read_names(["step1"])

@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sr_monitor import MonitorConfig, PromptSet, Record
@@ -487,6 +489,12 @@ def test_what_is_measured_is_not_measured_again_unless_its_record_is_damaged(
     assert [path.stat().st_mtime_ns for path in others] == before
     assert numbers(Record.load(first)) == expected
     assert steps_shown(out) == [1, 2, 3]
+    with safe_open(first, "pt") as file:
+        header = {**file.metadata(), "schema": "99"}
+    save_file(load_file(first), first, header)
+    newer = first.read_bytes()
+    assert_refused("schema 99", history, out=out)
+    assert first.read_bytes() == newer, "it is another version's"
 
 
 def test_more_trainings_may_be_named_later_and_fewer(tmp_path: Path, out: Path) -> None:
@@ -583,6 +591,15 @@ def test_a_folder_that_is_taken_or_damaged_or_cannot_be_written_to(
         (out / "replay.json").write_text(content)
         said = "has schema 2, and this" if "schema" in content else "is damaged"
         assert_refused(said, history, out=out)
+    victim = out.parent / "victim"
+    shutil.copytree(out / "stable_regions", victim / "stable_regions")
+    (out / "linked").symlink_to(victim)
+    before = what_is_in(victim)
+    for name in ("../victim", str(victim), "linked"):
+        content = json.dumps({"schema": 1, "options": {}, "runs": {name: str(history)}})
+        (out / "replay.json").write_text(content)
+        assert_refused("names a folder outside of it", history, out=out)
+    assert what_is_in(victim) == before
     (out / "replay.json").unlink()
     shutil.rmtree(out / "stable_regions")
     (out / "stable_regions").touch()

@@ -202,6 +202,7 @@ def test_where_records_lie(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"step": -1}, r"Record\(step=-1\): pass a whole number, 0 or more"),
+        ({"step": 2**63}, r"below 2\*\*63"),
         ({"step": None}, r"Record\(step=None\): pass a whole number"),
         ({"tokens": "8"}, r"Record\(tokens='8'\): pass a whole number"),
         ({"metadata": None}, r"Record\(metadata=None\): pass a dict"),
