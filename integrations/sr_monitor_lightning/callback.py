@@ -137,7 +137,7 @@ def _measure(
     *,
     last: bool = False,
 ) -> None:
-    if watcher.monitor is not None and watcher.training is not None:
+    if watcher.training is not None and (watcher.monitor is not None or last):
         precision = watcher.options.precision
         with as_in_training(watcher.training.model, trainer, pl_module, precision) as model:
             tokens = watcher.tokens

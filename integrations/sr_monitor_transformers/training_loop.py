@@ -85,8 +85,9 @@ def when_next_called(model: nn.Module, then: Callable[[Any], object]) -> Callabl
     """
 
     def note(_: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        hook.remove()
-        then(kwargs or args)
+        if torch.is_grad_enabled():  # no evaluation, nor another callback's measurement
+            hook.remove()
+            then(kwargs or args)
 
     uncompiled: Any = torch.compiler.disable(note)  # type: ignore[no-untyped-call]
     # First of all hooks: those of FSDP2 gather weights that a measurement would let go.

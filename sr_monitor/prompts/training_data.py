@@ -2,9 +2,11 @@
 
 A data set is read before the training only if reading a row runs no code of its owner's and leaves
 nothing behind: a list, a tuple, a tensor, an array, a `TensorDataset`, a Hugging Face `Dataset`
-without a transform, a `Subset` or a `ConcatDataset` of these. Any other data set, and any collate
-function, may draw random numbers or count its reads: there, prompts come from the first batch as
-the training loop gets it. No loader is iterated.
+without a transform, a `Subset` or a `ConcatDataset` of these. Of a stream that can be resumed (a
+Hugging Face `IterableDataset`, or one with `state_dict` and `load_state_dict`), a copy is read, and
+the stream itself stays where it is. Any other data set, and any collate function, may draw random
+numbers or count its reads: there, prompts come from the first batches as the training loop gets
+them. No loader is iterated.
 
 Rows are read in a seeded order: short ones whole, long ones about four prompts long at a random
 place. Pieces are joined until there are four windows for each prompt; none reaches across a cut.
@@ -14,10 +16,12 @@ place. Pieces are joined until there are four windows for each prompt; none reac
     prompts = prompts or prompts_from_batch(first_batch, request, tokenizer)
 """
 
+import copy
 import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import islice
 from typing import Any
 
@@ -48,16 +52,18 @@ def prompts_from_dataset(
     Return fewer prompts where the data has no more; None where there are fewer than three, where
     rows hold no token ids, or where reading rows could have consequences.
     """
-    if not _reads_without_consequences(dataset):
-        return None
-    return _draw(dataset, request, tokenizer, "the training data")
+    if _reads_without_consequences(dataset):
+        return _draw(dataset, request, tokenizer, "the training data")
+    rows = _read_ahead(dataset, request)
+    return _draw(rows, request, tokenizer, f"the first {len(rows)} rows of the training data")
 
 
 def prompts_from_batch(
-    batch: Any, request: WindowRequest, tokenizer: Any = None
+    batch: Any, request: WindowRequest, tokenizer: Any = None, *, num_batches: int = 1
 ) -> PromptSet | None:
-    """Draw prompts from one batch as the training loop gets it; None where it holds too few ids."""
-    return _draw(find_rows(batch) or [], request, tokenizer, "a batch of the training data")
+    """Draw prompts from the rows of one or more batches; None where they hold too few ids."""
+    what = "a batch" if num_batches == 1 else f"the first {num_batches} batches"
+    return _draw(find_rows(batch) or [], request, tokenizer, f"{what} of the training data")
 
 
 def _reads_without_consequences(dataset: Any) -> bool:
@@ -74,6 +80,40 @@ def _reads_without_consequences(dataset: Any) -> bool:
     if hugging_face is not None and read is hugging_face.Dataset.__getitem__:
         return bool(dataset.format["type"] != "custom")  # a transform is its owner's code
     return read in _PLAIN_READS
+
+
+@preserving_random_states()
+def _read_ahead(dataset: Any, request: WindowRequest) -> list[Any]:
+    """Return the first rows of a stream, one for each prompt or more; none if that fails."""
+    share = _WINDOWS_PER_PROMPT * request.num_tokens
+    rows, held = list[Any](), 0
+    try:
+        for row in islice(_copy_of_stream(dataset), request.num_prompts * share):
+            held += sum(min(len(part.ids), share) for part in find_rows(row) or ())
+            rows.append(row)
+            if held >= request.num_prompts * share and len(rows) >= request.num_prompts:
+                break
+            if held == 0 and len(rows) == _ROWS_AT_ONCE:
+                return []
+    except Exception:  # it cannot be copied, or is ill: the first batches will do, or tell
+        return []
+    return rows
+
+
+def _copy_of_stream(dataset: Any) -> Any:
+    """Copy a stream with all that reading it changes; return nothing where nobody promises that."""
+    if type(dataset).__name__ == "IterableDatasetShard":  # accelerate's, around a rank's stream
+        dataset = dataset.dataset
+    hugging_face: Any = sys.modules.get("datasets.iterable_dataset")
+    if hugging_face is not None and isinstance(dataset, hugging_face.IterableDataset):
+        dill = import_module("dill")  # copies functions with what they refer to
+        return dill.loads(dill.dumps(dataset, recurse=True))
+    names = ("__iter__", "state_dict", "load_state_dict")
+    if not all(hasattr(type(dataset), name) for name in names):
+        return ()
+    # A file that is mapped into memory may be larger than memory, and is only read.
+    mapped = (value for value in vars(dataset).values() if isinstance(value, np.memmap))
+    return copy.deepcopy(dataset, {id(value): value for value in mapped})
 
 
 @preserving_random_states()

@@ -21,7 +21,8 @@ class Pace:
         own = self.account.schedule
         self.shared: Schedule | None = own if answers_alike(own) else None
         """The schedule, if each rank can ask it for itself; None if only the leader asks it."""
-        self._asked = -1  # the last step that the schedule was asked about
+        self.asked: int | None = None
+        """The last step that the schedule was asked about; it is asked of all later ones."""
         self._next_question = 0  # no rank asks the leader before this step
         self._began = (0, 0.0)  # the step, and the wall time
 
@@ -74,7 +75,8 @@ class Pace:
 
     def _is_scheduled(self, schedule: Schedule, step: int, measured: int) -> bool:
         """Return whether a step since the last call is scheduled: some frameworks skip steps."""
-        earlier = max(self._asked, measured)
-        first = earlier + 1 if earlier >= 0 and step - earlier <= _MOST_PASSED_OVER else step
-        self._asked = max(step, self._asked)
+        earlier = measured if self.asked is None else max(self.asked, measured)
+        is_known = self.asked is not None or measured >= 0
+        first = earlier + 1 if is_known and step - earlier <= _MOST_PASSED_OVER else step
+        self.asked = max(step, earlier)
         return any(map(schedule, range(first, step + 1)))

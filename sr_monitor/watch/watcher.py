@@ -17,7 +17,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -41,7 +41,6 @@ from sr_monitor.watch.monitor import Monitor, Tokens, check_state
 from sr_monitor.watch.tokens import TokenCount
 
 _MOST_BATCHES = 100  # to collect prompts from
-_FEW_PAIRS = 32
 
 _Options = TypeVar("_Options", bound=WatchOptions)
 
@@ -89,6 +88,7 @@ class Watcher(Generic[_Options]):
         """States by name: those that were restored, and those of trainings that have ended."""
         self._closing = ExitStack()
         self._batches: list[list[list[int]]] = []  # the rows of each batch so far
+        self._state: Mapping[str, Any] | None = None  # what was saved when it was interrupted
 
     @property
     def is_waiting(self) -> bool:
@@ -108,14 +108,22 @@ class Watcher(Generic[_Options]):
         ranks = RankGroup.present()
         try:
             with self.guard.catching("starting sr-monitor", final=True), ranks.failing_together():
-                self.training = describe()
+                now = describe()
                 if batch is None:
-                    is_new = self.training.step == 0
+                    is_new = now.step == 0
                     self.states = {} if is_new else self.states
                     self.tokens = TokenCount(0 if is_new else None)
+                # However late there are prompts, the training began where it did.
+                step = now.step if batch is None or self.training is None else self.training.step
+                self.training = replace(now, step=step)
                 self.monitor = self._make_monitor(self.training, batch, ranks)
                 if self.monitor is None:
                     return False
+                if batch is not None:
+                    self.monitor.pace.asked = step - 1  # what was missed meanwhile is made up for
+                num = len(self.monitor.prompts.token_ids)
+                if len(self._batches) > 1 and num >= self.options.num_prompts and ranks.is_leader:
+                    tell(f"all {num} prompts are found at step {now.step}; measuring begins")
             if self.monitor is not None:
                 self.monitor.start(self.training.model, self.training.step)
         except BaseException:  # the folder is to be free for another try
@@ -133,6 +141,9 @@ class Watcher(Generic[_Options]):
         last: bool = False,
     ) -> None:
         """Measure if it is time to; see `Monitor.step`."""
+        training = self.training
+        if last and self.is_waiting and training is not None:  # take what the batches held
+            self.begin(lambda: replace(training, step=step), [])
         if self.monitor is not None:
             also, self.wanted = also or self.wanted, False
             self.monitor.step(model, step, tokens=tokens, also=also, last=last)
@@ -176,9 +187,13 @@ class Watcher(Generic[_Options]):
         store = RecordStore(log_dir, options.name, training.run, probes=options.measured)
         with ExitStack() as undo:
             undo.callback(store.close)
-            state = training.find_state(store.name)
+            if batch is None:
+                self._state = training.find_state(store.name)
+            state = self._state
             last_chance = self._collect(batch) or training.is_last_chance
-            prompts = self._choose_prompts(store, training, state, batch)
+            prompts = self._choose_prompts(store, training, state)
+            if prompts is None and ranks.is_leader:
+                prompts = self._sample(training, batch, last_chance=last_chance)
             # The leader's, whichever rank has none.
             prompts, last_chance = ranks.broadcast((prompts, last_chance))
             if prompts is None and last_chance:
@@ -213,34 +228,36 @@ class Watcher(Generic[_Options]):
         return not found or len(self._batches) >= _MOST_BATCHES
 
     def _choose_prompts(
-        self,
-        store: RecordStore,
-        training: Training,
-        state: Mapping[str, Any] | None,
-        batch: Sequence[Any] | None,
+        self, store: RecordStore, training: Training, state: Mapping[str, Any] | None
     ) -> PromptSet | None:
-        """Return the user's, else those of the run that is resumed, else from the training data."""
-        given, wanted = self.options.prompts, self.options.num_pairs
+        """Return the user's, else those of the run that is resumed."""
+        given = self.options.prompts
         if given is not None:
             return given if isinstance(given, PromptSet) else PromptSet.load(Path(given))
         if state is not None:
             check_state(state)
             if "prompts" in state:
                 return PromptSet.from_json(state["prompts"], call="the saved state of sr-monitor")
-        if training.step > 1 and (saved := store.load_prompts()) is not None:
-            return saved
-        prompts = self._sample(training, batch)
-        few = prompts is not None and prompts.num_pairs < min(wanted, _FEW_PAIRS)
-        if prompts is not None and few and RankGroup.present().is_leader:
-            warn(
-                f"StableRegionCallback: {prompts.num_pairs} pairs of prompts were found for "
-                f"num_pairs={wanted}, so the curve will be rough. They are from {prompts.source}; "
-                "pass prompts=, a PromptSet with more",
-                stacklevel=2,
-            )
+        return store.load_prompts() if training.step > 1 else None
+
+    def _sample(
+        self, training: Training, batch: Sequence[Any] | None, *, last_chance: bool
+    ) -> PromptSet | None:
+        """Draw prompts; None while later batches may complete the set; warn of fewer than asked."""
+        prompts, wanted = self._draw(training, batch), self.options.num_prompts
+        if prompts is None or (found := len(prompts.token_ids)) >= wanted:
+            return prompts
+        if batch is not None and not last_chance:
+            return None
+        warn(
+            f"StableRegionCallback: {found} prompts were found, {wanted} are wanted "
+            f"(num_pairs={self.options.num_pairs}), so the curve will be rough. They are from "
+            f"{prompts.source}; pass prompts=, a PromptSet with more",
+            stacklevel=2,
+        )
         return prompts
 
-    def _sample(self, training: Training, batch: Sequence[Any] | None) -> PromptSet | None:
+    def _draw(self, training: Training, batch: Sequence[Any] | None) -> PromptSet | None:
         """Draw prompts from the batches so far, if there are any, else from what loaders read."""
         request = WindowRequest(
             "StableRegionCallback",
@@ -249,8 +266,8 @@ class Watcher(Generic[_Options]):
             seed=self.options.seed,
         )
         if batch is not None:
-            rows = list(chain(*self._batches))
-            return prompts_from_batch({"input_ids": rows}, request, training.tokenizer)
+            rows, count = {"input_ids": list(chain(*self._batches))}, len(self._batches)
+            return prompts_from_batch(rows, request, training.tokenizer, num_batches=count)
         datasets = (getattr(loader, "dataset", None) for loader in training.loaders)
         drawn = (prompts_from_dataset(each, request, training.tokenizer) for each in datasets)
         return next((prompts for prompts in drawn if prompts is not None), None)

@@ -452,7 +452,7 @@ def test_one_line_is_enough(
     callback: Any = type(driver.watch())()
     driver.train(folder, callback, max_steps=2)
     (line,) = logged_warnings
-    assert "8 pairs of prompts were found" in line
+    assert "9 prompts were found, 257 are wanted" in line
     logged_warnings.clear()
     found = records(folder)
     assert list(found) == [0, 2]

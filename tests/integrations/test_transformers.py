@@ -1,9 +1,12 @@
 """The callback inside the real Trainer: what only this framework does; see also test_contract."""
 
 import copy
+import random
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from torch import Tensor, nn
@@ -222,13 +225,35 @@ def test_batches_that_hold_too_little_are_put_together(tmp_path: Path) -> None:
     data = Stream(rows(length=7))
     options: dict[str, Any] = {"per_device_train_batch_size": 1, "max_steps": 4, "data": data}
     plain = train(tmp_path / "plain", **options)
-    with pytest.warns(RuntimeWarning, match="3 pairs of prompts were found for num_pairs=256"):
-        watched = train(tmp_path, watch(every=1, num_pairs=256), **options)
+    fewer = pytest.warns(RuntimeWarning, match="5 prompts were found, 257 are wanted")
+    for num_pairs, telling, steps in ((3, nullcontext(), [2, 3, 4]), (256, fewer, [4])):
+        folder = tmp_path / str(num_pairs)
+        with telling:
+            watched = train(folder, watch(every=1, num_pairs=num_pairs), **options)
+        assert watched.differences(plain) == []
+        # A batch holds seven tokens, a prompt five; at the end there is what there is.
+        assert list(records(folder)) == steps
+        seen = {token for batch in plain.facts["batches"] for token in batch[0].tolist()}
+        assert set(prompts_in(folder).token_ids.flatten().tolist()) <= seen
+
+
+def test_of_a_stream_that_can_be_resumed_all_prompts_are_there_at_step_0(tmp_path: Path) -> None:
+    def stream() -> Any:
+        chance, ids = random.Random(0), [row["input_ids"].tolist() for row in rows()]
+
+        def noisy(row: Any) -> Any:
+            token = chance.randrange(VOCAB)
+            return {name: [token, *row["ids"]] for name in ("input_ids", "labels")}
+
+        table: Any = datasets.Dataset.from_dict({"ids": ids})
+        streamed = table.to_iterable_dataset(num_shards=2).shuffle(seed=1, buffer_size=9)
+        return streamed.map(noisy, remove_columns=["ids"])
+
+    plain = train(tmp_path / "plain", data=stream())
+    watched = train(tmp_path / "watched", watch(every=3, num_pairs=20), data=stream())
     assert watched.differences(plain) == []
-    # A batch holds one prompt of five tokens; three of them are something to measure.
-    assert list(records(tmp_path)) == [2, 3, 4]
-    seen = {token for batch in plain.facts["batches"][:3] for token in batch[0].tolist()}
-    assert set(prompts_in(tmp_path).token_ids.flatten().tolist()) <= seen
+    assert list(records(watched.folder)) == [0, 3, 6]
+    assert prompts_in(watched.folder).source.startswith("the first 32 rows")
 
 
 class _Embedded(nn.Module):

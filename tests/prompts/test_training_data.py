@@ -1,6 +1,7 @@
 """Prompts from the training data: how they are drawn, and that no training is disturbed."""
 
 import itertools
+import random
 from collections import UserDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -234,7 +235,6 @@ _TABLE: Any = datasets.Dataset.from_dict({"input_ids": _IDS.tolist()})
         ConcatDataset([TensorDataset(_IDS), _own(Dataset)()]),
         _own(IterableDataset)(),
         Subset(_TABLE.with_transform(_fail), range(30)),
-        _TABLE.to_iterable_dataset(),
         iter([[1, 2, 3]]),
         {"train": [[1, 2, 3]]},
         torch.tensor(3),
@@ -242,6 +242,63 @@ _TABLE: Any = datasets.Dataset.from_dict({"input_ids": _IDS.tolist()})
 )
 def test_what_may_have_consequences_is_not_read(dataset: Any) -> None:
     assert prompts_from_dataset(dataset, _request(num_tokens=2)) is None
+
+
+class _Resumable(IterableDataset[Any]):
+    """Rows from where it stands, each with noise from a generator of its own."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows, self.at, self.chance = rows, 0, random.Random(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.at < len(self.rows):
+            self.at += 1
+            yield {"input_ids": [id + self.chance.randrange(9) for id in self.rows[self.at - 1]]}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"at": self.at, "chance": self.chance.getstate()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError("its copy was read, so it needs no rescue")
+
+
+def _streams() -> dict[str, Any]:
+    rows, chance = _rows([50] * 400), random.Random(0)
+    table: Any = datasets.Dataset.from_dict({"input_ids": rows})
+
+    def noisy(row: Any) -> Any:
+        return {"input_ids": [token + chance.randrange(9) for token in row["input_ids"]]}
+
+    return {
+        "table": table.to_iterable_dataset(num_shards=4),
+        "shuffled": table.to_iterable_dataset(num_shards=4).shuffle(seed=1, buffer_size=50),
+        "mapped": table.to_iterable_dataset().map(noisy),
+        "of a rank": table.to_iterable_dataset(num_shards=4).shard(num_shards=2, index=1),
+        "resumable": _Resumable(rows),
+    }
+
+
+@pytest.mark.parametrize("kind", _streams())
+def test_a_stream_that_can_be_resumed_is_read_ahead_and_stays_where_it_is(kind: str) -> None:
+    expected = [list(row["input_ids"]) for row in _streams()[kind]]
+    stream = _streams()[kind]
+    reader = iter(stream)
+    before = [next(reader) for _ in range(3)]
+    state = stream.state_dict()
+    prompts = _drawn(stream, 100)
+    assert stream.state_dict() == state
+    assert [list(row["input_ids"]) for row in itertools.chain(before, reader)] == expected
+    assert len(prompts.token_ids) == 100
+    assert len({int(start) // 50 for start in prompts.token_ids[:, 0]}) > 60
+    assert prompts.source == "the first 100 rows of the training data"
+
+
+def test_a_stream_that_cannot_be_copied_or_read_is_left_to_the_batches() -> None:
+    lazy = (row for row in _rows([50] * 99))
+    texts = datasets.Dataset.from_dict({"text": ["a"] * 99}).to_iterable_dataset()
+    for stream in (_Resumable(lazy), texts, _TABLE.to_iterable_dataset().map(_fail)):
+        assert prompts_from_dataset(stream, _request()) is None
+    assert len(list(lazy)) == 99
 
 
 class _Noisy(UserDict[str, Any]):

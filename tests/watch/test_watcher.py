@@ -148,6 +148,46 @@ def test_data_that_cannot_be_read_is_waited_for_a_hundred_batches(make: Make) ->
     assert framework.steps == [0]  # in the same folder, not in a second one
 
 
+def test_prompts_are_collected_from_batches_until_there_are_enough(
+    make: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stale = make(prompts=prompts(), every=1, writer=[])
+    stale.begin()
+    stale.at_step(1)
+    stale.watcher.end()
+    framework = make(every=100, num_tokens=6, num_pairs=5, writer=[])
+    framework.loader = None
+    rows = torch.arange(60).view(3, 1, 20)  # three prompts each
+    assert not framework.begin()
+    assert not framework.begin(0, batch={"input_ids": rows[0]})
+    framework.at_step(1)
+    assert framework.begin(2, batch={"input_ids": rows[1]})
+    assert "all 6 prompts are found at step 2; measuring begins" in capfd.readouterr().err
+    framework.at_step(2)  # makes up for step 0, which was missed
+    framework.at_step(3)
+    assert framework.steps == [2]
+    assert framework.watcher.monitor is not None
+    chosen = framework.watcher.monitor.prompts
+    assert chosen.source == "the first 2 batches of the training data"
+    assert {int(prompt[0]) // 20 for prompt in chosen.token_ids} == {0, 1}
+
+
+def test_fewer_prompts_than_asked_for_are_always_told(make: Make) -> None:
+    told = r"6 prompts were found, 51 are wanted \(num_pairs=50\).*pass prompts="
+    framework = make(every=100, num_tokens=6, num_pairs=50, writer=[])
+    framework.loader = None
+    assert not framework.begin()
+    for step in range(2):
+        assert not framework.begin(step, batch={"input_ids": torch.arange(20)[None] + 20 * step})
+        framework.at_step(step)
+    with pytest.warns(RuntimeWarning, match=told):
+        framework.at_step(2, last=True)
+    assert framework.steps == [2]
+    framework.loader = Loader(1)
+    with pytest.warns(RuntimeWarning, match=told):
+        framework.begin()
+
+
 def test_a_training_that_was_interrupted_gives_up_its_folder(make: Make) -> None:
     before, after, beside = (make(**QUIET) for _ in range(3))
     before.begin()  # and is never heard of again, though something still holds it
