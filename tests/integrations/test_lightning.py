@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -344,6 +346,36 @@ def test_of_several_loaders_the_first_gives_the_prompts(
     assert prompts.source.startswith("a batch of" if streamed else "the training data")
     assert prompts.token_ids.max() < 30
     assert tokens(watched) == [0, 2 * (BATCH + 2) * LENGTH]
+
+
+def test_streams_in_a_combined_loader_are_read_ahead_and_undisturbed(tmp_path: Path) -> None:
+    def data() -> Any:
+        ids: Any = [row["input_ids"].tolist() for row in rows()]
+        table: Any = datasets.Dataset.from_dict({"input_ids": ids, "labels": ids})
+        stream = table.to_iterable_dataset(num_shards=2).shuffle(seed=1, buffer_size=9)
+        both = [loader(stream.with_format("torch"), shuffle=False) for _ in range(2)]
+        return CombinedLoader(both, "max_size_cycle")
+
+    class Both(LitLM):
+        def loss(self, batch: Any) -> Tensor:
+            return torch.stack([super(Both, self).loss(part) for part in batch]).sum()
+
+    watched = trained_alike(tmp_path, small(), module=Both, data=data, max_steps=2)
+    assert list(records(watched.folder)) == [0, 2]
+    assert prompts_in(watched.folder).source.startswith("the first 12 rows")
+
+
+def test_a_training_that_ends_before_there_are_enough_prompts_measures_its_end(
+    tmp_path: Path,
+) -> None:
+    def data() -> Any:
+        return loader(Stream(rows()), shuffle=False, batch_size=1)
+
+    plain = train(tmp_path / "plain", data=data)
+    with pytest.warns(RuntimeWarning, match="prompts were found, 100 are wanted"):
+        watched = train(tmp_path / "watched", [small(num_pairs=99)], data=data)
+    assert watched.differences(plain) == []
+    assert list(records(watched.folder)) == [4]
 
 
 def test_a_loader_without_token_ids_is_passed_over(tmp_path: Path) -> None:
