@@ -23,8 +23,8 @@ def editing(
 ) -> Iterator[None]:
     """Pass the first input of `module`, or the tensor in its output, through `edit`.
 
-    `pick` finds the tensor in the output, the first one by default. Where `edit` returns None,
-    nothing is replaced; that it was never called is an error.
+    `pick` finds that tensor, the first one by default. Where `edit` returns None, nothing is
+    replaced; that it was never called is an error.
     """
     calls: list[None] = []
 

@@ -213,12 +213,10 @@ def check_prompts(prompts: Sequence[Tensor], anatomy: Anatomy) -> None:
         types = ", ".join(str(item.dtype) for item in prompts)
         raise InputError(f"prompts of types {types}: pass token ids, LongTensors (item, token)")
     count, num_tokens = prompts[0].shape
-    if count == 0:
-        raise InputError(f"prompts of shapes {shapes}: there is no prompt in them; pass at least 1")
-    if num_tokens < 2:
+    if count == 0 or num_tokens < 2:
         raise InputError(
-            f"prompts of {num_tokens} token: a path runs in the context of earlier tokens; pass "
-            "prompts of at least 2 tokens"
+            f"prompts of shapes {shapes}: a path runs in the context of earlier tokens; pass at "
+            "least 1 prompt of at least 2 tokens"
         )
     name = type(anatomy.core).__name__
     if anatomy.max_tokens is not None and num_tokens > anatomy.max_tokens:

@@ -107,8 +107,12 @@ def resharded_afterwards(model: nn.Module) -> Iterator[None]:
 
     After a forward without a backward, the outermost one would keep its whole weights.
     """
-    fsdp2: list[Any] = [each for each in model.modules() if _FSDP2 in class_names(each)]
-    sharded = [module for module in fsdp2 if all(map(_is_shard, _own_weights(module)))]
+    sharded: list[Any] = [
+        module
+        for module in model.modules()
+        if _FSDP2 in class_names(module)
+        and all(hasattr(weight, "placements") for weight in _own_weights(module))
+    ]
     try:
         yield
     finally:
@@ -122,10 +126,6 @@ def _own_weights(module: nn.Module) -> Iterator[nn.Parameter]:
     for child in module.children():
         if _FSDP2 not in class_names(child):
             yield from _own_weights(child)
-
-
-def _is_shard(weight: nn.Parameter) -> bool:
-    return hasattr(weight, "placements")
 
 
 def execution_device(root: nn.Module) -> torch.device:
