@@ -8,7 +8,7 @@ from torch import nn
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.anatomy import dissect
-from tests.zoo import LectureGPT, NanoGPT
+from tests.zoo import LectureGPT, NanoGPT, build
 
 
 class Part(nn.Module):
@@ -107,6 +107,14 @@ def test_of_two_lists_both_are_named_and_either_can_be_chosen() -> None:
         blocks = list(model.get_submodule(path).children())
         assert list(dissect(model, path).blocks) == blocks
         assert list(dissect(model, blocks).blocks) == blocks
+
+
+def test_lists_inside_a_decoder_are_named_by_paths_from_the_model() -> None:
+    model: Any = build("llama").model
+    model.model.other = nn.ModuleList(Part() for _ in range(3))
+    with pytest.raises(InputError, match=r"2 lists .* 'model.layers' \(3\), 'model.other' \(3\)"):
+        dissect(model)
+    assert list(dissect(model, "model.layers").blocks) == list(model.model.layers)
 
 
 def test_any_dictionary_of_modules_can_be_named() -> None:
