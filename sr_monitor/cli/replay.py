@@ -108,6 +108,8 @@ def _print_report(report: Report, out: Path) -> None:
     for label, reason in report.failures.items():
         complain("error", f"{label}: {reason}")
     say(f"wrote {out}: {done}, {len(report.failures)} failed")
+    if report.left:
+        complain("error", f"the hub does not answer: {report.left} left, run the same again")
     say(f"to watch it: {pasteable('tensorboard', '--logdir', out)}")
-    if report.failures:
+    if report.failures or report.left:
         raise typer.Exit(1)

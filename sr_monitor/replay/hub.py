@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
@@ -162,6 +164,10 @@ class Stopped(Exception):
     """The caller no longer wants the result."""
 
 
+class HubGone(InputError):
+    """The hub answers nobody, whatever is asked for."""
+
+
 def retry(
     request: Callable[[], T], what: str, *, wait: Callable[[float], object] = time.sleep
 ) -> T:
@@ -177,13 +183,26 @@ def retry(
                 raise InputError(f"{what} cannot be downloaded: {reason}") from error
             tries += 1
             if tries == _TRIES or time.monotonic() - started > _BUDGET:
-                raise InputError(
+                raise (InputError if _is_reachable() else HubGone)(
                     f"{what} could not be downloaded ({_first_line(error)}; tries: {tries}); "
                     "check the connection and run the same again"
                 ) from error
             asked = _asked_wait(error)
         started += asked
         wait(max(_FIRST_PAUSE * 2 ** (tries - 1), asked))
+
+
+def _is_reachable() -> bool:
+    """Whether the hub answers a request that anybody may make."""
+    from huggingface_hub import constants
+
+    try:
+        with urlopen(f"{constants.ENDPOINT}/api/models?limit=1", timeout=_SECONDS):
+            return True
+    except HTTPError as error:
+        return error.code < 500
+    except OSError:
+        return False
 
 
 def _refusal(error: BaseException) -> str | None:

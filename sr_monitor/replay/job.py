@@ -4,6 +4,7 @@ job = Job(config=MonitorConfig(), options=ReplayOptions(), downloads=Path("out/.
 outcome = job.outcome(planned, partial(job.fetch, planned), lambda: prompts, ModelKeeper(options))
 """
 
+import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,12 +22,16 @@ from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.fetch import fetch
+from sr_monitor.replay.hub import HubGone, Stopped
 from sr_monitor.replay.models import ModelKeeper
 from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
+
+_PAUSES = (30, 60, 120, 240, 480)  # seconds, while the hub answers nobody
+_log = logging.getLogger("sr_monitor")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +65,17 @@ class Job:
             return planned.source
         # transformers imports a model's own code under the folder's name: a commit is unique.
         folder, keep = self._folder(planned) / planned.source.commit, self.options.keep_downloads
-        fetch(planned.source, folder, keep=keep, progress=progress, stop=stop)
+        stop, pauses = stop or Event(), list(_PAUSES)
+        while True:
+            try:
+                fetch(planned.source, folder, keep=keep, progress=progress, stop=stop)
+                break
+            except HubGone as error:
+                if not pauses:
+                    raise
+                _log.error("%s; waiting %d s for the hub", error, pauses[0])
+                if stop.wait(pauses.pop(0)):
+                    raise Stopped from error
         return replace(find_checkpoints(folder)[0], name=planned.name, config=folder)
 
     def outcome(

@@ -26,6 +26,7 @@ from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.fetch import one_ahead, temporary_folder
 from sr_monitor.replay.folder import Folder
+from sr_monitor.replay.hub import HubGone
 from sr_monitor.replay.job import Failure, Job
 from sr_monitor.replay.models import ModelKeeper, config_of
 from sr_monitor.replay.options import ReplayOptions, check_list
@@ -50,6 +51,8 @@ class Report:
     """Duplicates, each with the checkpoint whose measurement it shares."""
     failures: dict[str, str] = field(default_factory=dict)
     """Not measured, and why."""
+    left: int = 0
+    """How many were not tried, because the hub answers nobody."""
 
 
 @explains(ReplayOptions)
@@ -126,7 +129,12 @@ class _Replay:
             left = {each.label for each in todo}
             self.report.kept = [each.label for each in self.planned if each.label not in left]
             self.folder.begin(todo)
-            self._measure(todo)
+            try:
+                self._measure(todo)
+            except HubGone as error:
+                self.report.left = len(todo) - len(self.report.measured) - len(self.report.same)
+                self.report.left -= len(self.report.failures)
+                _log.error("%s", error)
             self.folder.finish()
         return self.report
 
@@ -162,6 +170,8 @@ class _Replay:
         keeper = ModelKeeper(self.options)
         with closing(one_ahead(planned, fetch)) as fetched:
             for each, local in fetched:
+                if isinstance(gone := local.exception(), HubGone):
+                    raise gone
                 prompts, way = partial(self._prompts_of, each), self._way_of(each)
                 yield each, self.job.outcome(each, local.result, prompts, keeper, self.bar, way)
 

@@ -385,6 +385,28 @@ def test_what_cannot_be_had_is_named_and_passed_over(
     assert steps_shown(out) == [0, 2000, 3000]
 
 
+def test_a_hub_that_answers_nobody_is_waited_for_and_the_rest_is_left(
+    hub: HubServer, out: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("sr_monitor.replay.job._PAUSES", (0, 0))
+    fault = Fault("drop", times=0)
+    hub.fail(".", fault)
+
+    def bar(name: str) -> Progress:
+        fault.times = 10**6 if name == "paths" else fault.times
+        return lambda done, total: None
+
+    report = run(f"{OLMO}@step*", out=out, bar=bar)
+    done = len(report.measured)
+    wanted = sum(name.startswith("step") for name in hub.repos[OLMO])
+    assert (report.failures, done + report.left) == ({}, wanted)
+    assert 1 <= done <= 2, "the next one may have been downloaded already"
+    assert caplog.text.count("waiting 0 s for the hub") == 2
+    fault.times = 0
+    again = run(f"{OLMO}@step*", out=out)
+    assert (len(again.kept), again.left, again.failures) == (done, 0, {})
+
+
 def test_a_name_that_stands_for_other_weights_is_measured_again(hub: HubServer, out: Path) -> None:
     run(f"{OLMO}@step[01]*", out=out)
     before = records_in(out)
