@@ -65,16 +65,16 @@ def _assert_exact_maps(measured: Tensor, true: Tensor) -> None:
     assert gap.max() <= TOLERANCE
 
 
-@pytest.mark.parametrize(("name", "attention"), CASES)
-def test_the_zoo_is_worth_measuring(name: str, attention: str | None) -> None:
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+def test_the_zoo_is_worth_measuring(name: str) -> None:
     """d(1) far above float32 noise, curves that bend, and outputs that depend on the context."""
-    specimen = zoo.build(name, attention=attention)
+    specimen = zoo.build(name)
     a, b = pairs(specimen)
     elsewhere = a.clone()
     elsewhere[:, -2] = (a[:, -2] + 1) % specimen.vocab
     straight = torch.linspace(0, 1, NUM_STEPS)
     for layer in range(specimen.num_layers):
-        distance = _truth(name, attention, layer=layer)
+        distance = _truth(name, None, layer=layer)
         assert distance[:, -1].min() > 0.5
         assert (distance / distance[:, -1:] - straight).abs().max() > 0.01
         moved = oracle_paths(specimen, elsewhere[:1], b[:1], layer=layer, num_steps=3)
@@ -110,6 +110,8 @@ def test_paths_equal_the_oracle_at_every_layer(name: str, attention: str | None)
         assert paths.noise_floor < TOLERANCE
         assert_exact(paths.distance, _truth(name, attention, layer=layer))
     for engine, does in works.items():
+        if engine == fastest:
+            continue
         with nullcontext() if does else pytest.raises(InputError, match=engine):
             paths = measure(specimen, engine=engine)
             assert paths.engine == engine
