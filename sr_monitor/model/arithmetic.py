@@ -10,7 +10,7 @@ pretrained model. The numbers are those of the same model converted to float32.
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, no_type_check
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ _PICKS = {_aten.embedding, _aten.index, _aten.index_select, _aten.gather, _aten.
 _WHOLE = {torch.conv1d, torch.conv2d, F.scaled_dot_product_attention, F.rms_norm}
 
 
+@no_type_check  # at run time: every operation passes here
 class Arithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Widens the 16-bit operands of every operation, and notes which results are rounded still."""
 
@@ -78,6 +79,7 @@ class Arithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return kind(map(self.widen, value)) if kind is list or kind is tuple else value
 
 
+@no_type_check
 class _WholeFunctions(TorchFunctionMode):
     """Widens the operands of functions that refuse mixed types before `Arithmetic` sees them."""
 
