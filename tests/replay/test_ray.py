@@ -148,6 +148,7 @@ def run_deadly(*sources: str, out: Path, flag: Path, deaths: int = 1, **options:
         return run(*sources, out=out, **options)
 
 
+@pytest.mark.slow  # starts Ray, whose workers import everything anew
 def test_records_are_those_of_one_process(hub: HubServer, on_ray: Driver, tmp_path: Path) -> None:
     before = hub.count("GET .*model.safetensors/")
     report, seen = on_ray(run_watched, f"{OLMO}@step*", out=tmp_path / "ray")
@@ -161,6 +162,7 @@ def test_records_are_those_of_one_process(hub: HubServer, on_ray: Driver, tmp_pa
     assert weights_there() == []
 
 
+@pytest.mark.slow  # starts Ray, whose workers import everything anew
 def test_a_worker_that_dies_is_started_again(on_ray: Driver, tmp_path: Path) -> None:
     run(f"{OLMO}@step*", out=tmp_path / "whole", engine="local")
     run(f"{OLMO}@step1*", out=tmp_path / "out", engine="local")  # a replay may change its engine
@@ -173,6 +175,7 @@ def test_a_worker_that_dies_is_started_again(on_ray: Driver, tmp_path: Path) -> 
     assert weights_there() == []  # also what the dead one had fetched
 
 
+@pytest.mark.slow  # starts Ray, whose workers import everything anew
 def test_what_cannot_be_measured_is_named_in_its_place(on_ray: Driver, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="layer=9"):
         on_ray(run, f"{OLMO}@step*", out=tmp_path / "none", layer=9)
