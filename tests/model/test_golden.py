@@ -92,10 +92,14 @@ def test_slices_equal_the_authors_distances(model: LlamaForCausalLM) -> None:
     torch.testing.assert_close(slices.foot, GOLDEN["slice_foot"], rtol=1e-5, atol=1e-6)
 
 
-def test_adaptive_sampling_finds_the_grid_s_slopes(model: LlamaForCausalLM) -> None:
-    """The steepest interval of 101, from well under half of the points."""
-    grid = measure_paths(model, IDS[:-1], IDS[1:], num_steps=101)
-    adaptive = measure_paths(model, IDS[:-1], IDS[1:], num_steps=101, sampling="adaptive")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adaptive_sampling_finds_the_grid_s_slopes(
+    model: LlamaForCausalLM, dtype: torch.dtype
+) -> None:
+    """The steepest interval of 101, from well under half of the points, in a 16-bit run as well."""
+    chosen = nn.Module.to(copy.deepcopy(model), dtype)
+    grid = measure_paths(chosen, IDS[:-1], IDS[1:], num_steps=101)
+    adaptive = measure_paths(chosen, IDS[:-1], IDS[1:], num_steps=101, sampling="adaptive")
     assert adaptive.num_points < 0.45 * grid.num_points
     equal = (adaptive.max_slope - grid.max_slope).abs() <= 1e-3 * grid.max_slope
     assert equal.sum() >= 15
