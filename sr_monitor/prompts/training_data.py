@@ -31,6 +31,7 @@ from jaxtyping import Int64
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from sr_monitor.errors import InputError
 from sr_monitor.model.undisturbed import preserving_random_states
 from sr_monitor.prompts.corpora import WindowRequest, decode_all, special_ids
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -174,10 +175,20 @@ class _Sampler:
         # Rows of less than one token on average are not worth reading on.
         order = islice(_permutation(len(self.rows), self.request.generator("rows")), most)
         while chunk := list(islice(order, _ROWS_AT_ONCE)):
-            found = [find_rows(self.rows[index]) for index in chunk]
+            found = [find_rows(self._row(index)) for index in chunk]
             if all(rows is None for rows in found):
                 return
             yield from (row for rows in found for row in rows or ())
+
+    def _row(self, index: int) -> Any:
+        try:
+            return self.rows[index]
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(
+                f"{self.request.call}: row {index} of the training data raised {reason[:300]}; "
+                "pass prompts=, for example prompts=PromptSet.from_texts(texts, tokenizer)"
+            ) from error
 
 
 def _place(length: int, wanted: int, generator: torch.Generator) -> int:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
+from sr_monitor.errors import InputError
 from sr_monitor.prompts.corpora import WindowRequest
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.prompts.training_data import prompts_from_batch, prompts_from_dataset
@@ -207,6 +208,14 @@ def test_less_than_three_prompts_are_none() -> None:
         assert prompts_from_dataset(rows, _request()) is None
         assert prompts_from_batch(rows, _request()) is None
     assert len(_drawn(_rows([29]), 2).token_ids) == 2  # all that was asked for
+
+
+def test_a_row_that_raises_is_named_in_one_line() -> None:
+    dataset: Any = Subset([[1, 2]], [0, 7])  # type: ignore
+    message = r"^test: row 1 of the training data raised IndexError: .*; pass prompts=, for example"
+    with pytest.raises(InputError, match=message) as caught:
+        prompts_from_dataset(dataset, _request())
+    assert isinstance(caught.value.__cause__, IndexError)
 
 
 def _fail(*_: Any) -> Any:
