@@ -102,6 +102,21 @@ def warn(text: str, *, category: type[Warning] = RuntimeWarning, stacklevel: int
             _log.warning(text)
 
 
+def level_of_caller() -> int:
+    """Return the `stacklevel` of the line that called the outermost of our frames."""
+    frame, level, caller = sys._getframe(1), 1, 1
+    while frame.f_back:
+        is_ours = str(frame.f_globals.get("__name__")).startswith("sr_monitor")
+        frame, level = frame.f_back, level + 1
+        caller = level if is_ours else caller
+    return caller
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return str(error).strip().split("\n")[0]
+
+
 def describe(error: BaseException) -> str:
     """Say in one line what is wrong and what helps."""
     reason = ""

@@ -80,11 +80,8 @@ def _why_none(pl_module: nn.Module, layer_path: LayerPath) -> str | None:
     if not sizes:
         return None
     name = max(sizes, key=lambda name: sizes[name])
-    try:
-        dissect(pl_module.get_submodule(name), layer_path)
-    except InputError as error:
-        return f"holds no language model that can be measured; {name!r}: {error}"
-    return None
+    error = _problem(pl_module.get_submodule(name), layer_path)
+    return error and f"holds no language model that can be measured; {name!r}: {error}"
 
 
 def _is_run(module: nn.Module) -> bool:
@@ -110,13 +107,16 @@ def _hugging_face_models(module: nn.Module, path: str = "") -> Iterator[tuple[st
 
 
 def _has_blocks(module: nn.Module, layer_path: LayerPath) -> bool:
-    if not _is_run(module):
-        return False
+    return _is_run(module) and _problem(module, layer_path) is None
+
+
+def _problem(module: nn.Module, layer_path: LayerPath) -> str | None:
+    """Say why the blocks of a module cannot be told, if so."""
     try:
         dissect(module, layer_path)
-    except InputError:
-        return False
-    return True
+    except InputError as error:
+        return str(error)
+    return None
 
 
 @contextmanager

@@ -96,14 +96,13 @@ def one_line_warnings() -> Iterator[None]:
 
 @contextmanager
 def _logging_to(console: Console) -> Iterator[None]:
-    log, handler = logging.getLogger("sr_monitor"), logging.Handler()
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with suppress(OSError, ValueError):  # nobody may read it any more
+                line = visible(" ".join(record.getMessage().split()))
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def emit(record: logging.LogRecord) -> None:
-        with suppress(OSError, ValueError):  # nobody may read it any more
-            line = visible(" ".join(record.getMessage().split()))
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    handler.emit = emit  # type: ignore[method-assign]
+    log, handler = logging.getLogger("sr_monitor"), Lines()
     before = log.level
     log.addHandler(handler)
     log.setLevel(logging.WARNING if console.is_terminal else logging.INFO)

@@ -10,11 +10,17 @@ from typing import Any, Literal
 
 import torch
 
-from sr_monitor.errors import InputError, PeerError, is_out_of_memory, warn
+from sr_monitor.errors import (
+    InputError,
+    PeerError,
+    first_line,
+    is_out_of_memory,
+    level_of_caller,
+    warn,
+)
 from sr_monitor.model.anatomy import Anatomy
 from sr_monitor.model.arithmetic import Arithmetic, float32_arithmetic
 from sr_monitor.model.ranks import ALONE, RankGroup
-from sr_monitor.model.selfcheck import level_of_caller
 from sr_monitor.model.stream import Stream
 from sr_monitor.model.wrappers import without_autocast_patch, without_mixed_precision
 
@@ -34,7 +40,7 @@ def in_precision(
     "run" leaves the precision in force; "auto" falls back on it, with a warning, where the model
     fails in float32; "float32" refuses to. The `ranks` run in step, and so fall back together.
     """
-    reason = ""
+    stream, reason = None, ""
     with ExitStack() as stack:
         if wanted != "run":
             try:
@@ -44,15 +50,13 @@ def in_precision(
                 if isinstance(error, InputError | PeerError) or is_out_of_memory(error):
                     raise
                 ranks.all_failed(error)
-                reason = str(error).strip().split("\n")[0]
-            else:
-                if wanted == "float32" and stream.precision.itemsize < 4:
-                    raise _refusal(f"something in the model rounds to {stream.precision}")
-                yield stream
-                return
-        if wanted == "float32":
+                reason = first_line(error)
+        if wanted == "float32" and stream is None:
             raise _refusal(f"the model fails in it, {reason!r}")
-        stream = cut(None)
+        if wanted == "float32" and stream is not None and stream.precision.itemsize < 4:
+            raise _refusal(f"something in the model rounds to {stream.precision}")
+        # Outside of `except`: what failed holds no memory any more.
+        stream = stream or cut(None)
         if reason:
             warn(
                 f"the model fails in float32 arithmetic, {reason!r}: it is measured in "

@@ -6,14 +6,20 @@ else `plain`. Every session compares anew, as hooks, adapters and patched forwar
     engine = choose_engine(stream, prompts_a, prompts_b, wanted="auto", budget=budget)
 """
 
-import sys
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sr_monitor.errors import InputError, PeerError, is_out_of_memory, warn
+from sr_monitor.errors import (
+    InputError,
+    PeerError,
+    first_line,
+    is_out_of_memory,
+    level_of_caller,
+    warn,
+)
 from sr_monitor.model.cache import can_share_rows
 from sr_monitor.model.engine import POINTS_PER_ROW, Engine, Way
 from sr_monitor.model.examination import tolerance
@@ -134,7 +140,7 @@ class _Check:
                 if is_out_of_memory(error) or isinstance(error, PeerError):
                     raise
                 self.ranks.all_failed(error)
-                reason = str(error).strip().split("\n")[0]
+                reason = first_line(error)
                 return f"the {engine.way!r} way of measuring fails on this model, {reason!r}"
             complaint = self._disagreement(engine.way, expected, measured)
             if self.ranks.broadcast(complaint is not None):
@@ -157,13 +163,3 @@ class _Check:
             f"{float(expected.flatten()[worst]):.6g}, {relative:.2g} of the largest where "
             f"{allowed:.2g} is allowed"
         )
-
-
-def level_of_caller() -> int:
-    """Return the `stacklevel` of the line that called the outermost of our frames."""
-    frame, level, caller = sys._getframe(1), 1, 1
-    while frame.f_back:
-        is_ours = str(frame.f_globals.get("__name__")).startswith("sr_monitor")
-        frame, level = frame.f_back, level + 1
-        caller = level if is_ours else caller
-    return caller

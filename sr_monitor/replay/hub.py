@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
@@ -194,15 +192,13 @@ def retry(
 
 def _is_reachable() -> bool:
     """Whether the hub answers a request that anybody may make."""
-    from huggingface_hub import constants
+    from huggingface_hub import constants, get_session
 
-    try:
-        with urlopen(f"{constants.ENDPOINT}/api/models?limit=1", timeout=_SECONDS):
-            return True
-    except HTTPError as error:
-        return error.code < 500
-    except OSError:
+    try:  # by the client's own session, which knows proxies and certificates
+        answer = get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=_SECONDS)
+    except Exception:  # of the client's HTTP library, which differs across versions
         return False
+    return bool(answer.status_code < 500)
 
 
 def _refusal(error: BaseException) -> str | None:

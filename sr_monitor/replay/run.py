@@ -132,8 +132,8 @@ class _Replay:
             try:
                 self._measure(todo)
             except HubGone as error:
-                self.report.left = len(todo) - len(self.report.measured) - len(self.report.same)
-                self.report.left -= len(self.report.failures)
+                tried = self.report.measured, self.report.same, self.report.failures
+                self.report.left = len(todo) - sum(map(len, tried))
                 _log.error("%s", error)
             self.folder.finish()
         return self.report

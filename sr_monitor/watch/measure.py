@@ -47,7 +47,6 @@ def take_record(
             f"not one output of {len(distance)} pairs is finite: the weights hold NaN or Inf, as "
             "after a diverged loss; look at the loss and the learning rate"
         )
-    weight = next(model.parameters())
     return Record(
         step=step,
         tokens=tokens,
@@ -57,8 +56,8 @@ def take_record(
             "config": config.recorded("curve", "record"),
             "prompts": prompts.fingerprint,
             "model": type(core_of(unwrap(model))).__name__,
-            "dtype": str(weight.dtype).removeprefix("torch."),
-            "device": weight.device.type,
+            "dtype": parts["paths"].weights,
+            "device": next(model.parameters()).device.type,
             "seconds": time.perf_counter() - began,
             **about,
         },

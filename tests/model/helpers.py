@@ -107,6 +107,23 @@ def largest(work: Callable[[], Any], size: Callable[[Tensor], int] = Tensor.nume
     return max(sizes)
 
 
+def trained(
+    model: Any, ids: Tensor, measure: Callable[[Any], Paths] | None
+) -> tuple[list[float], list[Paths]]:
+    """Train a Hugging Face model for three steps, measured before each; return losses and paths."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses, found = [], []
+    for _ in range(3):
+        if measured := measure and measure(model):
+            found.append(measured)
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, found
+
+
 def sharded(model: Any, kind: str) -> nn.Module:
     """Put a Hugging Face model into FSDP of one process: "fsdp1..." or "fsdp2...".
 

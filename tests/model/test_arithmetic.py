@@ -11,7 +11,7 @@ from sr_monitor import InputError, measure_paths
 from sr_monitor.model.arithmetic import float32_arithmetic
 from sr_monitor.model.precision import Precision
 from sr_monitor.probes.paths import Paths
-from tests.model.helpers import sharded
+from tests.model.helpers import sharded, trained
 from tests.zoo import VOCAB, build
 
 
@@ -146,17 +146,7 @@ def _train(kind: str, *, measured: bool) -> tuple[list[float], list[Paths]]:
     model: Any = build("olmo2").model
     model = sharded(model.bfloat16() if kind.endswith("weights") else model, kind)
     ids = torch.arange(24).view(3, 8) % VOCAB
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses, found = [], []
-    for _ in range(3):
-        if measured:
-            found.append(_measure(model))
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses, found
+    return trained(model, ids, _measure if measured else None)
 
 
 @pytest.mark.usefixtures("_one_process")

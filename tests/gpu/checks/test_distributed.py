@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sr_monitor import measure_paths
 from sr_monitor.probes.paths import Paths
 from tests.gpu.checks.helpers import DEVICE, TOLERANCE, gap, on_device, prompts
+from tests.model.helpers import trained
 
 pytestmark = pytest.mark.usefixtures("_deterministic", "_one_process")
 
@@ -58,17 +59,11 @@ def _wrapped(kind: str) -> nn.Module:
 def _train(kind: str, *, measured: bool) -> tuple[list[float], list[Paths]]:
     torch.manual_seed(0)
     model, ids = _wrapped(kind), torch.arange(24, device=DEVICE).view(3, 8)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    losses, found = [], []
-    for _ in range(3):
-        if measured:
-            found.append(measure_paths(model, *prompts(3), num_steps=11))
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    return losses, found
+
+    def measure(model: Any) -> Paths:
+        return measure_paths(model, *prompts(3), num_steps=11)
+
+    return trained(model, ids, measure if measured else None)
 
 
 @pytest.mark.parametrize("kind", KINDS)
