@@ -109,7 +109,7 @@ def _print_report(report: Report, out: Path) -> None:
         complain("error", f"{label}: {reason}")
     say(f"wrote {out}: {done}, {len(report.failures)} failed")
     if report.left:
-        complain("error", f"the hub does not answer: {report.left} left, run the same again")
+        complain("error", f"the hub is unreachable: {report.left} left, run the same again")
     say(f"to watch it: {pasteable('tensorboard', '--logdir', out)}")
     if report.failures or report.left:
         raise typer.Exit(1)

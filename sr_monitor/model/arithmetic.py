@@ -1,4 +1,4 @@
-"""Compute in float32 with weights of 16 bits, which stay as they are.
+"""Compute in float32 on 16-bit weights, and leave the weights as they are.
 
 A slope is a maximum of small differences, so rounding to 16 bits biases it upward: by 13% in a
 pretrained model. The numbers are those of the same model converted to float32.
@@ -36,7 +36,7 @@ class Arithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     is_needed = False
     """Whether anything of 16 bits was met."""
     rounded: torch.dtype | None = None
-    """The 16-bit type to which some operation has rounded float32 operands."""
+    """The 16-bit type that an operation rounded float32 operands to, if any did."""
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None

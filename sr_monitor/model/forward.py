@@ -37,9 +37,9 @@ class Forward:
     before_call: Callable[[], None] | None = None
     """Called before each forward, where ranks have to run equally many of them."""
     arithmetic: Arithmetic | None = None
-    """What computes in float32 meanwhile; None leaves the model its own precision."""
+    """The float32 arithmetic in force; None keeps the model's own precision."""
     call: Call | None = None
-    """How the user has said that the model is called."""
+    """How to call the model, where the user has said so."""
     arrangement: Arrangement = "batch"
     tuple_length: int = 0
     """The length of the tuple that blocks put out; 0 where they put out the stream itself."""

@@ -94,8 +94,8 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
         value = getattr(config.get_text_config(decoder=True), name, 1)
         if not isinstance(value, int) or not 0 < value <= most:
             raise InputError(
-                f"{source!r}: its config says {name}={value!r}, and that is a whole number from 1 "
-                f"to {most:,}; the file is damaged"
+                f"{source!r}: its config says {name}={value!r}, expected a whole number from 1 to "
+                f"{most:,}; the file is damaged"
             )
     return config
 

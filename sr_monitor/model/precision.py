@@ -35,7 +35,7 @@ Cut = Callable[[Arithmetic | None], Stream]
 def in_precision(
     wanted: Precision, anatomy: Anatomy, cut: Cut, ranks: RankGroup = ALONE
 ) -> Iterator[Stream]:
-    """Lend the stream that `cut` makes, in the precision that is wanted.
+    """Yield the stream that `cut` makes, in the wanted precision.
 
     "run" leaves the precision in force; "auto" falls back on it, with a warning, where the model
     fails in float32; "float32" refuses to. The `ranks` run in step, and so fall back together.
@@ -68,7 +68,7 @@ def in_precision(
 
 @contextmanager
 def tf32_products(wanted: Precision, stream: Stream) -> Iterator[str]:
-    """Let a GPU round factors to TF32 where that is enough; lend the name of the arithmetic.
+    """Let a GPU use TF32 where that is enough; yield the name of the arithmetic.
 
     Pictures are 61% of a default measurement's points. In SmolLM2 TF32 moves their colours by 0.23
     of a step of 8 bits at most.
@@ -105,9 +105,9 @@ def _in_float32(stack: ExitStack, anatomy: Anatomy, cut: Cut) -> Stream:
 
 @contextmanager
 def _products_in(precision: Literal["ieee", "tf32"], *holders: Any) -> Iterator[None]:
-    """Round factors so, and put the settings back, through the interface that does not disagree.
+    """Set the precision of matrix products, and restore it afterwards.
 
-    The older interface raises an error once anybody has used the newer one.
+    The older of the two interfaces raises an error once anybody has used the newer one.
     """
     if not _HAS_TYPES:
         old = torch.get_float32_matmul_precision()

@@ -148,7 +148,7 @@ def without_autocast_patch(root: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def without_mixed_precision(model: nn.Module) -> Iterator[None]:
-    """Have FSDP gather weights, and pass inputs on, in the precision that they are kept in."""
+    """Make FSDP gather weights and pass inputs in the precision they are stored in."""
     with ExitStack() as stack:
         for module in model.modules():
             names = class_names(module)
@@ -161,7 +161,7 @@ def without_mixed_precision(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _fsdp1_policy_lifted(module: Any) -> Iterator[None]:
-    """Take FSDP1's own switch for full precision in eval mode, which casts buffers as well."""
+    """Use FSDP1's own switch for full precision in eval mode; it casts buffers as well."""
     handle = module._handle
     holders = [each for each in (module, handle) if each is not None]
     before = [each._use_full_prec_in_eval for each in holders]
@@ -171,7 +171,7 @@ def _fsdp1_policy_lifted(module: Any) -> Iterator[None]:
             each._use_full_prec_in_eval = True
         yield
     finally:
-        # The outermost one keeps what it has gathered, and would take it for the weights next time.
+        # The outermost module keeps what it gathered; the next measurement would find old weights.
         if (
             handle is not None
             and handle.uses_sharded_strategy
@@ -186,7 +186,7 @@ def _fsdp1_policy_lifted(module: Any) -> Iterator[None]:
 
 @contextmanager
 def _fsdp2_policy_lifted(module: Any) -> Iterator[None]:
-    """Exchange the policy of an FSDP2 module, and what it has gathered under it so far."""
+    """Lift the policy of an FSDP2 module, and set aside what it gathered under that policy."""
     state = module._get_fsdp_state()
     policy, plain = state._mp_policy, type(state._mp_policy)()
     groups = getattr(state, "_fsdp_param_groups", None)
@@ -212,7 +212,7 @@ def _fsdp2_policy_lifted(module: Any) -> Iterator[None]:
 
 
 def _set_gathered(weight: Any, outputs: list[Any], whole: Any, policy: Any) -> None:
-    """Give an FSDP2 weight other memory to be gathered in, of the type that the policy says."""
+    """Swap the memory that an FSDP2 weight is gathered into, and apply the policy to it."""
     weight.all_gather_outputs = outputs
     vars(weight).pop("_unsharded_param", None)
     if whole is not None:

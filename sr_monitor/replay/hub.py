@@ -163,7 +163,7 @@ class Stopped(Exception):
 
 
 class HubGone(InputError):
-    """The hub answers nobody, whatever is asked for."""
+    """The hub as a whole is unreachable."""
 
 
 def retry(
@@ -191,7 +191,7 @@ def retry(
 
 
 def _is_reachable() -> bool:
-    """Whether the hub answers a request that anybody may make."""
+    """Whether the hub answers a public request."""
     from huggingface_hub import constants, get_session
 
     try:  # by the client's own session, which knows proxies and certificates

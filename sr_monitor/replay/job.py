@@ -30,7 +30,7 @@ from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
 
-_PAUSES = (30, 60, 120, 240, 480)  # seconds, while the hub answers nobody
+_PAUSES = (30, 60, 120, 240, 480)  # seconds, while the hub is unreachable
 _log = logging.getLogger("sr_monitor")
 
 

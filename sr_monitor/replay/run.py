@@ -52,7 +52,7 @@ class Report:
     failures: dict[str, str] = field(default_factory=dict)
     """Not measured, and why."""
     left: int = 0
-    """How many were not tried, because the hub answers nobody."""
+    """How many were not tried because the hub was unreachable."""
 
 
 @explains(ReplayOptions)
