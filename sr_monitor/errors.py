@@ -33,6 +33,10 @@ class InputError(ValueError):
     """A request that cannot be met; the message says why and names the fix."""
 
 
+class MissingPartError(InputError):
+    """The model lacks what a probe looks at; the other probes can go on, on every rank alike."""
+
+
 class PeerError(RuntimeError):
     """Another rank failed; the message says why."""
 

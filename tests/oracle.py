@@ -85,26 +85,26 @@ def run(
     outputs: list[Tensor] = []
 
     def visit(stream: Tensor) -> Tensor:
-        found.append(_last(stream).clone())
+        found.append(last_of(stream).clone())
         if replacement is not None:
             stream = stream.clone()
-            _last(stream)[:] = replacement
+            last_of(stream)[:] = replacement
         return stream
 
     def read(stream: Tensor) -> Tensor:
-        outputs.append(_last(stream).clone())
+        outputs.append(last_of(stream).clone())
         return stream
 
     with ExitStack() as stack:
         if layer == 0:
-            stack.enter_context(_wrapped(specimen.layers[0], _on_input(visit)))
+            stack.enter_context(wrapped(specimen.layers[0], on_input(visit)))
         else:
-            stack.enter_context(_wrapped(specimen.layers[layer - 1], _on_output(visit)))
+            stack.enter_context(wrapped(specimen.layers[layer - 1], on_output(visit)))
         if output == "final_norm":
             unembedding = specimen.model.get_submodule(specimen.unembedding)
-            stack.enter_context(_wrapped(unembedding, _on_input(read)))
+            stack.enter_context(wrapped(unembedding, on_input(read)))
         if output == "resid_final":
-            stack.enter_context(_wrapped(specimen.layers[-1], _on_output(read)))
+            stack.enter_context(wrapped(specimen.layers[-1], on_output(read)))
         result = specimen.run(prompt)
     if output == "logits":
         logits = getattr(result, "logits", result)
@@ -113,14 +113,14 @@ def run(
     return found[0], outputs[0]
 
 
-def _last(stream: Tensor) -> Tensor:
+def last_of(stream: Tensor) -> Tensor:
     # of (1, token, width) or of (token, width)
     assert stream.dim() == 2 or (stream.dim() == 3 and len(stream) == 1)
     return stream.view(-1, stream.shape[-1])[-1]
 
 
 @contextmanager
-def _wrapped(module: nn.Module, wrapper: Wrapper) -> Iterator[None]:
+def wrapped(module: nn.Module, wrapper: Wrapper) -> Iterator[None]:
     own = vars(module).get("forward")
     module.forward = wrapper(module.forward)
     try:
@@ -131,11 +131,11 @@ def _wrapped(module: nn.Module, wrapper: Wrapper) -> Iterator[None]:
             module.forward = own
 
 
-def _on_input(visit: Callable[[Tensor], Tensor]) -> Wrapper:
+def on_input(visit: Callable[[Tensor], Tensor]) -> Wrapper:
     return lambda forward: lambda x, *args, **kwargs: forward(visit(x), *args, **kwargs)
 
 
-def _on_output(visit: Callable[[Tensor], Tensor]) -> Wrapper:
+def on_output(visit: Callable[[Tensor], Tensor]) -> Wrapper:
     def wrapper(forward: Callable[..., Any]) -> Callable[..., Any]:
         def around(*args: Any, **kwargs: Any) -> Any:
             result = forward(*args, **kwargs)

@@ -38,6 +38,7 @@ class Album:
         self._writers = tuple(writers)
         self.prefix = prefix
         self._pages: dict[int, dict[str, Page]] = {}  # of the picture steps: by step, by probe
+        self._before: dict[str, Page] = {}  # of the last record, by probe
         self._numbered: int | None = None  # the step whose numbers were written last
         self._drawn: set[int] = set()  # the steps whose pictures were
 
@@ -47,12 +48,13 @@ class Album:
 
     def keep(self, record: Record, *, prompts: PromptSet) -> None:
         """Remember a record that was shown before the run was resumed; write nothing."""
+        self._before = _pages(record, prompts)
         if self._is_picture_step(record.step):
-            self._pages[record.step] = _pages(record, prompts)
+            self._pages[record.step] = self._before
 
-    def repeat(self, record: Record) -> None:
+    def repeat(self, record: Record, *, prompts: PromptSet) -> None:
         """Show the numbers of a record again, to writers that joined later."""
-        self._write(_numbers(record), record.step)
+        self._write(self._numbers(record, _pages(record, prompts)), record.step)
 
     def show(self, record: Record, *, prompts: PromptSet, last: bool = False) -> None:
         """Show the numbers of a record, and its pictures at a picture step or if it is the last.
@@ -60,18 +62,31 @@ class Album:
         Called for the same step again, it adds the pictures if there were none.
         """
         entries: list[Iterable[_Entry]] = []
+        pages = _pages(record, prompts)
         if record.step != self._numbered:
             self._numbered = record.step
-            entries.append(_numbers(record))
+            entries.append(self._numbers(record, pages))
         if record.step not in self._drawn and (last or self._is_picture_step(record.step)):
             self._drawn.add(record.step)
-            self._pages[record.step] = _pages(record, prompts)
+            self._pages[record.step] = pages
             entries.append(self._pictures(record))
         self._write(chain.from_iterable(entries), record.step)
 
     def _is_picture_step(self, step: int) -> bool:
         before = max(self._pages, default=None)
         return before is None or step in self._pages or step >= 2 * before
+
+    def _numbers(self, record: Record, pages: dict[str, Page]) -> Iterator[_Entry]:
+        """Yield what is written at every step, changes since the record before included."""
+        before, self._before = self._before, pages
+        for name, number in record.scalars.items():
+            yield "scalar", name, number
+        for probe, part in record.known():
+            for key, values in probe.histograms(part).items():
+                yield key.kind, key.name, values
+            if probe.name in before:
+                for key, number in probe.changes(pages[probe.name], before[probe.name]).items():
+                    yield key.kind, key.name, number
 
     def _pictures(self, record: Record) -> Iterator[_Entry]:
         so_far = [self._pages[step] for step in sorted(self._pages) if step <= record.step]
@@ -110,15 +125,6 @@ def _pages(record: Record, prompts: PromptSet) -> dict[str, Page]:
         probe.name: Page(title=title, part=part, parts=record.parts, prompts=prompts)
         for probe, part in record.known()
     }
-
-
-def _numbers(record: Record) -> Iterator[_Entry]:
-    """Yield what is written at every step."""
-    for name, number in record.scalars.items():
-        yield "scalar", name, number
-    for probe, part in record.known():
-        for key, values in probe.histograms(part).items():
-            yield key.kind, key.name, values
 
 
 def describe_prompts(prompts: PromptSet) -> str:

@@ -7,16 +7,18 @@ on a copy of the earlier tokens' keys and values; `shared` many in a row, kept a
     engine.run(context, points, lambda chunk: print(chunk.distance))
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sr_monitor.model.cache import rows_of
 from sr_monitor.model.memory import TokenBudget
+from sr_monitor.model.outputs import Outputs
 from sr_monitor.model.stream import Stream
 
 Way = Literal["shared", "rows", "plain"]
@@ -36,15 +38,43 @@ class Chunk:
 
     contexts: Int[Tensor, " point"]
     places: Int[Tensor, " point"]
-    outputs: Float[Tensor, "point d_output"]
-    clean: Float[Tensor, "point d_output"]
-    """F of each context as it is: the output at the first point of a path, or at the corner."""
+    seen: Outputs
+    """F and the taps at each point."""
+    cleans: Outputs
+    """The same of the clean contexts, of which `owners` says which is each point's."""
+    owners: Int[Tensor, " point"]
 
     @property
+    def outputs(self) -> Float[Tensor, "point d_output"]:
+        """F at each point."""
+        return self.seen.final
+
+    @property
+    def taps(self) -> Mapping[str, Float[Tensor, "point width"]]:
+        """What each tap saw at each point."""
+        return self.seen.taps
+
+    @cached_property
+    def clean(self) -> Float[Tensor, "point d_output"]:
+        """F of each context as it is: the output at the first point of a path, or at the corner."""
+        return self.cleans.final[self.owners]
+
+    def clean_tap(self, name: str) -> Float[Tensor, "point width"]:
+        """Return what a tap saw in each point's clean context."""
+        return self.cleans.taps[name][self.owners]
+
+    @cached_property
     def distance(self) -> Float[Tensor, " point"]:
         """||F - F of the clean context||, in float32."""
         gap: Tensor = (self.outputs.float() - self.clean.float()).norm(dim=-1)
         return gap
+
+    def some(self, chosen: Bool[Tensor, " point"]) -> "Chunk":
+        """Return some of the points."""
+        contexts, places, owners = (
+            each[chosen] for each in (self.contexts, self.places, self.owners)
+        )
+        return Chunk(contexts, places, self.seen[chosen], self.cleans, owners)
 
 
 @dataclass(frozen=True)
@@ -79,12 +109,14 @@ class Engine:
         context: Context,
         points: Float[Tensor, "context point d_model"],
         see: Callable[[Chunk], None],
-        clean: Float[Tensor, "context d_output"] | None = None,
-    ) -> Float[Tensor, "context d_output"]:
-        """Run every point, hand the outputs to `see` as they come, and return F of each context.
+        clean: Outputs | None = None,
+        *,
+        held: Sequence[str] = (),
+    ) -> Outputs:
+        """Run every point, hand the outputs to `see` as they come, and return each context's.
 
-        That is `clean` if it was given, or else the output at the context's first point, which is
-        run before its others.
+        They are `clean` if it was given, or else those at the context's first point, which is run
+        before its others. The taps named in `held` keep what they saw in the clean context.
         """
         num_contexts, num_points, _ = points.shape
         width = self._width(context, num_points)
@@ -97,19 +129,22 @@ class Engine:
         for start in range(0, len(rows), step):
             numbers = torch.arange(start, min(start + step, len(rows)))
             owner = numbers // per_context
-            outputs = self._outputs(context, owner, rows[start : start + step])
+            kept = {name: clean.taps[name][owner] for name in held} if clean else {}
+            outputs = self._outputs(context, owner, rows[start : start + step], kept)
             if clean is None:
-                clean = outputs.new_empty(num_contexts, outputs.shape[-1])
+                clean = outputs.map(lambda rows: rows.new_empty(num_contexts, rows.shape[-1]))
             if not given:
                 first = numbers % per_context == 0
-                clean[owner[first]] = outputs[first, 0]
+                clean.put(owner[first], outputs[first, 0])
             # Row i of a context holds its places i * width to (i + 1) * width - 1: "row width".
             places = (numbers % per_context)[:, None] * width + torch.arange(width)
             real = places < num_points  # the others only fill a row up
             contexts = owner[:, None].expand_as(places)[real]
             # "row width d_output" to "point d_output"; a view where every point is real.
-            shown = outputs.flatten(0, 1) if bool(real.all()) else outputs[real]
-            see(Chunk(contexts, places[real], shown, clean[contexts]))
+            shown = (
+                outputs.map(lambda rows: rows.flatten(0, 1)) if bool(real.all()) else outputs[real]
+            )
+            see(Chunk(contexts, places[real], shown, clean, contexts))
         assert clean is not None
         return clean
 
@@ -117,8 +152,8 @@ class Engine:
         self,
         context: Context,
         points: Float[Tensor, "context point d_model"],
-        clean: Float[Tensor, "context d_output"] | None = None,
-    ) -> tuple[Float[Tensor, "context point"], Float[Tensor, "context d_output"]]:
+        clean: Outputs | None = None,
+    ) -> tuple[Float[Tensor, "context point"], Outputs]:
         """Return how far each point's output is from the clean one, and the clean ones."""
         distance = points.new_empty(points.shape[:2], dtype=torch.float32)
 
@@ -141,15 +176,17 @@ class Engine:
         context: Context,
         owner: Int[Tensor, " row"],
         points: Float[Tensor, "row point d_model"],
-    ) -> Float[Tensor, "row point d_output"]:
+        held: Mapping[str, Float[Tensor, "row width"]],
+    ) -> Outputs:
+        """Return "row point ..." of F and the taps."""
         first, last = int(owner[0]), int(owner[-1])
         # Consecutive contexts are a view; only rows that share a context need copies.
         rows = slice(first, last + 1) if last - first + 1 == len(owner) else owner
         prompts = context.prompts[rows]
         if self.way == "plain":
             # "row 1 d_model" to "row d_model", and back for the output.
-            return self.stream.continue_plain(prompts, points[:, 0])[:, None]
-        return self.stream.continue_cached(rows_of(context.cache, rows), prompts, points)
+            return self.stream.continue_plain(prompts, points[:, 0], held)[:, None]
+        return self.stream.continue_cached(rows_of(context.cache, rows), prompts, points, held)
 
 
 def _in_rows(

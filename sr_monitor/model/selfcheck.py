@@ -82,7 +82,7 @@ class _Check:
         finite = ranks.broadcast(expected.isfinite().all(dim=1).cpu())
         self.prompts, self.points = prompts_a[finite], points[finite]
         self.expected: Float[Tensor, "pair point"] = expected[finite]
-        self.scale = float(clean[finite].float().norm(dim=-1).amax()) if finite.any() else 0.0
+        self.scale = float(clean.final[finite].float().norm(dim=-1).amax()) if finite.any() else 0.0
 
     def choose(self, wanted: EngineName, ways: tuple[Way, ...]) -> Way:
         if not len(self.prompts):  # weights of NaN: there is nothing to compare

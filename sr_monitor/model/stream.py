@@ -7,11 +7,11 @@ can change the earlier tokens' keys and values, so these can be kept.
     outputs = stream.continue_plain(prompts, stream.read(prompts))
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -31,19 +31,25 @@ from sr_monitor.model.hooks import (
     standing_aside,
     with_first_tensor,
 )
+from sr_monitor.model.outputs import Outputs, Tap
 
 Output = Literal["final_norm", "resid_final", "logits"]
 
 
-def _in_calls(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+_Rows = TypeVar("_Rows", Tensor, Outputs)
+
+
+def _in_calls(run: Callable[..., _Rows]) -> Callable[..., _Rows]:
     """Run all rows in one call, or one by one where the model takes one prompt at a time."""
 
     @wraps(run)
-    def in_calls(stream: "Stream", *inputs: Tensor) -> Tensor:
+    def in_calls(stream: "Stream", *inputs: Any) -> _Rows:
         if stream._forward.arrangement == "batch":
             return run(stream, *inputs)
-        rows = zip(*(each.chunk(len(each)) for each in inputs), strict=True)
-        return torch.cat([run(stream, *row) for row in rows])
+        rows = [
+            run(stream, *(each[row : row + 1] for each in inputs)) for row in range(len(inputs[0]))
+        ]
+        return Outputs.cat(rows) if isinstance(rows[0], Outputs) else torch.cat(rows)
 
     return in_calls
 
@@ -73,6 +79,7 @@ class Stream:
         self.anatomy = anatomy
         self.layer = layer
         self.output = output
+        self._taps: Mapping[str, Tap] = {}
         if call is None and not anatomy.is_hugging_face:
             check_takes_token_ids(anatomy)
         forward = Forward(
@@ -111,20 +118,44 @@ class Stream:
             self._forward(prompts)
         return seen[0]
 
-    @_in_calls
+    @contextmanager
+    def tapping(self, taps: Mapping[str, Tap]) -> Iterator[None]:
+        """Read these modules, too, wherever points are run inside the block."""
+        before, self._taps = self._taps, taps
+        try:
+            yield
+        finally:
+            self._taps = before
+
     def continue_plain(
-        self, prompts: Int[Tensor, "row token"], activations: Float[Tensor, "row d_model"]
-    ) -> Float[Tensor, "row d_output"]:
-        """Return F by definition: run whole prompts, their last activation at `layer` replaced."""
+        self,
+        prompts: Int[Tensor, "row token"],
+        activations: Float[Tensor, "row d_model"],
+        held: Mapping[str, Float[Tensor, "row width"]] | None = None,
+    ) -> Outputs:
+        """Return F by definition: run whole prompts, their last activation at `layer` replaced.
 
-        def put_last(hidden: Tensor) -> Tensor:
-            hidden = hidden.clone()
-            last_tokens(hidden, len(prompts)).copy_(activations)
-            return hidden
+        What the taps named in `held` read is replaced by those values.
+        """
+        return self._continue_plain(prompts, Outputs(activations, held or {}))
 
-        with self._edited(put_last), self._captured() as captured:
+    @_in_calls
+    def _continue_plain(self, prompts: Int[Tensor, "row token"], given: Outputs) -> Outputs:
+        def put(value: Tensor) -> Callable[[Tensor], Tensor]:
+            def put_last(hidden: Tensor) -> Tensor:
+                hidden = hidden.clone()
+                last_tokens(hidden, len(prompts)).copy_(value)
+                return hidden
+
+            return put_last
+
+        with self._edited(put(given.final)), ExitStack() as stack:
+            self._hold(stack, {name: put(value) for name, value in given.taps.items()})
+            captured, tapped = self._capture_all(
+                stack, lambda all_: last_tokens(all_, len(prompts))
+            )
             self._forward(prompts)
-        return last_tokens(captured[-1], len(prompts))
+        return Outputs(last_tokens(captured[-1], len(prompts)), _latest(tapped))
 
     def prefill(self, prompts: Int[Tensor, "context token"]) -> Any:
         """Return the keys and values of each prompt's earlier tokens; None if there is no cache.
@@ -143,11 +174,12 @@ class Stream:
         cache: Any,
         prompts: Int[Tensor, "row token"],
         activations: Float[Tensor, "row point d_model"],
-    ) -> Float[Tensor, "row point d_output"]:
+        held: Mapping[str, Float[Tensor, "row width"]] | None = None,
+    ) -> Outputs:
         """Return F of many points a row, each as the last position of the row's prompt.
 
         Points of one row are tokens at one position, under a mask that shows each of them the
-        earlier tokens and itself.
+        earlier tokens and itself. `held` is as in `continue_plain`, one value for a row.
         """
         num_rows, num_points, _ = activations.shape
         num_earlier = prompts.shape[1] - 1
@@ -158,13 +190,24 @@ class Stream:
             )
         # (row, 1) -> (row, point): the last token again for each point; only its place counts
         last = prompts[:, -1:].expand(-1, num_points)
+
+        def put(value: Tensor) -> Callable[[Tensor], Tensor]:
+            # (row, width) -> (row, point, width), or as flat as what it replaces
+            spread = value[:, None].expand(-1, num_points, -1)
+            return lambda hidden: spread.to(hidden).reshape(hidden.shape)
+
         with (
             self._edited(lambda hidden: activations.to(hidden)),
             self._aside(slice(self.layer)),
-            self._captured() as captured,
+            ExitStack() as stack,
         ):
+            self._hold(stack, {name: put(value) for name, value in (held or {}).items()})
+            # a tap may see (row·point, width)
+            captured, tapped = self._capture_all(
+                stack, lambda all_: all_.reshape(num_rows, num_points, all_.shape[-1])
+            )
             self._forward(last, cache=cache, **shared)
-        return captured[-1]
+        return Outputs(captured[-1], _latest(tapped))
 
     def unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row vocab"]:
         """Return the next-token logits that the model makes of final vectors, as its forward does.
@@ -237,6 +280,24 @@ class Stream:
             return capturing(self._unembedding(), before=True)
         return capturing(self._findings.final)
 
+    def _capture_all(
+        self, stack: ExitStack, shape: Callable[[Tensor], Tensor]
+    ) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+        """Collect F and, copied in `shape`, what the taps see; for as long as `stack` lasts."""
+        tapped: dict[str, list[Tensor]] = {name: [] for name in self._taps}
+        for name, tap in self._taps.items():
+
+            def note(hidden: Tensor, seen: list[Tensor] = tapped[name]) -> None:
+                seen.append(shape(hidden).clone())
+
+            stack.enter_context(editing(tap.module, note, before=tap.before))
+        return stack.enter_context(self._captured()), tapped
+
+    def _hold(self, stack: ExitStack, edits: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        for name, edit in edits.items():
+            tap = self._taps[name]
+            stack.enter_context(editing(tap.module, edit, before=tap.before))
+
     def _unembedding(self) -> nn.Module:
         """Return the module whose input is the only place where the final vector shows."""
         assert self._forward.unembedding is not None
@@ -265,6 +326,10 @@ def last_tokens(hidden: Shaped[Tensor, "..."], num_prompts: int) -> Shaped[Tenso
             "or (prompt·token, width): no last token can be told; pass another output="
         )
     return hidden[:, -1]
+
+
+def _latest(tapped: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    return {name: seen[-1] for name, seen in tapped.items()}
 
 
 def _logits(result: Any) -> Any:

@@ -23,6 +23,7 @@ dataclass or a mapping of CPU tensors and plain values. A probe overrides one of
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -33,13 +34,15 @@ import numpy as np
 from jaxtyping import Float, Shaped, UInt8, jaxtyped
 from torch import Tensor
 
-from sr_monitor.errors import InputError, refused
+from sr_monitor.errors import InputError, MissingPartError, level_of_caller, refused, warn
 from sr_monitor.model.engine import Chunk
+from sr_monitor.model.outputs import Tap
 from sr_monitor.options import Options
 from sr_monitor.probes.keys import Key
 
 if TYPE_CHECKING:
     from sr_monitor.model.session import Session
+    from sr_monitor.model.stream import Stream
     from sr_monitor.prompts.prompt_set import PromptSet
 
 _T = TypeVar("_T")
@@ -95,11 +98,17 @@ class Probe(Options):
     keys: ClassVar[tuple[Key, ...]] = ()
     """Every name it logs."""
 
-    def measure(
-        self, session: "Session", prompts: "PromptSet", riders: "Riders", progress: Progress
-    ) -> Part:
+    def measure(self, run: "Run") -> Part:
         """Run points of its own, show them to the riders, and return its part."""
         raise NotImplementedError
+
+    def taps(self, stream: "Stream") -> Mapping[str, Tap]:
+        """Name the modules that its reader looks at besides F, at every point.
+
+        Modules of one name are read once for all probes. Where the model has none, raise
+        `MissingPartError`: the probe is left out, and the others are measured.
+        """
+        return {}
 
     def reader(self, session: "Session", num_contexts: int, num_places: int) -> Reader:
         """Return a reader of the points of the probe it rides on, for this rank's contexts."""
@@ -111,6 +120,10 @@ class Probe(Options):
 
     def scalars(self, part: Part) -> Mapping[Key, float]:
         """Return the numbers that are logged."""
+        return {}
+
+    def changes(self, page: Page, before: Page) -> Mapping[Key, float]:
+        """Return the numbers that compare a measurement with the one before it."""
         return {}
 
     def histograms(self, part: Part) -> Mapping[Key, Float[Tensor, " value"]]:
@@ -171,16 +184,23 @@ class Riders:
     """The readers of one pass: they see its points as they come."""
 
     def __init__(self, session: "Session", probes: Sequence[Probe]) -> None:
-        """Start without readers; `begin` makes those of `probes`."""
-        self._session, self._probes = session, probes
+        """Start without readers; `begin` makes those of `probes`. What lacks a part stays out."""
+        self._session = session
+        self._readers: dict[str, Reader] = {}
+        self._probes: list[Probe] = []
+        self.taps: dict[str, Tap] = {}
+        """The modules that they look at."""
+        for probe in probes:
+            with leaving_out(probe, session):
+                self.taps |= probe.taps(session.stream)
+                self._probes.append(probe)
 
     def begin(self, num_contexts: int, num_places: int, gather: Gather) -> None:
         """Make the readers, once it is known how many points there are."""
         self._gather = gather
-        self._readers = {
-            probe.name: probe.reader(self._session, num_contexts, num_places)
-            for probe in self._probes
-        }
+        for probe in self._probes:
+            with leaving_out(probe, self._session):
+                self._readers[probe.name] = probe.reader(self._session, num_contexts, num_places)
 
     def read(self, chunk: Chunk) -> None:
         """Show some points to all readers."""
@@ -190,6 +210,30 @@ class Riders:
     def parts(self) -> dict[str, Part]:
         """Return what they found, by probe."""
         return {name: reader.part(self._gather) for name, reader in self._readers.items()}
+
+
+@contextmanager
+def leaving_out(probe: Probe, session: "Session") -> Iterator[None]:
+    """Go on without a probe whose part the model lacks, and say so."""
+    try:
+        yield
+    except MissingPartError as error:
+        if session.ranks.is_leader:
+            text = f"probes={probe.name!r}: {error}; the other probes are measured"
+            warn(text, category=UserWarning, stacklevel=level_of_caller())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a probe with points of its own is given."""
+
+    session: "Session"
+    prompts: "PromptSet"
+    riders: Riders
+    """Who looks at its points, too."""
+    progress: Progress
+    parts: Mapping[str, Part]
+    """What was measured before it: paths and slices, and the probes that were named before it."""
 
 
 def resolve(given: Sequence[str | Probe], *, beside: Sequence[str] = ()) -> tuple[Probe, ...]:

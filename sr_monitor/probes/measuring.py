@@ -14,7 +14,7 @@ from torch import nn
 from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.session import SessionOptions, open_session
-from sr_monitor.probes.base import Part, Probe, Progress, Riders, no_progress
+from sr_monitor.probes.base import Part, Probe, Progress, Riders, Run, leaving_out, no_progress
 from sr_monitor.prompts.prompt_set import PromptSet
 
 Bar: TypeAlias = Callable[[str], Progress]
@@ -47,7 +47,16 @@ def measure_probes(
     with open_session(model, examples, options, ranks, way) as session:
         for probe in (each for each in probes if type(each).measure is not Probe.measure):
             riders = Riders(session, [each for each in probes if each.rides == probe.name])
-            part = probe.measure(session, prompts, riders, bar(probe.name))
+            part = None
+            with leaving_out(probe, session), session.stream.tapping(riders.taps):
+                run = Run(
+                    session=session,
+                    prompts=prompts,
+                    riders=riders,
+                    progress=bar(probe.name),
+                    parts=parts,
+                )
+                part = probe.measure(run)
             if part is not None:
                 parts |= {probe.name: part, **riders.parts()}
     return parts | derived(probes, parts)

@@ -22,20 +22,20 @@ from sr_monitor.model.anatomy import LayerPath
 from sr_monitor.model.engine import Chunk, Context
 from sr_monitor.model.forward import Call
 from sr_monitor.model.memory import in_chunks
+from sr_monitor.model.outputs import Outputs
 from sr_monitor.model.precision import Precision
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.selfcheck import EngineName
-from sr_monitor.model.session import Session, SessionOptions, Share, open_session
+from sr_monitor.model.session import SessionOptions, Share, open_session
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, explains, option
 from sr_monitor.probes import sharpness
-from sr_monitor.probes.base import RGB, Page, Probe, Progress, Riders, no_progress, unpack_as
+from sr_monitor.probes.base import RGB, Page, Probe, Progress, Riders, Run, no_progress, unpack_as
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.paths_pictures import draw_curves
 from sr_monitor.probes.sampling import Sampling, look_adaptively, look_everywhere
 from sr_monitor.probes.statistics import quartiles, summarise
-from sr_monitor.prompts.prompt_set import PromptSet
 
 # The ends of a path are in every sample, so these can be repeated whatever the sampling.
 _NUM_REPEATED_PAIRS = 8
@@ -156,12 +156,10 @@ class PathsProbe(PathsOptions, Probe):
         ),
     )
 
-    def measure(
-        self, session: Session, prompts: PromptSet, riders: Riders, progress: Progress
-    ) -> Paths:
+    def measure(self, run: Run) -> Paths:
         """Walk along as many paths as there are pairs of prompts, up to `num_pairs`."""
-        share = session.share(*prompts.pairs(min(self.num_pairs, prompts.num_pairs)))
-        return _Walk(share, self, riders).run(progress)
+        share = run.session.share(*run.prompts.pairs(min(self.num_pairs, run.prompts.num_pairs)))
+        return _Walk(share, self, run.riders).run(run.progress)
 
     def scalars(self, part: Paths) -> dict[Key, float]:
         """Return medians over the pairs that count, the noise, and how many do not count."""
@@ -305,7 +303,7 @@ class _Walk:
     def _measure(self, pairs: slice) -> None:
         """Measure the paths of some pairs, whose contexts are opened once, and their noise."""
         context = self.engine.open(self.prompts[pairs])
-        clean: Tensor | None = None
+        clean: Outputs | None = None
         self.distance[pairs] = torch.nan  # what a piece that ran out of memory has left
         self.num_points[pairs] = 0
 
@@ -335,13 +333,11 @@ class _Walk:
         assert clean is not None
         # The rounding of a distance goes with the longer of the two outputs it lies between.
         ends = self.distance[pairs, -1]
-        lengths = clean.float().norm(dim=-1).to(ends.device)
+        lengths = clean.final.float().norm(dim=-1).to(ends.device)
         self.lengths[pairs] = torch.where(ends.isfinite(), torch.maximum(lengths, ends), lengths)
         self._repeat(context, pairs, clean)
 
-    def _repeat(
-        self, context: Context, pairs: slice, clean: Float[Tensor, "pair d_output"]
-    ) -> None:
+    def _repeat(self, context: Context, pairs: slice, clean: Outputs) -> None:
         """Find how far the ends of some paths land from where they landed before.
 
         The same two points again, one rounding step of the run's precision away and in a batch of

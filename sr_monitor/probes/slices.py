@@ -13,7 +13,7 @@ The distance map of corner k is || F_k(x(u, v)) - F_k(k's own activation) ||, in
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,14 +29,13 @@ from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.precision import Precision
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.selfcheck import EngineName
-from sr_monitor.model.session import Session, SessionOptions, Share, open_session
+from sr_monitor.model.session import SessionOptions, Share, open_session
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, explains, option
-from sr_monitor.probes.base import Page, Probe, Progress, Riders, no_progress, unpack_as
+from sr_monitor.probes.base import Page, Probe, Progress, Riders, Run, no_progress, unpack_as
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.slices_pictures import draw_frame, draw_slice, join_frames
-from sr_monitor.prompts.prompt_set import PromptSet
 
 _SPAN = (-0.25, 1.25)
 
@@ -91,15 +90,13 @@ class SlicesProbe(SlicesOptions, Probe):
         ANIMATION := Key.animation("animation/<k>", "The same slice at chosen steps, as a GIF."),
     )
 
-    def measure(
-        self, session: Session, prompts: PromptSet, riders: Riders, progress: Progress
-    ) -> Slices | None:
+    def measure(self, run: Run) -> Slices | None:
         """Measure as many slices as there are triples of prompts, up to `num_slices`."""
-        num_slices = min(self.num_slices, prompts.num_triples)
+        num_slices = min(self.num_slices, run.prompts.num_triples)
         if num_slices == 0:
             return None
-        share = session.share(*prompts.triples(num_slices))
-        return _measure(share, self.slice_resolution, _SPAN, riders, progress)
+        share = run.session.share(*run.prompts.triples(num_slices))
+        return _measure(share, self.slice_resolution, _SPAN, run.riders, run.progress)
 
     def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, Any]]:
         """Draw each slice, and its film with earlier steps."""
@@ -189,12 +186,10 @@ def _measure(
 
         def measure(chosen: slice) -> None:
             def see(chunk: Chunk) -> None:
-                corner, place = chunk.contexts + chosen.start, chunk.places - 1
-                inside = place >= 0  # without the corners' own activations
-                corner, place = corner[inside], place[inside]
-                maps[triple, corner, place] = chunk.distance[inside].to(maps.device)
-                outputs, clean = chunk.outputs[inside], chunk.clean[inside]
-                riders.read(Chunk(3 * triple + corner, place, outputs, clean))
+                shown = chunk.some(chunk.places > 0)  # without the corners' own activations
+                corner, place = shown.contexts + chosen.start, shown.places - 1
+                maps[triple, corner, place] = shown.distance.to(maps.device)
+                riders.read(replace(shown, contexts=3 * triple + corner, places=place))
 
             engine.run(engine.open(prompts[triple, chosen]), points[chosen], see)
 

@@ -243,8 +243,9 @@ class Monitor:
             if self.ranks.is_leader:
                 album.introduce(self.prompts, step)
                 # Writers that start anew, as of a run that is resumed elsewhere, get all.
+                late = Album(new, prefix=album.prefix)
                 for record in earlier:
-                    Album(new, prefix=album.prefix).repeat(record)
+                    late.repeat(record, prompts=self.prompts)
         return album
 
     def _go_on(self, album: Album, step: int, *, keep: bool) -> list[Record]:

@@ -127,7 +127,7 @@ def test_numbers_are_repeated_without_pictures() -> None:
     album = Album([writer := MemoryWriter()])
     for step in (0, 1):
         album.keep(small_record(step), prompts=PROMPTS)
-        album.repeat(small_record(step))
+        album.repeat(small_record(step), prompts=PROMPTS)
     assert writer.names == {*small_record(0).scalars, RISES}
     assert all(steps_of(entries) == [0, 1] for entries in writer.scalars.values())
     album.show(small_record(2), prompts=PROMPTS)
@@ -338,3 +338,21 @@ def test_prompts_are_shown_as_they_are_on_one_line() -> None:
     assert plain == list(NASTY)
     assert odd == "two↵lines ↵ and a bell □ and half a pair □"
     assert re.fullmatch(r"….{150,155}word end", long)
+
+
+class Moved(Rise):
+    """Tells how far each measurement is from the one before."""
+
+    STEPS: ClassVar = Key.scalar("rise/moved", "Steps since the one before.")
+
+    def changes(self, page: Page, before: Page) -> dict[Key, float]:
+        return {self.STEPS: float(page.title.split()[1]) - float(before.title.split()[1])}
+
+
+def test_changes_are_since_the_record_before_whether_shown_or_kept() -> None:
+    album = Album([writer := MemoryWriter()])
+    album.keep(small_record(2, probe=Moved()), prompts=PROMPTS)
+    for step, last in ((3, False), (9, False), (9, True)):
+        album.show(small_record(step, probe=Moved()), prompts=PROMPTS, last=last)
+    album.show(small_record(10, has_part=False, probe=Moved()), prompts=PROMPTS)
+    assert writer.scalars[f"{NAME}rise/moved"] == [(3, 1.0), (9, 6.0)]

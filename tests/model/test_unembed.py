@@ -33,7 +33,7 @@ def _stream(specimen: zoo.Specimen, model: nn.Module, output: Output) -> Iterato
 
 def _finals(specimen: zoo.Specimen, stream: Stream) -> Float[Tensor, "prompt d_output"]:
     prompts = specimen.prompts(4, LENGTH)
-    return stream.continue_plain(prompts, stream.read(prompts))
+    return stream.continue_plain(prompts, stream.read(prompts)).final
 
 
 def _own_logits(specimen: zoo.Specimen) -> Float[Tensor, "prompt vocab"]:

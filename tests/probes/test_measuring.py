@@ -17,7 +17,7 @@ from sr_monitor import PromptSet, measure_paths, measure_slices
 from sr_monitor.model.engine import Chunk, Way
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.session import Session, SessionOptions
-from sr_monitor.probes.base import Gather, Part, Probe, Progress, Riders
+from sr_monitor.probes.base import Gather, Part, Probe, Run
 from sr_monitor.probes.measuring import Bar, measure_probes, no_bar
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.sampling import Sampling
@@ -177,15 +177,13 @@ class Ends(Probe):
 
     name = "ends"
 
-    def measure(
-        self, session: Session, prompts: PromptSet, riders: Riders, progress: Progress
-    ) -> Part:
-        share, engine = session.share(prompts.token_ids), session.engine
+    def measure(self, run: Run) -> Part:
+        share, engine = run.session.share(run.prompts.token_ids), run.session.engine
         (points,) = share.activations()
-        riders.begin(len(points), 1, share.gather)
-        clean = engine.run(engine.open(share.prompts[0]), points[:, None], riders.read)
-        progress(len(points), len(points))
-        return {"clean": share.gather(clean)}
+        run.riders.begin(len(points), 1, share.gather)
+        clean = engine.run(engine.open(share.prompts[0]), points[:, None], run.riders.read)
+        run.progress(len(points), len(points))
+        return {"clean": share.gather(clean.final)}
 
 
 class WatchingEnds(Watching):
