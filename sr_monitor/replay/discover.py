@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor
-
 from sr_monitor.errors import InputError
 from sr_monitor.replay.names import CheckpointName, closest, read_name
 from sr_monitor.replay.readers import CheckpointReader, looked_for, recognise
 from sr_monitor.replay.readers.huggingface import FSDP_FOLDER
+from sr_monitor.replay.readers.saved import Saved
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 """The name of a repository."""
@@ -58,8 +57,8 @@ class LocalCheckpoint:
         files = [] if self.reader is None else self.reader.files(self.path)
         return sum(file.stat().st_size for file in files if file.is_file())
 
-    def read(self) -> dict[str, Tensor]:
-        """Return its weights, by the names they were saved under, on the CPU."""
+    def read(self) -> dict[str, Saved]:
+        """Return its weights, by the names they were saved under, not loaded yet."""
         if self.problem is not None or self.reader is None:
             raise InputError(self.problem or "")
         return self.reader.read(self.path)

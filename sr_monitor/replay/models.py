@@ -47,7 +47,8 @@ class ModelKeeper:
         if dtype == "auto":
             # NOTE: a config from elsewhere does not know in which format these weights are stored;
             # the first floating tensor does, as in `from_pretrained`.
-            floating = (tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+            kinds = (saved.like.dtype for saved in weights.values())
+            floating = (kind for kind in kinds if kind.is_floating_point)
             stored = config.dtype if checkpoint.config is not None else None
             dtype = stored or next(floating, torch.float32)
         model = self._model_for(config, dtype)
@@ -69,7 +70,7 @@ def _check_size(config: Any, weights: Weights, checkpoint: LocalCheckpoint) -> N
     """Refuse a config that does not fit the weights before a model is built from it."""
     text = config.get_text_config(decoder=True)
     blocks, embedding = text.num_hidden_layers, text.vocab_size * text.hidden_size
-    stored = sum(tensor.numel() for tensor in weights.values())
+    stored = sum(saved.like.numel() for saved in weights.values())
     if blocks > len(weights) or embedding > stored:
         raise InputError(
             f"{str(checkpoint.path)!r} holds {len(weights):,} weights of {stored:,} numbers, and "

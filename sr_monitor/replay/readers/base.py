@@ -10,7 +10,7 @@ A new kind is one file in this folder, which is found by itself:
             return path.name == "ckpt.pt"
 
         def read(self, path):
-            return tensors_in(read_torch(path)["model"])
+            return saved_in([path], lambda file: tensors_in(read_torch(file)["model"]))
 """
 
 import json
@@ -20,9 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from torch import Tensor
-
 from sr_monitor.errors import InputError
+from sr_monitor.replay.readers.saved import Saved
 
 READERS: list["CheckpointReader"] = []
 """The kinds of checkpoint that are known."""
@@ -41,8 +40,8 @@ class CheckpointReader(ABC):
     def recognises(self, path: Path) -> bool:
         """Return whether a file or a folder is a checkpoint of this kind, by its name and files."""
 
-    def read(self, path: Path) -> dict[str, Tensor]:
-        """Return all the weights, by the names they were saved under, on the CPU.
+    def read(self, path: Path) -> dict[str, Saved]:
+        """Return all the weights, by the names they were saved under, not loaded yet.
 
         A kind that does not override this is recognised only to explain, in `problem`, what to do.
         """

@@ -11,6 +11,7 @@ from torch import Tensor
 from sr_monitor.errors import InputError
 from sr_monitor.replay.readers.base import CheckpointReader, register
 from sr_monitor.replay.readers.files import explained, read_safetensors, read_torch, tensors_in
+from sr_monitor.replay.readers.saved import Saved, saved_in
 from sr_monitor.replay.readers.sharded import METADATA, read_sharded
 
 FSDP_FOLDER = "pytorch_model_fsdp_0"
@@ -38,7 +39,7 @@ class HuggingFaceFolder(CheckpointReader):
         """Return whether there are weights and no adapter, which transformers would prefer."""
         return _weights(path) is not None and not (path / "adapter_config.json").is_file()
 
-    def read(self, path: Path) -> dict[str, Tensor]:
+    def read(self, path: Path) -> dict[str, Saved]:
         """Return the weights, joined if they lie in several files."""
         if (found := _weights(path)) is None:
             raise InputError(
@@ -47,11 +48,7 @@ class HuggingFaceFolder(CheckpointReader):
             )
         if found.name == METADATA:
             return read_sharded(found.parent)
-        files, weights = _shards(found), dict[str, Tensor]()
-        for file in files:
-            is_safe = file.suffix == ".safetensors"
-            weights |= read_safetensors(file) if is_safe else tensors_in(read_torch(file))
-        return weights
+        return saved_in(_shards(found), _tensors)
 
     def problem(self, path: Path) -> str | None:
         """Return which file is missing or damaged, of those that the index names."""
@@ -65,6 +62,11 @@ class HuggingFaceFolder(CheckpointReader):
         """Return the files that hold the weights."""
         found = _weights(path)
         return [] if found is None else _shards(found)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    is_safe = file.suffix == ".safetensors"
+    return read_safetensors(file) if is_safe else tensors_in(read_torch(file))
 
 
 def _weights(path: Path) -> Path | None:

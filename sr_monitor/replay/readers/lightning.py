@@ -5,10 +5,9 @@ Its sharded checkpoints are folders of `torch.distributed.checkpoint`; see `shar
 
 from pathlib import Path
 
-from torch import Tensor
-
 from sr_monitor.replay.readers.base import CheckpointReader, register, step_in
 from sr_monitor.replay.readers.files import read_torch, tensors_in
+from sr_monitor.replay.readers.saved import Saved, saved_in
 
 
 @register
@@ -21,9 +20,9 @@ class LightningFile(CheckpointReader):
         """Return whether it is a file called `.ckpt`."""
         return path.suffix == ".ckpt" and path.is_file()
 
-    def read(self, path: Path) -> dict[str, Tensor]:
+    def read(self, path: Path) -> dict[str, Saved]:
         """Return the weights of the whole module; the model in it is found by its names."""
-        return tensors_in(read_torch(path))
+        return saved_in([path], lambda file: tensors_in(read_torch(file)))
 
     def step(self, path: Path) -> int | None:
         """Return the step that the file says."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from sr_monitor.replay.readers.base import CheckpointReader, register, step_in
 from sr_monitor.replay.readers.files import explained, read_torch
 from sr_monitor.replay.readers.inert import Name, Stub, fields, only, read_inert
+from sr_monitor.replay.readers.saved import Saved
 
 METADATA = ".metadata"
 """The table of a sharded checkpoint, which is written last."""
@@ -77,7 +78,7 @@ class ShardedFolder(CheckpointReader):
         """Return whether the table is there."""
         return (path / METADATA).is_file()
 
-    def read(self, path: Path) -> dict[str, Tensor]:
+    def read(self, path: Path) -> dict[str, Saved]:
         """Return the weights, whole."""
         return read_sharded(path)
 
@@ -87,8 +88,8 @@ class ShardedFolder(CheckpointReader):
         return step_in(read_torch(file)) if file.exists() else None
 
 
-def read_sharded(folder: Path) -> dict[str, Tensor]:
-    """Return the weights in a folder of shards, whole; no process group is needed.
+def read_sharded(folder: Path) -> dict[str, Saved]:
+    """Return the weights in a folder of shards, each joined once it is loaded, by one process.
 
     Those under the key "model" or "state_dict" if there is one, else every tensor.
     """
@@ -96,7 +97,14 @@ def read_sharded(folder: Path) -> dict[str, Tensor]:
         weights = _read_table(file)
     with explained(folder):
         _check_sizes(weights.values())
-        return {name: _join(weight) for name, weight in weights.items()}
+        return {
+            name: Saved(_like(weight), partial(_load_whole, folder, weight))
+            for name, weight in weights.items()
+        }
+
+
+def _like(weight: _Weight) -> Tensor:
+    return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
 
 
 def _read_table(file: Path) -> dict[str, _Weight]:
@@ -183,6 +191,11 @@ def _check_sizes(weights: Iterable[_Weight]) -> None:
             raise ValueError("the parts of a weight do not add up to it")
     if total > sum(sizes.values()):
         raise ValueError("several weights share the same bytes")
+
+
+def _load_whole(folder: Path, weight: _Weight) -> Tensor:
+    with explained(folder):
+        return _join(weight)
 
 
 def _join(weight: _Weight) -> Tensor:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.discover import find_checkpoints
 from sr_monitor.replay.readers import recognise
 from sr_monitor.replay.readers.base import READERS, CheckpointReader, register
 from sr_monitor.replay.readers.files import read_safetensors, read_torch, tensors_in
+from sr_monitor.replay.readers.saved import Saved, saved_in
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "new.bin", "old.bin"])
@@ -90,13 +90,13 @@ def test_a_new_kind_of_checkpoint_is_one_class(tmp_path: Path) -> None:
         def recognises(self, path: Path) -> bool:
             return path.name == "ckpt.pt"
 
-        def read(self, path: Path) -> dict[str, Tensor]:
-            return tensors_in(read_torch(path)["model"])
+        def read(self, path: Path) -> dict[str, Saved]:
+            return saved_in([path], lambda file: tensors_in(read_torch(file)["model"]))
 
     try:
         torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "ckpt.pt")
         (found,) = find_checkpoints(tmp_path)
-        assert found.read()["w"].tolist() == [1, 1]
+        assert found.read()["w"].load().tolist() == [1, 1]
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match=r"looked, .* nanoGPT's ckpt.pt"):
             find_checkpoints(tmp_path / "empty")

@@ -27,6 +27,10 @@ Halves = tuple[Path, Tensor]
 FIRST, SECOND, THIRD = (MetadataIndex("model.w", [start, 0]) for start in (0, 4, 7))
 
 
+def read_all(folder: Path) -> dict[str, Tensor]:
+    return {name: saved.load() for name, saved in read_sharded(folder).items()}
+
+
 def some_weights() -> dict[str, Tensor]:
     return {"a.weight": torch.randn(5, 3), "b": torch.randn(4).bfloat16(), "c": torch.tensor(3)}
 
@@ -65,7 +69,7 @@ def test_weights_are_read_whole_in_each_layout(
     if "prefix" in key:
         weights = {f"model.{name}": tensor for name, tensor in weights.items()}
     content = {key: weights} if key.isidentifier() else weights
-    assert_same(read_sharded(save_shards(content | beside, tmp_path / "dcp")), weights)
+    assert_same(read_all(save_shards(content | beside, tmp_path / "dcp")), weights)
 
 
 @pytest.fixture
@@ -88,7 +92,7 @@ def halves(tmp_path: Path) -> Halves:
 
 
 def test_parts_from_several_ranks_are_joined(halves: Halves) -> None:
-    assert_same(read_sharded(halves[0]), {"w": halves[1]})
+    assert_same(read_all(halves[0]), {"w": halves[1]})
 
 
 def move(table: Any, offsets: list[int]) -> None:
@@ -151,7 +155,7 @@ def test_a_table_that_does_not_fit_its_shards_is_refused(
     (folder / "link").symlink_to(folder.parent / "elsewhere")
     (folder.parent / "elsewhere").hardlink_to(next(folder.glob("*.distcp")))
     with pytest.raises(InputError, match=said):
-        read_sharded(change(folder, edit))
+        read_all(change(folder, edit))
 
 
 def test_code_in_a_table_or_a_shard_is_not_run(tmp_path: Path, trap: object) -> None:
@@ -163,25 +167,25 @@ def test_code_in_a_table_or_a_shard_is_not_run(tmp_path: Path, trap: object) -> 
     for protocol in (2, 4, 5):
         (folder / ".metadata").write_bytes(pickle.dumps(table, protocol))
         with pytest.raises(InputError, match=r"dcp' holds more than weights .*GLOBAL"):
-            read_sharded(folder)
+            read_all(folder)
     table.planner_data["trap"] = trap
     for protocol in (2, 4, 5):
         (folder / ".metadata").write_bytes(pickle.dumps(table, protocol))
         with pytest.raises(InputError, match=r"metadata' holds more than weights .*GLOBAL"):
-            read_sharded(folder)
+            read_all(folder)
 
 
 def test_what_is_no_tensor_is_never_opened(tmp_path: Path, trap: object) -> None:
     """Not even an entry of bytes with a size and a dtype, whose shard torch would unpickle."""
     folder = save_shards({"model": {"a": torch.ones(3), "extra": trap}}, tmp_path / "dcp")
-    assert read_sharded(folder).keys() == {"a"}
+    assert read_all(folder).keys() == {"a"}
 
     def disguise(table: Any) -> None:
         extra = table.state_dict_metadata["model.extra"]
         assert isinstance(extra, BytesStorageMetadata)
         vars(extra).update(size=torch.Size([3]), properties=TensorProperties())
 
-    assert read_sharded(change(folder, disguise)).keys() == {"a"}
+    assert read_all(change(folder, disguise)).keys() == {"a"}
 
 
 def test_a_state_for_a_class_changes_nothing(
@@ -191,7 +195,7 @@ def test_a_state_for_a_class_changes_nothing(
     state = b"(N}X\x07\x00\x00\x00is_filectorch\nSize\nst"
     (tmp_path / ".metadata").write_bytes(b"\x80\x02cpathlib\nPosixPath\n" + state + b"b.")
     with pytest.raises(InputError, match="damaged"):
-        read_sharded(tmp_path)
+        read_all(tmp_path)
     assert PosixPath.is_file is Path.is_file
 
 
@@ -200,7 +204,7 @@ def test_names_lead_nowhere(tmp_path: Path, name: str) -> None:
     parts = [b"\x8c" + bytes([len(part)]) + part.encode() for part in name.split()]
     (tmp_path / ".metadata").write_bytes(b"\x80\x04" + b"".join(parts) + b"\x93.")
     with pytest.raises(InputError, match=r"holds more than weights \(GLOBAL"):
-        read_sharded(tmp_path)
+        read_all(tmp_path)
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -210,12 +214,12 @@ def test_damage_is_named(tmp_path: Path) -> None:
     for content in (kept[:50], pickle.dumps(3)):
         table.write_bytes(content)
         with pytest.raises(InputError, match="metadata' is damaged or no file of weights"):
-            read_sharded(folder)
+            read_all(folder)
     table.write_bytes(kept)
     for content in (whole[:100], whole[:-1], bytes(len(whole))):
         shard.write_bytes(content)
         with pytest.raises(InputError, match="dcp' is damaged or no file of weights"):
-            read_sharded(folder)
+            read_all(folder)
 
 
 SEEN: list[tuple[str, Any]] = []
@@ -269,7 +273,7 @@ def test_nothing_happens_whatever_is_changed_in_a_table_or_a_shard(halves: Halve
     table, (shard,) = (folder / ".metadata"), folder.glob("*.distcp")
     for codec in ("raw-unicode-escape", "cp437"):  # of pickles and of zip files, imported once
         codecs.lookup(codec)
-    read_sharded(folder)
+    read_all(folder)
     sys.addaudithook(_note)
     for file, times in ((table, 600), (shard, 150)):
         kept = file.read_bytes()
@@ -277,7 +281,7 @@ def test_nothing_happens_whatever_is_changed_in_a_table_or_a_shard(halves: Halve
             file.write_bytes(mutated(kept, rng))
             with watched():
                 try:
-                    found = read_sharded(folder)
+                    found = read_all(folder)
                 except InputError:
                     refused += 1
                 else:
@@ -287,7 +291,7 @@ def test_nothing_happens_whatever_is_changed_in_a_table_or_a_shard(halves: Halve
     assert (read > 30, refused > 300) == (True, True)
     harmless = {("open", str(table)), ("open", str(shard))}
     assert {seen for seen in SEEN if seen[0] != "builtins.id"} == harmless
-    assert_same(read_sharded(folder), {"w": whole})
+    assert_same(read_all(folder), {"w": whole})
     with watched():
         pickle.loads(b"cstring\nTemplate\n.")
     assert ("pickle.find_class", "string") in SEEN  # the watch works
