@@ -28,7 +28,10 @@ class Key:
 
     @classmethod
     def scalar(cls, name: str, meaning: str) -> "Key":
-        """Declare a number. Numbers under x/median, x/q25 and x/q75 are drawn as one band."""
+        """Declare a number.
+
+        x/median, x/q25 and x/q75 are drawn as one band, and x/median, x/low and x/high as another.
+        """
         return cls(name=PREFIX + name, kind="scalar", meaning=meaning)
 
     @classmethod

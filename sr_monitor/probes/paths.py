@@ -140,6 +140,10 @@ class PathsProbe(PathsOptions, Probe):
         ),
         MAX_SLOPE_Q25 := Key.scalar("max_slope/q25", "A quarter of the maximum slopes are below."),
         MAX_SLOPE_Q75 := Key.scalar("max_slope/q75", "A quarter of the maximum slopes are above."),
+        MAX_SLOPE_LOW := Key.scalar(
+            "max_slope/low", "The lower end of the median's 95% interval: how sure it is."
+        ),
+        MAX_SLOPE_HIGH := Key.scalar("max_slope/high", "The upper end of that interval."),
         LOCATION := Key.scalar("location", "The alpha of the steepest rise: the boundary."),
         WIDTH := Key.scalar("width", "The alpha from a quarter to three quarters of the way."),
         END_DISTANCE := Key.scalar("end_distance", "How far the output moves in all: d(1)."),
@@ -163,11 +167,13 @@ class PathsProbe(PathsOptions, Probe):
 
     def scalars(self, part: Paths) -> dict[Key, float]:
         """Return medians over the pairs that count, the noise, and how many do not count."""
-        q25, median, q75 = quartiles(part.max_slope, part.kept)
+        slope = summarise(part.max_slope, part.kept)
         return {
-            self.MAX_SLOPE_MEDIAN: median,
-            self.MAX_SLOPE_Q25: q25,
-            self.MAX_SLOPE_Q75: q75,
+            self.MAX_SLOPE_MEDIAN: slope.median,
+            self.MAX_SLOPE_Q25: slope.q25,
+            self.MAX_SLOPE_Q75: slope.q75,
+            self.MAX_SLOPE_LOW: slope.low,
+            self.MAX_SLOPE_HIGH: slope.high,
             self.LOCATION: quartiles(part.location, part.kept)[1],
             self.WIDTH: quartiles(part.width, part.kept)[1],
             self.END_DISTANCE: quartiles(part.end_distance, part.kept)[1],

@@ -69,7 +69,7 @@ def draw_curves(
         handles[::-1], labels[::-1], loc="lower center", ncols=4, frameon=False, fontsize=8,
         handlelength=1.6, columnspacing=1.6, bbox_to_anchor=(2.5 / figure.get_figwidth(), 0.02),
     )  # fmt: skip
-    write_headline(figure, title, _slopes_in_words(paths), _precision_in_words(paths))
+    write_headline(figure, title, _slopes_in_words(paths), _doubts_in_words(paths))
     return settled(figure)
 
 
@@ -93,7 +93,7 @@ def draw_slopes(paths: Paths, *, title: str = "How sharp the boundaries are") ->
     axes.set(xlabel="maximum slope (1: straight line, no regions)", ylabel="pairs")
     axes.set(xlim=limits, ylim=(0, max(1.0, 1.05 * counts.max())))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
-    write_headline(figure, title, _slopes_in_words(paths), _precision_in_words(paths))
+    write_headline(figure, title, _slopes_in_words(paths), _doubts_in_words(paths))
     return settled(figure)
 
 
@@ -166,8 +166,12 @@ def _slopes_in_words(paths: Paths) -> str:
     return f"maximum slope {of.median:.2f} (quartiles {of.q25:.2f} to {of.q75:.2f}), {pairs}"
 
 
-def _precision_in_words(paths: Paths) -> str:
-    return f"{paths.precision}, noise {paths.noise_floor:.0e}" if paths.precision else ""
+def _doubts_in_words(paths: Paths) -> str:
+    """Say how sure the median is: its interval, the arithmetic, and the noise."""
+    of = summarise(paths.max_slope, paths.kept)
+    sure = [f"95% interval of the median {of.low:.2f} to {of.high:.2f}"] if of.count > 1 else []
+    made = [f"{paths.precision}, noise {paths.noise_floor:.0e}"] if paths.precision else []
+    return "; ".join(sure + made)
 
 
 def _top(behind: Sequence[Float[np.ndarray, " _"]], q75: Float[np.ndarray, " step"]) -> float:

@@ -365,17 +365,20 @@ def margin_charts(folder: Path) -> list[Any]:
     return [chart.margin.series[0] for part in layout.category for chart in part.chart]
 
 
-def test_a_median_with_its_quartiles_is_a_chart_whoever_logs_it(tmp_path: Path) -> None:
+def test_a_median_with_its_quartiles_or_its_interval_is_a_chart(tmp_path: Path) -> None:
     stems = (f"{NAME}max_slope", "layer-2/max_slope", f"{NAME}radius")
+    quartiles, interval = ("median", "q25", "q75"), ("median", "low", "high")
     with closing(TensorBoardWriter(tmp_path)) as writer:
         for step in range(3):
             writer.scalar(WIDTH, 1.0, step)
             writer.scalar(f"{NAME}alone/median", 1.0, step)
             for stem in stems:
-                for edge in ("q25", "median", "q75"):
+                edges = [*quartiles, *(interval[1:] if stem == stems[0] else ())]
+                for edge in edges:
                     writer.scalar(f"{stem}/{edge}", 1.0, step)
     found = [(band.value, band.lower, band.upper) for band in margin_charts(tmp_path)]
-    assert found == [tuple(f"{stem}/{edge}" for edge in ("median", "q25", "q75")) for stem in stems]
+    expected = [(stems[0], quartiles), (stems[0], interval), *((s, quartiles) for s in stems[1:])]
+    assert found == [tuple(f"{stem}/{edge}" for edge in band) for stem, band in expected]
 
 
 def test_a_writer_that_is_there_keeps_its_layout_and_stays_open(tmp_path: Path) -> None:

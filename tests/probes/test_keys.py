@@ -10,8 +10,9 @@ from sr_monitor.probes.slices import SlicesProbe
 
 DOCUMENTED = (*(key for probe in built_in().values() for key in probe.keys), *RUN_KEYS)
 PROMISED = {
-    "scalar": "max_slope/median max_slope/q25 max_slope/q75 location width end_distance "
-    "input_distance noise_floor pairs_left_out num_points seconds share_of_time failures tokens",
+    "scalar": "max_slope/median max_slope/q25 max_slope/q75 max_slope/low max_slope/high location "
+    "width end_distance input_distance noise_floor pairs_left_out num_points seconds "
+    "share_of_time failures tokens",
     "histogram": "max_slope",
     "image": "curves slice/<k> film/<k>",
     "animation": "animation/<k>",

@@ -86,6 +86,16 @@ def test_the_median_of_the_kept_pairs_is_drawn_on_its_quartile_band_before_singl
     assert all(curve.tolist() in kept for curve in single)
 
 
+def interval_of(paths: Paths) -> tuple[float, float]:
+    """The middle 95% of the medians of resamples."""
+    slopes = paths.max_slope[paths.kept]
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.randint(len(slopes), (1000, len(slopes)), generator=generator)
+    medians = [float(np.median(row)) for row in slopes[chosen].double().numpy()]
+    low, high = np.percentile(medians, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def test_the_note_tells_slope_quartiles_and_what_was_left_out() -> None:
     paths = logistic_curves()
     q25, median, q75 = np.percentile(paths.max_slope[paths.kept].numpy(), [25, 50, 75])
@@ -93,7 +103,9 @@ def test_the_note_tells_slope_quartiles_and_what_was_left_out() -> None:
     assert {note, "step 1000"} <= set(words(draw_curves(paths, title="step 1000")))
     for weights, told in (("float32", "float32"), ("bfloat16", "float32 on bfloat16 weights")):
         of = replace(paths, arithmetic="float32", weights=weights, noise_floor=1.4e-6)
-        assert f"{told}, noise 1e-06" in words(draw_curves(of))
+        low, high = (f"{bound:.2f}" for bound in interval_of(paths))
+        sure = f"95% interval of the median {low} to {high}"
+        assert f"{sure}; {told}, noise 1e-06" in words(draw_curves(of))
     assert note in words(draw_slopes(paths))
     assert any(text.endswith(", 1 pair") for text in words(draw_curves(bent(1))))
 

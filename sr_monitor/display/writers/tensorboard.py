@@ -20,7 +20,11 @@ from sr_monitor.probes.base import RGB
 from sr_monitor.probes.keys import PREFIX
 
 # TensorBoard's margin chart takes the middle line first, then the band's lower and upper edge.
-_BAND = ("median", "q25", "q75")
+_BANDS = {
+    "median and quartiles": ("median", "q25", "q75"),
+    "median and its 95% interval": ("median", "low", "high"),
+}
+_EDGES = {edge for band in _BANDS.values() for edge in band}
 
 
 class TensorBoardWriter:
@@ -32,8 +36,8 @@ class TensorBoardWriter:
     def __init__(self, target: object, *, purge_step: int | None = None) -> None:
         """Write into a folder; after an error, such as a full disk, in a new file there.
 
-        Each median that is logged with its quartiles gets a chart on the page CUSTOM SCALARS, if
-        that cannot replace the layout of a `SummaryWriter`'s owner.
+        Each median that is logged with its quartiles or its interval gets a chart for each on the
+        page CUSTOM SCALARS, if that cannot replace the layout of a `SummaryWriter`'s owner.
 
         Args:
             target: The folder of the run, or a `torch.utils.tensorboard.SummaryWriter`, which is
@@ -68,9 +72,9 @@ class TensorBoardWriter:
             writer.add_scalar(name, value, step)
             stem, _, edge = name.rpartition("/")
             found = self._bands.setdefault(stem, set())
-            if self._is_own and edge in _BAND and edge not in found:
+            if self._is_own and edge in _EDGES and edge not in found:
                 found.add(edge)
-                if len(found) == len(_BAND):
+                if any(edge in band and found.issuperset(band) for band in _BANDS.values()):
                     self._lay_out(writer)
 
     def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:
@@ -120,9 +124,11 @@ class TensorBoardWriter:
     def _lay_out(self, writer: Any) -> None:
         """Lay out a chart for each whole band; TensorBoard takes the last layout that it finds."""
         charts = {}
-        for stem in (stem for stem, found in self._bands.items() if len(found) == len(_BAND)):
-            title = f"{stem.removeprefix(PREFIX).replace('_', ' ')}: median and quartiles"
-            charts[title] = ["Margin", [f"{stem}/{edge}" for edge in _BAND]]
+        for stem, found in self._bands.items():
+            for what, band in _BANDS.items():
+                if found.issuperset(band):
+                    title = f"{stem.removeprefix(PREFIX).replace('_', ' ')}: {what}"
+                    charts[title] = ["Margin", [f"{stem}/{edge}" for edge in band]]
         writer.add_custom_scalars({"stable regions": charts})
 
 
