@@ -114,6 +114,13 @@ class Probe(Options):
         """Return a reader of the points of the probe it rides on, for this rank's contexts."""
         raise NotImplementedError
 
+    def settle(self, part: Part, parts: Mapping[str, Part]) -> Part:
+        """Complete what its reader found, once all points are read.
+
+        `parts` holds what was measured so far, that of the points included: which pairs count.
+        """
+        return part
+
     def derive(self, parts: Mapping[str, Part]) -> Part | None:
         """Compute its part from other parts; None where they do not hold what it takes."""
         return None
@@ -207,9 +214,13 @@ class Riders:
         for reader in self._readers.values():
             reader.read(chunk)
 
-    def parts(self) -> dict[str, Part]:
-        """Return what they found, by probe."""
-        return {name: reader.part(self._gather) for name, reader in self._readers.items()}
+    def parts(self, parts: Mapping[str, Part]) -> dict[str, Part]:
+        """Return what they found, by probe; `parts` holds what was measured so far."""
+        return {
+            probe.name: probe.settle(self._readers[probe.name].part(self._gather), parts)
+            for probe in self._probes
+            if probe.name in self._readers
+        }
 
 
 @contextmanager

@@ -58,7 +58,8 @@ def measure_probes(
                 )
                 part = probe.measure(run)
             if part is not None:
-                parts |= {probe.name: part, **riders.parts()}
+                parts[probe.name] = part
+                parts |= riders.parts(parts)
     return parts | derived(probes, parts)
 
 

@@ -69,6 +69,9 @@ class Watching(Probe):
         seen.memory = self.memory
         return seen
 
+    def settle(self, part: Part, parts: Mapping[str, Part]) -> Part:
+        return part | {"distance_of_points": parts[self.rides or ""].distance}
+
 
 class WatchingSlices(Watching):
     name = "watching_slices"
@@ -110,6 +113,7 @@ def _assert_shown_as_measured(parts: dict[str, Part]) -> None:
     looked = ~paths.distance.isnan()
     assert torch.equal(on_paths["times"] > 0, looked)
     assert torch.equal(on_paths["distance"][looked], paths.distance[looked])
+    assert on_paths["distance_of_points"] is paths.distance
     slices, on_slices = parts["slices"].distance, parts["watching_slices"]
     assert torch.equal(on_slices["distance"].view(slices.shape), slices)
 
@@ -189,6 +193,9 @@ class Ends(Probe):
 class WatchingEnds(Watching):
     name = "watching_ends"
     rides = "ends"
+
+    def settle(self, part: Part, parts: Mapping[str, Part]) -> Part:
+        return part
 
 
 def test_a_probe_with_points_of_its_own_has_riders_and_a_bar_too() -> None:
