@@ -78,10 +78,28 @@ def load_model(
 def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
     """Load the config of a causal language model, and no weights."""
     require_transformers("loading a model")
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     _check_source(source)
     config = _load("AutoConfig", source, trust_remote_code=trust_remote_code)
+    _check_config(config, source)
+    return config
+
+
+def make_config(entries: dict[str, Any], source: str) -> Any:
+    """Make the config of a causal language model from its entries, as a config.json holds them."""
+    transformers = require_transformers("loading a model")
+    try:
+        with quiet(transformers):
+            config = transformers.AutoConfig.for_model(**entries)
+    except Exception as error:  # what a damaged file says may raise nearly anything
+        said = f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"{source!r} describes no {entries['model_type']}: {said}") from error
+    _check_config(config, source)
+    return config
+
+
+def _check_config(config: Any, source: str) -> None:
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     own_code = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     known = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     if config.is_encoder_decoder or not (known or own_code):
@@ -97,7 +115,6 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
                 f"{source!r}: its config says {name}={value!r}, expected a whole number from 1 to "
                 f"{most:,}; the file is damaged"
             )
-    return config
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:

@@ -5,15 +5,14 @@ for checkpoint in find_checkpoints("runs/gpt2"):
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.names import CheckpointName, closest, read_name
-from sr_monitor.replay.readers import CheckpointReader, looked_for, recognise
-from sr_monitor.replay.readers.huggingface import FSDP_FOLDER
+from sr_monitor.replay.readers import CheckpointReader, looked_for, outermost, recognise
 from sr_monitor.replay.readers.saved import Saved
 
 REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -57,11 +56,19 @@ class LocalCheckpoint:
         files = [] if self.reader is None else self.reader.files(self.path)
         return sum(file.stat().st_size for file in files if file.is_file())
 
-    def read(self) -> dict[str, Saved]:
-        """Return its weights, by the names they were saved under, not loaded yet."""
+    def architecture(self) -> dict[str, Any] | None:
+        """Return its config, where its files say it in other words than a config.json."""
+        return None if self.reader is None else self.reader.architecture(self.path)
+
+    def tokenizer(self) -> str | None:
+        """Return the name of the tokenizer that it was trained with, if its files say so."""
+        return None if self.reader is None else self.reader.tokenizer(self.path)
+
+    def read(self, config: Any) -> Mapping[str, Saved]:
+        """Return its weights, by the names of a model of this config, not loaded yet."""
         if self.problem is not None or self.reader is None:
             raise InputError(self.problem or "")
-        return self.reader.read(self.path)
+        return self.reader.named(self.reader.read(self.path), config)
 
 
 def is_repo(source: str) -> bool:
@@ -78,7 +85,7 @@ def find_checkpoints(source: str | Path) -> list[LocalCheckpoint]:
     path = Path(source)
     if not _exists(path):
         raise InputError(describe_missing(source))
-    path = path.parent if path.resolve().name == FSDP_FOLDER else path
+    path = outermost(path)
     found = distinct(_inside(path))
     if not found:
         raise InputError(f"{str(source)!r} holds no known checkpoint; {_hint(path)}")

@@ -17,6 +17,7 @@ from sr_monitor.errors import InputError
 from sr_monitor.model.loading import (
     find_device,
     load_config,
+    make_config,
     quiet,
     require_transformers,
     torch_dtype,
@@ -40,8 +41,8 @@ class ModelKeeper:
 
     def load(self, checkpoint: LocalCheckpoint) -> nn.Module:
         """Return the model with these weights, in eval mode, in place of its earlier weights."""
-        weights = checkpoint.read()
         config = config_of(checkpoint, self.loading)
+        weights = checkpoint.read(config)
         _check_size(config, weights, checkpoint)
         dtype = torch_dtype(self.loading.dtype, find_device(self.loading.device))
         if dtype == "auto":
@@ -81,12 +82,14 @@ def _check_size(config: Any, weights: Weights, checkpoint: LocalCheckpoint) -> N
 
 def config_of(checkpoint: LocalCheckpoint, loading: ReplayOptions) -> Any:
     """Return the config of its model: its own, or else that of the base."""
-    source = loading.base if checkpoint.config is None else str(checkpoint.config)
-    if source is None:
+    if checkpoint.config is None and loading.base is None:
         raise InputError(
             f"{str(checkpoint.path)!r} does not say which architecture it is of (no config.json); "
             "name a model of the same one: --base NAME, a folder or a name on the hub"
         )
+    if (entries := checkpoint.architecture()) is not None:
+        return make_config(entries, str(checkpoint.path))
+    source = str(checkpoint.config or loading.base)
     return load_config(source, trust_remote_code=loading.trust_remote_code)
 
 

@@ -32,7 +32,7 @@ from sr_monitor.replay.names import (
     read_names,
     split_runs,
 )
-from sr_monitor.replay.readers.huggingface import FSDP_FOLDER
+from sr_monitor.replay.readers import outermost
 
 SIZES = "sizes"
 """The curve of a sweep, whichever models are on it."""
@@ -121,8 +121,7 @@ def _trainings(sources: Iterable[str]) -> list[list[PlannedCheckpoint]]:
 
 def _in_folder(source: str) -> Iterator[tuple[str, LocalCheckpoint]]:
     """Yield each checkpoint with its training; real paths do not depend on where one is."""
-    folder = Path(source).resolve()
-    folder = folder.parent if folder.name == FSDP_FOLDER else folder
+    folder = outermost(Path(source).resolve())
     for found in find_checkpoints(source):
         config = found.config and found.config.resolve()
         checkpoint = replace(found, path=found.path.resolve(), config=config)

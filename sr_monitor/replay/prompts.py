@@ -66,9 +66,11 @@ class PromptChoice:
         """Return the folder or repository whose tokenizer is used: the nearest that has one."""
         if self.options.base is not None:
             return self.options.base
-        if isinstance(planned.source, LocalCheckpoint) and _has_tokenizer(planned.source.path):
+        if not isinstance(planned.source, LocalCheckpoint):
+            return planned.training
+        if _has_tokenizer(planned.source.path):
             return str(planned.source.path)
-        return planned.training
+        return planned.source.tokenizer() or planned.training
 
     def described(self) -> str:
         """Describe the source of a sweep's prompts, for a later replay to compare."""

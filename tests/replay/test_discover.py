@@ -41,7 +41,7 @@ def assert_loaded(run: Run) -> None:
     folder, expected = run
     model = tiny_model()
     for found, weights in zip(find_checkpoints(folder), expected.values(), strict=True):
-        put_weights(model, found.read(), "here")
+        put_weights(model, found.read(None), "here")
         state = model.state_dict()
         assert state.keys() == weights.keys()
         assert all(torch.equal(state[name], weight) for name, weight in weights.items())

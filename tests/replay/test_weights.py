@@ -28,7 +28,7 @@ from tests.zoo import build
 
 def load_into(model: nn.Module, path: Path) -> None:
     (checkpoint,) = find_checkpoints(path)
-    put_weights(model, checkpoint.read(), "here")
+    put_weights(model, checkpoint.read(None), "here")
 
 
 def assert_holds(model: nn.Module, expected: Weights) -> None:
@@ -42,7 +42,7 @@ def refusal(model: nn.Module, given: Weights | LocalCheckpoint) -> str:
     before = weights_of(model)
     with pytest.raises(InputError) as caught:
         put_weights(
-            model, given.read() if isinstance(given, LocalCheckpoint) else held(given), "here"
+            model, given.read(None) if isinstance(given, LocalCheckpoint) else held(given), "here"
         )
     if "NaN" not in str(caught.value):
         assert_holds(model, before)

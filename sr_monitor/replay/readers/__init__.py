@@ -20,6 +20,12 @@ def recognise(path: Path) -> CheckpointReader | None:
     return next((reader for reader in READERS if reader.recognises(path)), None)
 
 
+def outermost(path: Path) -> Path:
+    """Return the checkpoint that a folder of shards is a part of, or else the folder itself."""
+    inner = {reader.inner for reader in READERS} - {""}
+    return path.parent if path.resolve().name in inner else path
+
+
 def looked_for() -> str:
     """List what checkpoints are recognised by, for the error that none was found."""
     return ", ".join(reader.looked_for for reader in READERS if reader.looked_for)

@@ -15,10 +15,10 @@ A new kind is one file in this folder, which is found by itself:
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.readers.saved import Saved
@@ -35,6 +35,9 @@ class CheckpointReader(ABC):
 
     looked_for: ClassVar[str] = ""
     """What it is recognised by, for the error that says what was looked for."""
+
+    inner: ClassVar[str] = ""
+    """The name of the folder inside that the weights lie in, if they do."""
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:
@@ -63,6 +66,18 @@ class CheckpointReader(ABC):
         """Return the folder whose config.json describes the model, if there is one."""
         places = (path, path.resolve().parent)
         return next((place for place in places if (place / "config.json").is_file()), None)
+
+    def architecture(self, path: Path) -> dict[str, Any] | None:
+        """Return the entries of a Hugging Face config, where its own is of another form."""
+        return None
+
+    def named(self, weights: Mapping[str, Saved], config: Any) -> Mapping[str, Saved]:
+        """Return the weights by the names that a Hugging Face model of this config has for them."""
+        return weights
+
+    def tokenizer(self, path: Path) -> str | None:
+        """Return the name of the tokenizer that it was trained with, if its files say so."""
+        return None
 
     def files(self, path: Path) -> Iterable[Path]:
         """Return the files that hold the weights."""

@@ -35,6 +35,8 @@ class HuggingFaceFolder(CheckpointReader):
         f"its FSDP shards ({FSDP_FOLDER})"
     )
 
+    inner = FSDP_FOLDER
+
     def recognises(self, path: Path) -> bool:
         """Return whether there are weights and no adapter, which transformers would prefer."""
         return _weights(path) is not None and not (path / "adapter_config.json").is_file()

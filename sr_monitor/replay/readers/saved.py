@@ -5,12 +5,15 @@ weights["lm_head.weight"].like.shape     # known without reading the values
 weights["lm_head.weight"].load()
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
+
+_NUMBER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,16 @@ def saved_in(
         for file in files
         for name, like in _likes(read(file)).items()
     }
+
+
+def renamed(weights: Mapping[str, Saved], names: Mapping[str, str]) -> dict[str, Saved]:
+    """Return weights under other names, where `*` is the number of a block; others keep theirs."""
+    found = {}
+    for name, saved in weights.items():
+        number = _NUMBER.search(name)
+        known = names.get(_NUMBER.sub(".*.", name, count=1), name)
+        found[known.replace("*", number[1] if number else "*")] = saved
+    return found
 
 
 def _likes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

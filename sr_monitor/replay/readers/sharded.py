@@ -42,6 +42,7 @@ _ALLOWED = {
     *(f"{_DCP}.metadata.{name}" for name in _CLASSES),
     *(f"pathlib{part}.{kind}Path" for part in ("", "._local") for kind in ("Posix", "Windows")),
     f"{_DCP}.filesystem._StorageInfo",
+    "olmo_core.distributed.checkpoint.filesystem._StorageInfo",
     "torch.serialization._get_layout",
     "torch.Size",
 }

@@ -96,7 +96,7 @@ def test_a_new_kind_of_checkpoint_is_one_class(tmp_path: Path) -> None:
     try:
         torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "ckpt.pt")
         (found,) = find_checkpoints(tmp_path)
-        assert found.read()["w"].load().tolist() == [1, 1]
+        assert found.read(None)["w"].load().tolist() == [1, 1]
         (tmp_path / "empty").mkdir()
         with pytest.raises(InputError, match=r"looked, .* nanoGPT's ckpt.pt"):
             find_checkpoints(tmp_path / "empty")
