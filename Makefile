@@ -17,7 +17,7 @@ READY_MODEL := $(VENV)/.ready-model
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench gpu
+.PHONY: help demo test test-all check docs bench gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +36,9 @@ check: $(READY) ## lint, format, and two type checkers
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(RUN) pyright
+
+docs: $(READY) ## build the documentation, docs/_build/index.html; a warning fails
+	$(RUN) sphinx -q -W --keep-going docs docs/_build
 
 bench: $(READY_MODEL) ## what a measurement costs, on this machine
 	$(RUN) tests.benchmarks

@@ -19,6 +19,7 @@ _COMMANDS = {
     "measure": "Measure a model now.",
     "demo": "Watch regions form in a small model.",
     "replay": "Measure saved checkpoints.",
+    "doctor": "Look at what is installed here.",
 }
 
 
