@@ -10,6 +10,7 @@ the real hub, by a redirect to another host. It fails on demand, and counts.
 
 import json
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,6 +47,28 @@ class Fault:
     """How long a stall is, or a slow body."""
 
 
+@dataclass
+class Window:
+    """A limit of the hub's kind: so many requests in each window; the headers of answers say it."""
+
+    quota: int
+    seconds: int
+    refused: int = 0
+    """How many requests came when none was left."""
+    left: int = 0
+    ends: float = 0.0
+
+    def count(self) -> tuple[bool, dict[str, str]]:
+        """Count a request; return whether it is within the limit, and the headers to answer."""
+        if (now := time.monotonic()) >= self.ends:
+            self.left, self.ends = self.quota, now + self.seconds
+        is_within = self.left > 0
+        self.refused += not is_within
+        self.left -= is_within
+        said = f'"api";r={self.left};t={int(self.ends - now)}'
+        return is_within, {"RateLimit": said}
+
+
 @dataclass(frozen=True)
 class Revision:
     """A commit: its hash, and its files."""
@@ -67,6 +90,8 @@ class HubServer:
         """Sizes, by file name, that the listings give in place of the true ones."""
         self.claimed_hashes: dict[str, str] = {}
         """Hashes of small files, likewise."""
+        self.window: Window | None = None
+        """How many questions to the API are answered in how much time; None: all."""
         self.requests: list[str] = []
         """Each as "GET /path?query", in order."""
         self.closing = Event()
@@ -154,6 +179,10 @@ class _Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.fault = self.hub.note(f"{self.command} {self.path}")
+        self.limit: dict[str, str] = {}
+        if self.hub.window is not None and "/api/models/" in self.path:
+            is_within, self.limit = self.hub.window.count()
+            self.fault = self.fault if is_within else Fault("error", status=429)
         match self.fault:
             case Fault(kind="error", status=status, headers=headers):
                 self._answer(status, b"", **headers)
@@ -194,7 +223,7 @@ class _Hub(BaseHTTPRequestHandler):
             body = body[:-1] + bytes([body[-1] ^ 1])
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
-        for name, value in headers.items():
+        for name, value in (headers | self.limit).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command == "GET":

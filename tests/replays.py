@@ -58,7 +58,7 @@ def talk_to(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> N
     # Instances that live on know another address: that of the real hub, or of an earlier server.
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
     monkeypatch.setattr("transformers.utils.hub._hf_api", None)
-    monkeypatch.setattr("sr_monitor.replay.hub._FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("sr_monitor.replay.retry._FIRST_PAUSE", 0.0)
 
 
 def put(files: dict[str, bytes], folder: Path) -> Path:

@@ -16,7 +16,7 @@ from sr_monitor.errors import InputError
 from sr_monitor.replay import Report
 from sr_monitor.replay import replay as run_replay
 from sr_monitor.replay.options import ReplayOptions
-from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, make_plan
+from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, make_plan, with_files
 from sr_monitor.replay.run import check_base
 from sr_monitor.watch.config import MonitorConfig
 
@@ -45,6 +45,8 @@ def replay(
     if dry_run:
         planned = make_plan(sources, num=own.num, tokens=own.tokens)
         check_base(planned, own)
+        with progress() as bar:
+            planned = with_files(planned, bar("listing"))
         _print_plan(planned, own.base)
         return
     if out is None:

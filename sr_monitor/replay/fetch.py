@@ -18,7 +18,8 @@ from typing import Any, TypeVar
 
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import Progress, no_progress
-from sr_monitor.replay.hub import File, HubCheckpoint, Stopped, retry
+from sr_monitor.replay.hub import File, HubCheckpoint
+from sr_monitor.replay.retry import Stopped, retry
 
 _PARTING_SECONDS = 2.0
 _PART = 2**22  # bytes read at once

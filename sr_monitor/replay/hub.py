@@ -2,25 +2,30 @@
 
 Sizes and hashes come with the listing, so equal weights are known before a byte is downloaded.
 
-    found = list_files("allenai/OLMo-1B-hf", list_revisions("allenai/OLMo-1B-hf"))
+    commit = list_revisions("allenai/OLMo-1B-hf")["main"]
+    found = list_files([HubCheckpoint(repo="allenai/OLMo-1B-hf", revision="main", commit=commit)])
 """
 
-import errno
 import hashlib
+import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from threading import Event
+from typing import Any, ClassVar
 
 from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
+from sr_monitor.probes.base import Progress, no_progress
+from sr_monitor.replay.retry import HubGone, Limit, Stopped, retry
 
 _SECONDS = 10.0  # the timeout of a listing
 _AT_ONCE = 8  # an answer takes a fifth of a second, and there may be a thousand to get
+_SILENCE = 10.0  # seconds after which a line says how far a listing is
 _HASH = re.compile(r"[0-9a-f]{40,64}")
 _CONFIG = "config.json"
 _WEIGHTS = (
@@ -30,18 +35,7 @@ _WEIGHTS = (
     re.compile(r"pytorch_model(-\d+-of-\d+\.bin|\.bin\.index\.json)"),
 )
 """In the order in which transformers looks for them: one file, or shards and their index."""
-_TRIES = 5
-_FIRST_PAUSE = 1.0  # seconds; each later one is twice as long
-_BUDGET = 30.0  # seconds, not counting what the hub asks to wait
-_LONGEST_WAIT = 300.0  # the hub counts requests in windows of five minutes
-_LOG_IN = "log in with an account that may see it (hf auth login)"
-_DISK_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT),
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR),
-}
-_BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError)
-
-T = TypeVar("T")
+_log = logging.getLogger("sr_monitor")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,9 +78,9 @@ class HubCheckpoint:
 
     @property
     def fingerprint(self) -> str | None:
-        """A hash of weights, config and code; None unless the hub lists all of theirs."""
+        """A hash of weights, config and code; None unless the hub has listed all of theirs."""
         hashes = [file.hash for file in self.files]
-        if self.problem or not all(hashes):
+        if self.problem or not hashes or not all(hashes):
             return None
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
@@ -102,41 +96,72 @@ class HubCheckpoint:
 
 def list_revisions(repo: str) -> dict[str, str]:
     """Return the commit of each branch and tag of a repository."""
-    refs: Any = retry(lambda: _api().list_repo_refs(repo), repo)
+    refs: Any = retry(lambda: _hub().HfApi().list_repo_refs(repo), repo)
     return {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
 
 
-def list_files(repo: str, commits: Mapping[str, str]) -> list[HubCheckpoint]:
-    """Look up the files of some revisions, given by name; download nothing.
+def list_files(
+    checkpoints: Sequence[HubCheckpoint], progress: Progress = no_progress
+) -> list[HubCheckpoint]:
+    """Look up the files of some revisions, by one request for each; download nothing.
 
     A revision that cannot be measured, or that the hub does not list, is returned with a `problem`;
-    if the hub lists none of them, that is an `InputError`.
+    if the hub lists none of them, that is an `InputError`. `progress` counts them.
     """
     errors: list[InputError] = []
+    gone: list[HubGone] = []
+    stop = Event()
+    limit = Limit(_AT_ONCE, stop)
 
-    def look_up(revision: str) -> HubCheckpoint:
-        checkpoint = HubCheckpoint(repo=repo, revision=revision, commit=commits[revision])
+    def look_up(checkpoint: HubCheckpoint) -> HubCheckpoint:
         try:
-            files = retry(partial(_files, repo, checkpoint.commit), checkpoint.label)
+            files = retry(partial(_files, checkpoint, limit), checkpoint.label, wait=stop.wait)
+        except HubGone as error:
+            gone.append(error)
+            stop.set()
+            raise
         except InputError as error:
             errors.append(error)
             return replace(checkpoint, problem=str(error))
         return replace(checkpoint, files=files, problem=_problem(files))
 
+    found: list[HubCheckpoint] = []
+    total, told = len(checkpoints), time.monotonic()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        found = list(pool.map(look_up, commits))
-    if errors and len(errors) == len(found):
+        try:
+            for each in pool.map(look_up, checkpoints):
+                found.append(each)
+                progress(len(found), total)
+                if time.monotonic() - told > _SILENCE:
+                    told = time.monotonic()
+                    _log.info("listing: %d of %d revisions", len(found), total)
+        except Stopped:
+            raise gone[0] from None
+        finally:
+            stop.set()
+    if errors and len(errors) == total:
         raise errors[0]
     return found
 
 
-def _api() -> Any:
+def _hub() -> Any:
     missing = "checkpoints from the hub need its client: pip install 'sr-monitor[replay]'"
-    return import_or_refuse("huggingface_hub", missing).HfApi()
+    return import_or_refuse("huggingface_hub", missing)
 
 
-def _files(repo: str, commit: str) -> tuple[File, ...]:
-    info = _api().model_info(repo, revision=commit, files_metadata=True, timeout=_SECONDS)
+def _files(checkpoint: HubCheckpoint, limit: Limit) -> tuple[File, ...]:
+    limit.wait()
+    # NOTE: what `HfApi.model_info` does, which does not show the headers of the answer.
+    hub = _hub()
+    answer = hub.get_session().get(
+        f"{hub.constants.ENDPOINT}/api/models/{checkpoint.repo}/revision/{checkpoint.commit}",
+        params={"blobs": True},
+        headers=hub.utils.build_hf_headers(),
+        timeout=_SECONDS,
+    )
+    limit.note(answer.headers)
+    hub.hf_raise_for_status(answer)
+    info = hub.ModelInfo(**answer.json())
     named = {sibling.rfilename: sibling for sibling in info.siblings or []}
     # Code is small, and needed with --trust-remote-code; it is not run by being here.
     code = (name for name in named if name.endswith(".py") and "/" not in name)
@@ -156,97 +181,3 @@ def _problem(files: tuple[File, ...]) -> str | None:
     if not any(name.endswith((".safetensors", ".bin")) for name in names):
         return "it holds no weights (model.safetensors or pytorch_model.bin)"
     return None if _CONFIG in names else "it holds no config.json"
-
-
-class Stopped(Exception):
-    """The caller no longer wants the result."""
-
-
-class HubGone(InputError):
-    """The hub as a whole is unreachable."""
-
-
-def retry(
-    request: Callable[[], T], what: str, *, wait: Callable[[float], object] = time.sleep
-) -> T:
-    """Return the result of a request for `what`, made up to five times with growing pauses."""
-    started, tries = time.monotonic(), 0
-    while True:
-        try:
-            return request()
-        except (InputError, Stopped, *_BUGS):
-            raise
-        except Exception as error:  # the client's HTTP library has no common base across versions
-            if reason := next(filter(None, map(_refusal, _chain(error))), None):
-                raise InputError(f"{what} cannot be downloaded: {reason}") from error
-            tries += 1
-            if tries == _TRIES or time.monotonic() - started > _BUDGET:
-                raise (InputError if _is_reachable() else HubGone)(
-                    f"{what} could not be downloaded ({_first_line(error)}; tries: {tries}); "
-                    "check the connection and run the same again"
-                ) from error
-            asked = _asked_wait(error)
-        started += asked
-        wait(max(_FIRST_PAUSE * 2 ** (tries - 1), asked))
-
-
-def _is_reachable() -> bool:
-    """Whether the hub answers a public request."""
-    from huggingface_hub import constants, get_session
-
-    try:  # by the client's own session, which knows proxies and certificates
-        answer = get_session().get(f"{constants.ENDPOINT}/api/models?limit=1", timeout=_SECONDS)
-    except Exception:  # of the client's HTTP library, which differs across versions
-        return False
-    return bool(answer.status_code < 500)
-
-
-def _refusal(error: BaseException) -> str | None:
-    """Return why a retry cannot help, and what to do; None if it may help."""
-    from huggingface_hub import errors
-
-    said = _first_line(error)
-    match error:
-        case errors.OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE is set, so the hub is not asked; unset it, or name a folder"
-        case errors.HFValidationError():
-            return f"this is no name of a repository ({said}); it looks like owner/name"
-        case errors.GatedRepoError():
-            return f"the repository is gated; accept its terms on its page, then {_LOG_IN}"
-        case errors.RepositoryNotFoundError():
-            return f"the hub has no such repository, or hides it; check the name, or {_LOG_IN}"
-        case errors.RevisionNotFoundError():
-            return "the repository has no such revision"
-        case errors.HfHubHTTPError():
-            status = error.response.status_code
-            if status in (401, 403):
-                return f"the hub does not give it out ({said}); {_LOG_IN}"
-            if 400 <= status < 500 and status not in (408, 416, 429):
-                return f"the hub refuses it ({said}); check the name"
-        case OSError() if error.errno in _DISK_ERRORS:
-            return f"it cannot be written ({said}); make room there, or write elsewhere"
-    return None
-
-
-def _asked_wait(error: BaseException) -> float:
-    """Return the seconds that the hub asks to wait, or 0."""
-    response = getattr(error, "response", None)
-    headers: Any = getattr(response, "headers", {})
-    limit = re.search(r"\bt=(\d+)", headers.get("ratelimit", ""))
-    is_limited = limit is not None and getattr(response, "status_code", None) == 429
-    seconds = limit.group(1) if limit and is_limited else headers.get("retry-after", "")
-    return min(float(seconds), _LONGEST_WAIT) if seconds.isdigit() else 0.0
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    while link is not None:
-        yield link
-        link = link.__cause__
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the cause in one line, without the advice that the client wraps it in."""
-    *_, cause = _chain(error)
-    lines = (str(cause).strip() or str(error).strip() or type(cause).__name__).splitlines()
-    return lines[0].strip().rstrip(".")

@@ -22,10 +22,11 @@ from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.fetch import fetch
-from sr_monitor.replay.hub import HubGone, Stopped
+from sr_monitor.replay.hub import HubCheckpoint
 from sr_monitor.replay.models import ModelKeeper
 from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint
+from sr_monitor.replay.retry import HubGone, Stopped
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
@@ -117,7 +118,9 @@ class Job:
         way: Way | None,
     ) -> Record:
         size = sum(weight.numel() for weight in model.parameters())
-        about: dict[str, Any] = {"commit": planned.source.commit} if planned.source.commit else {}
+        about: dict[str, Any] = {}
+        if isinstance(planned.source, HubCheckpoint):
+            about = {"commit": planned.source.commit, "files_sha256": planned.source.fingerprint}
         return take_record(
             model,
             prompts,

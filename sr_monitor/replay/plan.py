@@ -8,11 +8,13 @@ Several models without steps are a sweep: one curve over the number of parameter
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from sr_monitor.errors import InputError
+from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.discover import (
     REPO,
     LocalCheckpoint,
@@ -62,12 +64,18 @@ def is_sweep(planned: Sequence[PlannedCheckpoint]) -> bool:
     return len(planned) > 1 and not any(each.name.has_step for each in planned)
 
 
-def find_duplicates(planned: Sequence[PlannedCheckpoint]) -> dict[str, PlannedCheckpoint]:
-    """Map each duplicate's label to the earlier checkpoint with the same weights."""
+def find_duplicates(
+    planned: Sequence[PlannedCheckpoint], recorded: Mapping[str, str | None] = MappingProxyType({})
+) -> dict[str, PlannedCheckpoint]:
+    """Map each duplicate's label to the earlier checkpoint with the same weights.
+
+    `recorded` has fingerprints, by label, of checkpoints whose files were not looked up now.
+    """
     first: dict[str, PlannedCheckpoint] = {}
     duplicates: dict[str, PlannedCheckpoint] = {}
     for each in () if is_sweep(planned) else planned:
-        earlier = first.setdefault(each.source.fingerprint or each.label, each)
+        known = each.source.fingerprint or recorded.get(each.label) or each.label
+        earlier = first.setdefault(known, each)
         if earlier is not each:
             duplicates[each.label] = earlier
     return duplicates
@@ -81,7 +89,7 @@ def make_plan(
 ) -> list[PlannedCheckpoint]:
     """Return the checkpoints to measure, run by run, in the order of their steps.
 
-    The arguments mean what they do in `replay`.
+    The arguments mean what they do in `replay`. Files on the hub are looked up by `with_files`.
     """
     if not sources:
         raise InputError("replay: name at least one source, a folder or owner/name@GLOB")
@@ -93,10 +101,19 @@ def make_plan(
         names = [each.name for each in found]
         names = names if tokens is None else choose_tokens(names, tokens)
         names = names if num is None else choose_spaced(names, num)
-        planned += _with_files([each for each in found if each.name in set(names)])
+        planned += [each for each in found if each.name in set(names)]
     if is_sweep(planned):
         return [replace(each, run="", curve=SIZES) for each in planned]
     return _one_for_each_step(_with_folders(planned))
+
+
+def with_files(
+    planned: Sequence[PlannedCheckpoint], progress: Progress = no_progress
+) -> list[PlannedCheckpoint]:
+    """Look up the files of those on the hub, by one request for each; `progress` counts them."""
+    hub = [each.source for each in planned if isinstance(each.source, HubCheckpoint)]
+    found = {source.label: source for source in list_files(hub, progress)}
+    return [replace(each, source=found.get(each.label, each.source)) for each in planned]
 
 
 def _trainings(sources: Iterable[str]) -> list[list[PlannedCheckpoint]]:
@@ -139,7 +156,7 @@ def _plan_folder(training: str, checkpoints: Iterable[LocalCheckpoint]) -> list[
 
 
 def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
-    """Return the matching revisions; their files are looked up later."""
+    """Return the matching revisions."""
     try:
         commits = list_revisions(repo)
     except InputError as error:
@@ -171,15 +188,6 @@ def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[Checkpoint
             f"({', '.join(matching[:5])}); name one of them"
         )
     return names or [CheckpointName(name) for name in matching]
-
-
-def _with_files(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:
-    """Look up the files of those on the hub; all are of one training."""
-    hub = [each.source for each in planned if isinstance(each.source, HubCheckpoint)]
-    if not hub:
-        return planned
-    found = list_files(hub[0].repo, {source.revision: source.commit for source in hub})
-    return [replace(each, source=source) for each, source in zip(planned, found, strict=True)]
 
 
 def _with_folders(planned: list[PlannedCheckpoint]) -> list[PlannedCheckpoint]:

@@ -26,13 +26,19 @@ from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.fetch import one_ahead, temporary_folder
 from sr_monitor.replay.folder import Folder
-from sr_monitor.replay.hub import HubGone
 from sr_monitor.replay.job import Failure, Job
 from sr_monitor.replay.models import ModelKeeper, config_of
 from sr_monitor.replay.options import ReplayOptions, check_list
-from sr_monitor.replay.plan import PlannedCheckpoint, find_duplicates, is_sweep, make_plan
+from sr_monitor.replay.plan import (
+    PlannedCheckpoint,
+    find_duplicates,
+    is_sweep,
+    make_plan,
+    with_files,
+)
 from sr_monitor.replay.prompts import PromptChoice, Ways, live_ways, slowest_way
 from sr_monitor.replay.ray import import_ray, on_ray
+from sr_monitor.replay.retry import HubGone
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 
@@ -111,7 +117,7 @@ class _Replay:
         self.report = Report()
         self.live: dict[str, Ways] = {}
         self.prompts = {} if self.sweep else self.choice.for_trainings(planned)
-        self.duplicates = self._same_measurements()
+        self.duplicates: dict[str, PlannedCheckpoint] = {}
         recorded = config.recorded("curve", "record") | options.recorded("curve")
         # One entry for each probe and each training, so that a later replay may add some.
         probes = recorded.pop("probes", {}).items()
@@ -130,6 +136,8 @@ class _Replay:
             self.report.kept = [each.label for each in self.planned if each.label not in left]
             self.folder.begin(todo)
             try:
+                todo = with_files(todo, self.bar("listing"))
+                self.duplicates = self._same_measurements(todo)
                 self._measure(todo)
             except HubGone as error:
                 tried = self.report.measured, self.report.same, self.report.failures
@@ -192,13 +200,17 @@ class _Replay:
         ways = self.live[planned.training] + self.folder.ways(planned)
         return slowest_way(ways, planned.name.step)
 
-    def _same_measurements(self) -> dict[str, PlannedCheckpoint]:
+    def _same_measurements(self, todo: Sequence[PlannedCheckpoint]) -> dict[str, PlannedCheckpoint]:
         """Map the label of each duplicate to the checkpoint with its weights and its prompts."""
+        listed = {each.label: each for each in todo}
+        every = [listed.get(each.label, each) for each in self.planned]
+        records = {each.label: self.folder.find(each) for each in self.planned}
+        recorded = {label: r.metadata.get("files_sha256") for label, r in records.items() if r}
         training_of = {each.label: each.training for each in self.planned}
         prompts = {name: each.fingerprint for name, each in self.prompts.items()}
         return {
             label: first
-            for label, first in find_duplicates(self.planned).items()
+            for label, first in find_duplicates(every, recorded).items()
             if prompts[training_of[label]] == prompts[first.training]
         }
 

@@ -1,6 +1,9 @@
 """The real hub client and a hub on this machine: listings, retries, downloads, and one ahead."""
 
+import os
+import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -15,8 +18,9 @@ import pytest
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.fetch import fetch, one_ahead, temporary_folder
-from sr_monitor.replay.hub import HubCheckpoint, Stopped, list_files, list_revisions, retry
-from tests.hub_server import Fault, HubServer, hub_server
+from sr_monitor.replay.hub import HubCheckpoint, list_files, list_revisions
+from sr_monitor.replay.retry import HubGone, Stopped, retry
+from tests.hub_server import Fault, HubServer, Window, hub_server
 
 REPO = "lab/tiny"
 CONFIG = b'{"model_type": "olmo"}'
@@ -43,7 +47,7 @@ WEIGHTS = "GET .*/model.safetensors/"
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubServer]:
     """A hub with a repository of small revisions, none of them a model."""
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_user")
-    monkeypatch.setattr("sr_monitor.replay.hub._FIRST_PAUSE", 0.0)
+    monkeypatch.setattr("sr_monitor.replay.retry._FIRST_PAUSE", 0.0)
     with hub_server({REPO: REVISIONS}) as server:
         server.use(monkeypatch, tmp_path)
         yield server
@@ -56,7 +60,7 @@ def private(tmp_path: Path) -> Path:
 
 def listed(*names: str) -> list[HubCheckpoint]:
     commits = list_revisions(REPO)
-    return list_files(REPO, {name: commits[name] for name in names})
+    return list_files([HubCheckpoint(repo=REPO, revision=n, commit=commits[n]) for n in names])
 
 
 def downloaded(name: str) -> Path:
@@ -139,6 +143,57 @@ def test_without_the_client_it_is_said_how_to_install_it(monkeypatch: pytest.Mon
         list_revisions(REPO)
 
 
+def many(num: int) -> list[HubCheckpoint]:
+    """As many revisions to list, all of one commit."""
+    commit = list_revisions(REPO)[EQUAL]
+    names = (f"step{number}" for number in range(num))
+    return [HubCheckpoint(repo=REPO, revision=name, commit=commit) for name in names]
+
+
+def test_a_listing_keeps_to_the_limit_that_the_hub_tells(
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    logged_warnings: list[str],
+) -> None:
+    wanted, counts = many(40), list[tuple[int, int]]()
+    monkeypatch.setattr("sr_monitor.replay.hub._SILENCE", 0.5)
+    caplog.set_level("INFO")
+    hub.window = Window(quota=25, seconds=1)
+    found = list_files(wanted, lambda done, total: counts.append((done, total)))
+    assert [each.revision for each in found] == [each.revision for each in wanted]
+    assert counts == [(done, 40) for done in range(1, 41)]
+    assert (hub.window.refused, hub.count("/revision/")) == (0, 40)
+    assert logged_warnings.pop() in [
+        f"the hub takes no more requests for {seconds} s: waiting" for seconds in (1, 2)
+    ]
+    assert re.search(r"listing: \d+ of 40 revisions", caplog.text)
+
+
+def test_a_listing_ends_when_the_hub_is_gone_or_nobody_wants_it(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = many(30)
+    busy = Fault("error", status=429, times=99, headers={"Retry-After": "90"})
+    hub.fail("/revision/", busy)
+
+    def interrupt(*_: object) -> None:
+        until(lambda: hub.count("/revision/") == 8)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    Thread(target=interrupt).start()
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        list_files(wanted)
+    busy.times = 0
+    monkeypatch.setattr("sr_monitor.replay.retry._FIRST_PAUSE", 0.02)
+    hub.fail(".", Fault("drop", times=10**6))
+    with pytest.raises(HubGone):
+        list_files(wanted)
+    assert hub.count("/revision/") <= 8 + 8 * 5, "more than had begun"
+    assert time.monotonic() - began < 30
+
+
 # Retries
 
 
@@ -159,7 +214,7 @@ def test_pauses_grow_until_the_last_try(monkeypatch: pytest.MonkeyPatch) -> None
     assert pauses == [1, 2, 4, 8]
     with pytest.raises(InputError, match=r"it could not be downloaded \(cut; tries: 5\); check"):
         retry(failing(*[OSError("cut\nadvice")] * 5), "it", wait=lambda seconds: None)
-    monkeypatch.setattr("sr_monitor.replay.hub._BUDGET", 0.0)  # the client has used it up
+    monkeypatch.setattr("sr_monitor.replay.retry._BUDGET", 0.0)  # the client has used it up
     with pytest.raises(InputError, match="tries: 1"):
         retry(failing(OSError("cut")), "it", wait=pauses.append)
     for error in (TypeError("a bug"), Stopped(), InputError("no")):

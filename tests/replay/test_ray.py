@@ -114,11 +114,12 @@ def weights_there() -> list[Path]:
 
 
 def run_watched(*sources: str, out: Path) -> tuple[Any, list[tuple[int, int]]]:
-    """The report, and what the bar was told."""
+    """The report, and what the bar of checkpoints was told."""
     seen: list[tuple[int, int]] = []
 
     def bar(name: str) -> Callable[[int, int], None]:
-        return lambda done, total: seen.append((done, total))
+        into = seen if name == "checkpoints" else []
+        return lambda done, total: into.append((done, total))
 
     return run(*sources, out=out, bar=bar), seen
 

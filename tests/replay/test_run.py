@@ -407,6 +407,28 @@ def test_a_hub_that_answers_nobody_is_waited_for_and_the_rest_is_left(
     assert (len(again.kept), again.left, again.failures) == (done, 0, {})
 
 
+def test_the_hub_is_asked_only_for_what_no_record_holds(hub: HubServer, out: Path) -> None:
+    run(f"{OLMO}@step[02]*", out=out)
+    hub.requests.clear()
+    assert len(run(f"{OLMO}@step[02]*", out=out).kept) == 2
+    assert hub.requests == [f"GET /api/models/{OLMO}/refs"]
+    hub.repos[OLMO] = {**hub.repos[OLMO], "step9000-tokens18B": hub.repos[OLMO][STEPS[2]]}
+    hub.requests.clear()
+    more = run(f"{OLMO}@step[0239]*", out=out)
+    assert more.measured == [f"{OLMO}@{STEPS[3]}"]
+    assert more.same == {f"{OLMO}@step9000-tokens18B": f"{OLMO}@{STEPS[2]}"}  # by its record
+    assert (hub.count("/revision/"), hub.count("GET .*model.safetensors")) == (2, 1)
+
+
+def test_a_hub_that_goes_away_while_it_lists_leaves_all(hub: HubServer, out: Path) -> None:
+    fault = Fault("drop", times=10**6)
+    hub.fail("/revision/|/api/models[?]", fault)
+    report = run(f"{OLMO}@step*", out=out)
+    assert (report.measured, report.failures, report.left) == ([], {}, 5)
+    fault.times = 0
+    assert len(run(f"{OLMO}@step[0-3]*", out=out).measured) == 4
+
+
 def test_a_name_that_stands_for_other_weights_is_measured_again(hub: HubServer, out: Path) -> None:
     run(f"{OLMO}@step[01]*", out=out)
     before = records_in(out)
