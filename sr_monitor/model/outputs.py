@@ -20,6 +20,8 @@ class Tap:
     module: nn.Module
     before: bool = False
     """Read its input instead."""
+    keep: Callable[[Tensor], Tensor] | None = None
+    """Makes what is kept of "... width", at once: less memory where a module is wide."""
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,8 @@ class Stream:
         def put(value: Tensor) -> Callable[[Tensor], Tensor]:
             # (row, width) -> (row, point, width), or as flat as what it replaces
             spread = value[:, None].expand(-1, num_points, -1)
-            return lambda hidden: spread.to(hidden).reshape(hidden.shape)
+            # a copy: some blocks add to it in place
+            return lambda hidden: spread.to(hidden).reshape(hidden.shape).clone()
 
         with (
             self._edited(lambda hidden: activations.to(hidden)),
@@ -287,8 +288,8 @@ class Stream:
         tapped: dict[str, list[Tensor]] = {name: [] for name in self._taps}
         for name, tap in self._taps.items():
 
-            def note(hidden: Tensor, seen: list[Tensor] = tapped[name]) -> None:
-                seen.append(shape(hidden).clone())
+            def note(hidden: Tensor, tap: Tap = tap, seen: list[Tensor] = tapped[name]) -> None:
+                seen.append(tap.keep(shape(hidden)) if tap.keep else shape(hidden).clone())
 
             stack.enter_context(editing(tap.module, note, before=tap.before))
         return stack.enter_context(self._captured()), tapped

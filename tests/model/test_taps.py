@@ -32,6 +32,7 @@ CASES: list[tuple[str, EngineName, list[str]]] = [
     ),
     ("llama", "rows", ["model.layers.1", "model.layers.1.self_attn", "model.layers.1.mlp.act_fn"]),
     ("mixtral", "shared", ["model.layers.1.mlp"]),
+    ("falcon_rope", "shared", ["transformer.h.1", "transformer.h.1.mlp"]),  # adds in place
     ("nano_gpt", "plain", ["transformer.h.1", "transformer.h.1.mlp"]),
     ("sequence_gpt", "plain", ["layers.1"]),
 ]
@@ -124,3 +125,15 @@ def test_a_probe_whose_part_a_model_lacks_is_left_out() -> None:
             specimen.model, prompts, [PathsProbe(), Gateless(), Norms()], SessionOptions()
         )
     assert list(parts) == ["paths", "norms"]
+
+
+def test_a_tap_keeps_what_it_makes_of_a_module() -> None:
+    specimen = zoo.build("llama")
+    ids, module = specimen.prompts(2, LENGTH), specimen.model.get_submodule("model.layers.1.mlp")
+    taps = {"all": Tap(module), "signs": Tap(module, keep=lambda each: each > 0)}
+    with (
+        open_session(specimen.model, ids.chunk(2), SessionOptions()) as session,
+        session.stream.tapping(taps),
+    ):
+        found = session.stream.continue_plain(ids, session.stream.read(ids)).taps
+        assert torch.equal(found["signs"], found["all"] > 0)
