@@ -1,25 +1,26 @@
-"""Measure how far the next-token distribution moves from A's own along each path.
+"""Measure how far the next-token distribution moves from A's own along each path, in nats.
 
-    KL(alpha) = sum over tokens of p_A (log p_A - log p(alpha)),    p = softmax of the logits,
+KL(alpha) = sum of p_A (log p_A - log p),    p = softmax of the logits at alpha
+JS(alpha) = (KL(p_A || m) + KL(p || m)) / 2,    m = (p_A + p) / 2
+l(alpha)  = the logit of the top token at alpha = 0, minus that of the top token at alpha = 1
 
-in nats, where p_A is A's own distribution and p(alpha) the one at alpha. The points are those that
-paths run anyway; the extra cost is the map to the vocabulary for each of them.
-
-    StableRegionCallback(probes=["divergence"])
-    record.parts["divergence"]["kl"]              # "pair step"; NaN where adaptive did not look
+record.parts["divergence"]["js"]              # "pair step"; NaN where adaptive did not look
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sr_monitor.model.engine import Chunk
 from sr_monitor.model.session import Session
 from sr_monitor.model.stream import Stream
-from sr_monitor.probes.base import Gather, Part, Probe
+from sr_monitor.probes.base import RGB, Gather, Page, Part, Probe
+from sr_monitor.probes.divergence_pictures import draw_divergence
+from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.statistics import quartiles
 
@@ -30,52 +31,144 @@ END = Key.scalar("divergence/end", "How far B's activation moves A's next-token 
 MAX_SLOPE = Key.scalar(
     "divergence/max_slope", "How steeply that divergence rises at most, relative to its end."
 )
+JS_END = Key.scalar("divergence/js_end", "The same as JS, which is at most ln 2 = 0.69.")
+JS_MAX_SLOPE = Key.scalar(
+    "divergence/js_max_slope", "How steeply JS rises at most, relative to its end."
+)
+LOGIT_MAX_SLOPE = Key.scalar(
+    "divergence/logit_max_slope",
+    "How steeply the logits of the two top tokens trade places at most: 1 is a straight line.",
+)
+TOP_CHANGES = Key.scalar(
+    "divergence/top_changes", "The share of paths with another top token at their end."
+)
+FLIPS = Key.scalar(
+    "divergence/flips_at_slope",
+    "The share of paths whose top token flips in the interval where the distance rises most.",
+)
+CURVES = Key.image(
+    "divergence/curves", "Distance, divergences, logits and top token, around the boundary too."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence(Probe):
-    """Kullback-Leibler divergence to A's next-token distribution along each path."""
+    """Divergences from A's next-token distribution along each path, and its top tokens."""
 
     name = "divergence"
     rides = "paths"
-    keys = (END, MAX_SLOPE)
+    keys = (*(END, MAX_SLOPE, JS_END, JS_MAX_SLOPE, LOGIT_MAX_SLOPE, TOP_CHANGES, FLIPS, CURVES),)
 
     def reader(self, session: Session, num_contexts: int, num_places: int) -> "_Reader":
         """Read the distribution at every point of the paths."""
         return _Reader(session.stream, num_contexts, num_places)
 
+    def settle(self, part: Part, parts: Mapping[str, Part]) -> Part:
+        """Note which pairs count, and whose top token flips where the distance rises most."""
+        paths = parts["paths"]
+        steepest = paths.relative.diff(dim=1).nan_to_num(nan=-torch.inf).argmax(dim=1)
+        ends = torch.stack([steepest, steepest + 1], dim=1)
+        before, after = part["top_token"].gather(1, ends).unbind(dim=1)
+        return part | {"kept": paths.kept, "flips_at_slope": before != after}
+
     def scalars(self, part: Part) -> Mapping[Key, float]:
-        """Return medians over the pairs: the divergence at alpha = 1, and its steepest rise."""
-        kl = part["kl"]
-        slope = (kl / kl[:, -1:]).diff(dim=1).nan_to_num(-torch.inf).amax(dim=1)
+        """Return medians over the pairs that count, and shares of them."""
+        kept, top = part["kept"], part["top_token"]
+        logits = part["logit_difference"]
+
+        def median(values: Float[Tensor, " pair"]) -> float:
+            return quartiles(values, kept)[1]
+
         return {
-            END: quartiles(kl[:, -1])[1],
-            MAX_SLOPE: quartiles(slope * (kl.shape[1] - 1))[1],
+            END: median(part["kl"][:, -1]),
+            MAX_SLOPE: median(_max_slope(part["kl"])),
+            JS_END: median(part["js"][:, -1]),
+            JS_MAX_SLOPE: median(_max_slope(part["js"])),
+            LOGIT_MAX_SLOPE: median(_max_slope(logits[:, :1] - logits)),
+            TOP_CHANGES: float((top[:, 0] != top[:, -1])[kept].float().mean()),
+            FLIPS: float(part["flips_at_slope"][kept].float().mean()),
         }
+
+    def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, RGB]]:
+        """Draw the median curves, along the path and around the boundary."""
+        if "paths" in page.parts:
+            yield CURVES, pixels(draw_divergence(page.part, page.parts["paths"], page.title))
+
+
+def _max_slope(rising: Float[Tensor, "pair step"]) -> Float[Tensor, " pair"]:
+    """Return the largest rise between neighbouring alphas, relative to the end, times (S - 1)."""
+    rises = (rising / rising[:, -1:]).diff(dim=1).nan_to_num(nan=-torch.inf)
+    return rises.amax(dim=1) * (rising.shape[1] - 1)
 
 
 class _Reader:
-    """The divergence at each point of this rank's pairs."""
+    """The divergences, logits and top tokens at each point of this rank's pairs."""
 
     def __init__(self, stream: Stream, num_contexts: int, num_places: int) -> None:
         self._stream = stream
         self._at_once = max(1, _MOST_LOGITS // (stream.anatomy.vocabulary or 2**17))
-        self._kl = torch.full((num_contexts, num_places), torch.nan)
+        unseen = torch.full((num_contexts, num_places), torch.nan)
+        self._curves = {name: unseen.clone() for name in ("kl", "js", "logit_difference")}
+        self._top = torch.full(unseen.shape, -1, dtype=torch.int32)
+        self._ends = torch.full((num_contexts,), -1)
+        """The top token at alpha = 1, as soon as it is known."""
+        self._waiting: list[Chunk] = []
+        """Points of a path whose end is still to come: at most one path, cut by a chunk's end."""
 
     def read(self, chunk: Chunk) -> None:
-        for piece in torch.split(torch.arange(len(chunk.contexts)), self._at_once):
-            contexts = chunk.contexts[piece]
-            _, owner = torch.unique(contexts, return_inverse=True)
-            # Points of one context come together: its clean output is taken from the first.
-            first = owner.diff(prepend=owner.new_tensor([-1])).nonzero().flatten()
-            own = self._log_softmax(chunk.clean[piece[first]])[owner]  # "point token"
-            here = self._log_softmax(chunk.outputs[piece])
-            # Tokens to which A gives no probability add nothing.
-            terms = torch.where(own.isneginf(), 0.0, own.exp() * (own - here))
-            self._kl[contexts, chunk.places[piece]] = terms.sum(dim=-1).cpu()
+        ends = chunk.some(chunk.places == self._top.shape[1] - 1)
+        for piece in self._pieces(ends):
+            tops = self._logits(ends.outputs[piece]).argmax(dim=-1)
+            self._ends[ends.contexts[piece]] = tops.cpu()
+        coming, self._waiting = [*self._waiting, chunk], []
+        for each in coming:  # what came earlier first: a later chunk replaces its points
+            known = self._ends[each.contexts] >= 0
+            ready = each.some(known)
+            for piece in self._pieces(ready):
+                self._read(ready, piece)
+            if not bool(known.all()):
+                self._waiting.append(each.some(~known))
 
     def part(self, gather: Gather) -> Part:
-        return {"kl": gather(self._kl)}
+        found = {name: gather(curve) for name, curve in self._curves.items()}
+        return found | {"top_token": gather(self._top)}
 
-    def _log_softmax(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
-        return self._stream.unembed(outputs).float().log_softmax(dim=-1)
+    def _read(self, chunk: Chunk, piece: Int[Tensor, " point"]) -> None:
+        """Read some points, a context at a time: those of one context come together."""
+        contexts, places = chunk.contexts[piece], chunk.places[piece]
+        of_context, counts = torch.unique_consecutive(contexts, return_counts=True)
+        firsts = piece[counts.cumsum(0) - counts]
+        logits, clean = self._logits(chunk.outputs[piece]), self._logits(chunk.clean[firsts])
+        self._top[contexts, places] = logits.argmax(dim=-1).int().cpu()
+        found: list[Float[Tensor, "3 point"]] = []
+        rows = torch.split(logits, counts.tolist())
+        for own, here, end in zip(clean, rows, self._ends[of_context].tolist(), strict=True):
+            between = here[:, own.argmax()] - here[:, end]
+            found.append(torch.stack([*divergences(own, here), between]))
+        values = torch.cat(found, dim=1).cpu()
+        for curve, row in zip(self._curves.values(), values, strict=True):
+            curve[contexts, places] = row
+
+    def _pieces(self, chunk: Chunk) -> list[Int[Tensor, " point"]]:
+        numbers = torch.arange(len(chunk.contexts))
+        return [numbers[n : n + self._at_once] for n in range(0, len(numbers), self._at_once)]
+
+    def _logits(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
+        return self._stream.unembed(outputs).float()
+
+
+def divergences(
+    own: Float[Tensor, " token"], others: Float[Tensor, "point token"]
+) -> tuple[Float[Tensor, " point"], Float[Tensor, " point"]]:
+    """Return KL and JS between the distribution of some logits and those of others."""
+    own, others = own.log_softmax(dim=-1), others.log_softmax(dim=-1)
+    p, q = own.exp(), others.exp()
+    middle = torch.logaddexp(own, others) - math.log(2)
+
+    def expect(
+        weight: Tensor, log: Tensor, other: Float[Tensor, "point token"]
+    ) -> Float[Tensor, " point"]:
+        # A token without probability adds nothing: its logarithm is -Inf, and so may be the other.
+        return (weight * (log - other).masked_fill(log.isneginf(), 0)).sum(dim=-1).clamp_min(0)
+
+    return expect(p, own, others), (expect(p, own, middle) + expect(q, others, middle)) / 2

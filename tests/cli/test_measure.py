@@ -91,7 +91,11 @@ def test_probes_add_their_lines_pictures_and_parts(
     plain = measure(saved)
     numbers = measure(saved, "--probe", "divergence", "--probe", "rise")
     out = capsys.readouterr().out
-    for words in ("divergence end", "rise median", "slice-0.png, rise-picture.png, prompts.json"):
+    for words in (
+        "divergence end",
+        "rise median",
+        "slice-0.png, divergence-curves.png, rise-picture.png",
+    ):
         assert words in out
     with Image.open("out/rise-picture.png") as image:
         assert image.size == (3, 1)
