@@ -87,14 +87,21 @@ def _row(
     name, source = planned.name, planned.source
     note = f" (the same weights as {earlier.label})" if earlier else ""
     note = f" (cannot be measured: {problem})" if problem else note
+    if planned.wanted and planned.tokens is not None:
+        wanted = ", ".join(map(_billions, planned.wanted))
+        note = f" (nearest to {wanted}: it has seen {_billions(planned.tokens)}){note}"
     return (
         planned.run or "-",
         f"{name.step}" if name.has_step else "-",
-        "-" if name.tokens is None else f"{name.tokens / 1e9:.4g}B",
+        "-" if name.tokens is None else _billions(name.tokens),
         size(source.num_bytes),
         size(0 if earlier else source.missing_bytes),
         planned.label + note,
     )
+
+
+def _billions(tokens: int | float) -> str:
+    return f"{tokens / 1e9:.5g}B"
 
 
 def _print_report(report: Report, out: Path) -> None:

@@ -9,7 +9,7 @@ Names are chosen from a listing, never computed: some families round their token
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import groupby
@@ -123,21 +123,48 @@ def choose_spaced(names: Iterable[CheckpointName], num: int) -> list[CheckpointN
     return sorted(name for run in runs for name in _spaced(run, num))
 
 
-def choose_tokens(
-    names: Iterable[CheckpointName], tokens: Iterable[int | float]
-) -> list[CheckpointName]:
-    """Choose the name nearest to each number of tokens; stages add up."""
-    ordered = sorted(names)
+def add_tokens(names: Iterable[CheckpointName]) -> dict[CheckpointName, int]:
+    """Map each name that says its tokens to these and those of the stages before.
+
+    Pass all the names: a selection does not show how long the stages before it were.
+    """
     totals: dict[CheckpointName, int] = {}
-    for _, stage in groupby(ordered, key=attrgetter("stage")):
+    for _, stage in groupby(sorted(names), key=attrgetter("stage")):
         before = max(totals.values(), default=0)
         totals |= {name: before + name.tokens for name in stage if name.tokens is not None}
-    if not totals:
-        shown = ", ".join(name.text for name in ordered[:3]) or "there are none"
+    return totals
+
+
+def choose_tokens(
+    totals: Mapping[CheckpointName, int | None], tokens: Iterable[int | float]
+) -> dict[CheckpointName, list[int | float]]:
+    """Map each name to be chosen to the numbers of tokens that it is nearest to.
+
+    Of parallel branches, each is chosen from that reaches the number or is as near to it.
+    """
+    known = {name: total for name, total in totals.items() if total is not None}
+    if not known:
+        shown = ", ".join(name.text for name in sorted(totals)[:3]) or "there are none"
         fix = "choose by number (--num 20) or by name"
         raise InputError(f"no name says how many tokens it has seen ({shown}); {fix}")
-    nearest = {min(totals, key=lambda name: abs(totals[name] - wanted)) for wanted in tokens}
-    return sorted(nearest)
+    chosen: dict[CheckpointName, list[int | float]] = {}
+    for wanted in tokens:
+        for name in _nearest(known, wanted):
+            chosen.setdefault(name, []).append(wanted)
+    return chosen
+
+
+def _nearest(totals: Mapping[CheckpointName, int], wanted: int | float) -> Iterator[CheckpointName]:
+    """Yield the nearest name, and those of the branches beside it."""
+    gaps = {name: abs(total - wanted) for name, total in totals.items()}
+    best = min(gaps, key=gaps.__getitem__)
+    beside = sorted(name for name in totals if name.stage == best.stage)
+    for _, members in groupby(beside, key=attrgetter("branch")):
+        branch = list(members)
+        nearest = min(branch, key=gaps.__getitem__)
+        spans = totals[branch[0]] <= wanted <= totals[branch[-1]]
+        if spans or gaps[nearest] == gaps[best]:
+            yield nearest
 
 
 def parse_tokens(text: str) -> list[int]:

@@ -26,6 +26,7 @@ from sr_monitor.replay.discover import (
 from sr_monitor.replay.hub import HubCheckpoint, list_files, list_revisions
 from sr_monitor.replay.names import (
     CheckpointName,
+    add_tokens,
     choose_spaced,
     choose_tokens,
     match_names,
@@ -48,6 +49,10 @@ class PlannedCheckpoint:
     training: str
     """The repository, or the folder that the steps of its training lie in."""
     source: LocalCheckpoint | HubCheckpoint
+    tokens: int | None = None
+    """The tokens that its name says, and those of the stages before; None if it says none."""
+    wanted: tuple[int | float, ...] = ()
+    """The numbers of tokens that it was chosen for."""
     run: str = ""
     """The folder of its curve; "" if that is the only one."""
     curve: str = ""
@@ -98,8 +103,10 @@ def make_plan(
     tokens = parse_tokens(tokens) if isinstance(tokens, str) else tokens
     planned = []
     for found in _trainings([os.fspath(source) for source in sources]):
+        if tokens is not None:
+            chosen = choose_tokens({each.name: each.tokens for each in found}, tokens)
+            found = [replace(e, wanted=tuple(chosen[e.name])) for e in found if e.name in chosen]
         names = [each.name for each in found]
-        names = names if tokens is None else choose_tokens(names, tokens)
         names = names if num is None else choose_spaced(names, num)
         planned += [each for each in found if each.name in set(names)]
     if is_sweep(planned):
@@ -148,8 +155,11 @@ def _in_folder(source: str) -> Iterator[tuple[str, LocalCheckpoint]]:
 
 def _plan_folder(training: str, checkpoints: Iterable[LocalCheckpoint]) -> list[PlannedCheckpoint]:
     by_name = {checkpoint.name: checkpoint for checkpoint in checkpoints}
+    tokens = add_tokens(by_name)
     return [
-        PlannedCheckpoint(name=name, training=training, run=run, source=by_name[name])
+        PlannedCheckpoint(
+            name=name, training=training, run=run, source=by_name[name], tokens=tokens.get(name)
+        )
         for run, names in split_runs(by_name).items()
         for name in names
     ]
@@ -164,7 +174,8 @@ def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
             raise
         raise InputError(f"{describe_missing(repo)}; and as a name on the hub: {error}") from error
     names = sorted({name for glob in globs for name in _matching(repo, glob, list(commits))})
-    # Split all revisions: a selection does not show whether a stage restarts its steps.
+    # All revisions: a selection does not show whether a stage restarts its steps.
+    tokens = add_tokens(read_names(commits))
     runs = split_runs([*read_names(commits), *(n for n in names if read_name(n.text) is None)])
     run_of = {name.text: run for run, members in runs.items() for name in members}
     return [
@@ -172,6 +183,7 @@ def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
             name=name,
             training=repo,
             run=run_of[name.text],
+            tokens=tokens.get(name),
             source=HubCheckpoint(repo=repo, revision=name.text, commit=commits[name.text]),
         )
         for name in names
@@ -180,6 +192,11 @@ def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
 
 def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[CheckpointName]:
     """Return the matching revisions with a step, or the only one if it has none."""
+    if glob.startswith("refs/"):
+        raise InputError(
+            f"'{repo}@{glob}' is no branch or tag; download it into a folder, and name that: "
+            f"hf download {repo} --revision {glob} --local-dir FOLDER"
+        )
     matching = match_names(glob, revisions)
     names = read_names(matching)
     if not names and len(matching) > 1:

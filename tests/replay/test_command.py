@@ -120,6 +120,9 @@ def test_a_dry_run_tells_what_it_would_cost(
     *_, row, last = said(capsys).splitlines()
     assert row.endswith("(cannot be measured: it holds no config.json)")
     assert last == "2 checkpoints, 1 to measure: 5.12 GB, 5.12 GB of it to download"
+    assert main(["replay", f"{OLMO}@step*", "--dry-run", "--tokens", "3.5B,0.004T"]) == 0
+    _, row, _ = said(capsys).splitlines()
+    assert row.endswith(f"{OLMO}@{STEPS[2]} (nearest to 3.5B, 4B: it has seen 4B)")
     assert hub.count("/resolve/") == 0
     assert not Path("out").exists()
     assert not (tmp_path / "home").exists()

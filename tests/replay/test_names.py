@@ -9,6 +9,7 @@ import pytest
 from sr_monitor.errors import InputError
 from sr_monitor.replay.names import (
     CheckpointName,
+    add_tokens,
     choose_spaced,
     choose_tokens,
     match_names,
@@ -134,12 +135,33 @@ def test_spaced_choices_are_log_spaced_with_both_ends() -> None:
 
 def test_the_nearest_number_of_tokens_is_taken_from_the_names() -> None:
     names = read_names(f"step{n}-tokens{n}B" for n in (0, 2, 4, 9))
-    assert [name.step for name in choose_tokens(names, [4e9, 10e9, 3.9e9, 100e9])] == [4, 9]
+    chosen = choose_tokens(add_tokens(names), [4e9, 10e9, 3.9e9, 100e9])
+    assert {name.step: for_ for name, for_ in chosen.items()} == {4: [4e9, 3.9e9], 9: [1e10, 1e11]}
     told = ("stage1-step1-tokens5B", "stage1-step9-tokens4000B", "stage2-step8-tokens50B")
     names = read_names(told)  # tokens of later stages count on
-    assert [name.text for name in choose_tokens(names, [4e9, 4049e9])] == [told[0], told[2]]
+    assert [name.text for name in choose_tokens(add_tokens(names), [4e9, 4049e9])] == [*told[::2]]
     with pytest.raises(InputError, match=r"no name says how many tokens .*\(step1, step2\)"):
-        choose_tokens(read_names(["step1", "step2"]), [4e9])
+        choose_tokens(dict.fromkeys(read_names(["step1", "step2"])), [4e9])
+
+
+@pytest.mark.parametrize(
+    ("billions", "expected"),
+    [
+        (14, ["ingredient1 4", "ingredient2 4", "ingredient3 4"]),  # as near, all three
+        (15.2, ["ingredient1 5", "ingredient2 5", "ingredient3 6"]),  # each reaches it
+        (17.9, ["ingredient3 8"]),  # which the others do not
+        (99, ["ingredient3 8"]),
+        (9, [" 10"]),
+    ],
+)
+def test_parallel_branches_are_chosen_together(billions: float, expected: list[str]) -> None:
+    second = {1: (4, 5, 6), 2: (4, 5, 6), 3: (4, 6, 8)}
+    told = [
+        f"stage2-ingredient{i}-step{n}-tokens{n}B" for i, steps in second.items() for n in steps
+    ]
+    names = read_names(["stage1-step1-tokens1B", "stage1-step10-tokens10B", *told])
+    chosen = choose_tokens(add_tokens(names), [billions * B])
+    assert [f"{name.branch} {name.step}" for name in chosen] == expected
 
 
 def test_tokens_are_parsed() -> None:

@@ -210,8 +210,21 @@ def test_stages_and_ingredients_are_curves(hub: HubServer) -> None:
     assert planned(f"{OLMO3}@stage*") == every
     assert planned(f"{OLMO2}@stage2-ingredient1*") == STAGED[3:5]
     assert set(curves(f"{OLMO2}@stage2-ingredient1*")) == {f"{OLMO2}, stage2-ingredient1"}
-    over_stages = planned(f"{OLMO2}@*", tokens=[4.05e12, 42e9])
-    assert over_stages == [STAGED[1], f"stage2-ingredient1: {STAGED[4]}"]
+    over_stages = make_plan([f"{OLMO2}@*"], tokens=[4.05e12, 42e9, 41e9])
+    assert [(each.name.text, each.wanted, each.tokens) for each in over_stages] == [
+        (STAGED[1], (42e9, 41e9), 42 * 10**9),
+        (STAGED[4], (4.05e12,), 4052 * 10**9),
+    ]
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_glob_leaves_the_tokens_of_the_stages_before_as_they_are() -> None:
+    tokens = [4.05e12, 4.004e12, 4.02e12, 9e12]
+    every, second = (make_plan([f"{OLMO2}@{glob}"], tokens=tokens) for glob in ("*", "stage2*"))
+    assert [(each.label, each.wanted) for each in second] == [
+        (each.label, each.wanted) for each in every
+    ]
+    assert [each.name.text for each in second] == STAGED[3:]
 
 
 def test_a_folder_goes_before_a_repository(hub: HubServer, tmp_path: Path) -> None:
@@ -254,6 +267,7 @@ def test_a_revision_that_cannot_be_measured_is_named_and_kept(hub: HubServer) ->
     [
         ("nobody/nothing", "the hub has no such repository"),
         (f"{OLMO}@step1000-tokens4B", f"'step1000-tokens4B' among 5; the closest: {STEPS[1]}"),
+        ("lab/tags@refs/pr/1", "hf download lab/tags --revision refs/pr/1 --local-dir FOLDER"),
         ("lab/tags@v*", r"'lab/tags@v\*' fits 2 revisions.*\(v1, v2\)"),
     ],
 )
