@@ -3,11 +3,11 @@
 A new kind is one file in this folder, which is found by itself:
 
     @register
-    class NanoGPT(CheckpointReader):
-        looked_for = "nanoGPT's ckpt.pt"
+    class OurTrainer(CheckpointReader):
+        looked_for = "our trainer's weights.pt"
 
         def recognises(self, path):
-            return path.name == "ckpt.pt"
+            return path.name == "weights.pt"
 
         def read(self, path):
             return saved_in([path], lambda file: tensors_in(read_torch(file)["model"]))
@@ -88,13 +88,24 @@ _Reader = TypeVar("_Reader", bound=CheckpointReader)
 
 
 def register(kind: type[_Reader]) -> type[_Reader]:
-    """Add a kind of checkpoint to those that are known; kinds that can be read are asked first."""
+    """Add a kind of checkpoint to those that are known.
+
+    Kinds that can be read are asked first, and of those the ones that refine another.
+    """
     READERS.append(kind())
-    READERS.sort(key=lambda reader: type(reader).read is CheckpointReader.read)
+    READERS.sort(key=lambda reader: (_is_unreadable(reader), -len(type(reader).mro())))
     return kind
+
+
+def _is_unreadable(reader: CheckpointReader) -> bool:
+    return type(reader).read is CheckpointReader.read
 
 
 def step_in(state: object) -> int | None:
     """Return the `global_step` of a trainer's state, if it is a step."""
-    step = state.get("global_step") if isinstance(state, dict) else None
-    return step if type(step) is int and 0 <= step <= _LARGEST_STEP else None
+    return to_step(state.get("global_step") if isinstance(state, dict) else None)
+
+
+def to_step(value: object) -> int | None:
+    """Return the value if it is a step."""
+    return value if type(value) is int and 0 <= value <= _LARGEST_STEP else None

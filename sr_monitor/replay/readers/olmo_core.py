@@ -12,7 +12,8 @@ from typing import Any
 from sr_monitor.errors import InputError
 from sr_monitor.replay.readers.base import CheckpointReader, register
 from sr_monitor.replay.readers.files import explained
-from sr_monitor.replay.readers.olmo_core_config import Entries, to_hugging_face
+from sr_monitor.replay.readers.foreign import Entries
+from sr_monitor.replay.readers.olmo_core_config import to_hugging_face
 from sr_monitor.replay.readers.saved import Saved, renamed
 from sr_monitor.replay.readers.sharded import METADATA, read_sharded
 

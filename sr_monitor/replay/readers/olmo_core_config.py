@@ -6,43 +6,42 @@ Whatever those models cannot do is refused by name, so that none is measured as 
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from sr_monitor.errors import InputError
+from sr_monitor.replay.readers.foreign import Entries, Known, unlike
 
 _MOST_BLOCKS = 10_000
 _MOST_CHARACTERS = 400
 
-# Each entry that those models have too, and the values that it may have there (None: any).
-# Others have to be null or false, which is as good as absent.
-_Known = Mapping[str, tuple[object, ...] | None]
-_NOT_OF_THE_MODEL = {"_CLASS_", "type", "dtype", "dropout", "backend", "use_flash"}
-_NOT_OF_THE_MODEL |= {"full_precision", "loss_implementation", "freeze_params"}
-_NOT_OF_THE_MODEL |= {"init_method", "init_seed", "init_std", "embedding_init_std"}
-_MODEL: _Known = {
+# What those models have too.
+_ASIDE: Known = {
+    **dict.fromkeys(("_CLASS_", "type", "dtype", "dropout", "backend", "use_flash")),
+    **dict.fromkeys(("full_precision", "loss_implementation", "freeze_params")),
+    **dict.fromkeys(("init_method", "init_seed", "init_std", "embedding_init_std")),
+}
+_MODEL: Known = {
     **dict.fromkeys(("d_model", "vocab_size", "n_layers", "block", "lm_head")),
     **dict.fromkeys(("tie_word_embeddings", "block_overrides")),
     "name": ("default",),
 }
-_BLOCK: _Known = {
+_BLOCK: Known = {
     **dict.fromkeys(("sequence_mixer", "attention", "layer_norm", "feed_forward")),
     "name": ("default", "reordered_norm"),
 }
-_ATTENTION: _Known = {
+_ATTENTION: Known = {
     **dict.fromkeys(("n_heads", "n_kv_heads", "head_dim", "rope", "qk_norm", "sliding_window")),
     "name": ("default",),
 }
-_ROPE: _Known = {
+_ROPE: Known = {
     **dict.fromkeys(("theta", "scaling")),
     "name": ("default",),
     "partial_rotary_factor": (1.0,),
 }
-_NORM: _Known = {"eps": None, "name": ("rms", "fused_rms", "cute_rms")}
-_FEED_FORWARD: _Known = {"hidden_size": None, "name": ("default",), "activation": ("silu",)}
-_HEAD: _Known = {"layer_norm": None, "name": ("default",)}
+_NORM: Known = {"eps": None, "name": ("rms", "fused_rms", "cute_rms")}
+_FEED_FORWARD: Known = {"hidden_size": None, "name": ("default",), "activation": ("silu",)}
+_HEAD: Known = {"layer_norm": None, "name": ("default",)}
 
-Entries = dict[str, Any]
 Windows = list[int | None]
 """The width of each block's window; None where it sees all."""
 
@@ -119,23 +118,24 @@ def _unknown(model: Entries) -> Iterator[str]:
     attention = _attention(block)
     norms = {"layer_norm.": block.get("layer_norm"), "lm_head.layer_norm.": head.get("layer_norm")}
     norms |= {"qk_norm.": attention["qk_norm"]} if attention.get("qk_norm") else {}
-    parts: dict[str, tuple[Entries, _Known]] = {
+    parts: dict[str, tuple[Entries, Known]] = {
         "": (model, _MODEL),
         "block.": (block, _BLOCK),
-        "attention.": ({"bias": True} | attention, _ATTENTION),
+        "attention.": (_biased(attention), _ATTENTION),
         "rope.": (attention.get("rope") or absent, _ROPE),
-        "feed_forward.": ({"bias": True} | (block.get("feed_forward") or absent), _FEED_FORWARD),
-        "lm_head.": ({"bias": True} | head, _HEAD),
-        **{where: ({"bias": True} | (norm or absent), _NORM) for where, norm in norms.items()},
+        "feed_forward.": (_biased(block.get("feed_forward") or absent), _FEED_FORWARD),
+        "lm_head.": (_biased(head), _HEAD),
+        **{where: (_biased(norm or absent), _NORM) for where, norm in norms.items()},
     }
     for where, (entries, known) in parts.items():
-        for name, value in entries.items():
-            allowed = (value,) if name in _NOT_OF_THE_MODEL else known.get(name, (False,))
-            value = True if name == "bias" and value is None else value
-            if value is not None and allowed is not None and value not in allowed:
-                yield f"{where}{name}={value!r}"
+        yield from unlike(entries, {**known, **_ASIDE}, where)
     if len({_epsilon(norm or {}) for norm in norms.values()}) > 1:
         yield "different values of layer_norm.eps"
+
+
+def _biased(entries: Entries) -> Entries:
+    """Return a part of the config, where a bias that is not said is one."""
+    return entries | {"bias": entries.get("bias") is not False}
 
 
 def _uneven(model: Entries) -> Iterator[str]:

@@ -84,22 +84,22 @@ def test_a_new_kind_of_checkpoint_is_one_class(tmp_path: Path) -> None:
     before = list(READERS)
 
     @register
-    class NanoGPT(CheckpointReader):
-        looked_for = "nanoGPT's ckpt.pt"
+    class OurTrainer(CheckpointReader):
+        looked_for = "our trainer's weights.pt"
 
         def recognises(self, path: Path) -> bool:
-            return path.name == "ckpt.pt"
+            return path.name == "weights.pt"
 
         def read(self, path: Path) -> dict[str, Saved]:
             return saved_in([path], lambda file: tensors_in(read_torch(file)["model"]))
 
     try:
-        torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "ckpt.pt")
+        torch.save({"model": {"w": torch.ones(2)}}, tmp_path / "weights.pt")
         (found,) = find_checkpoints(tmp_path)
         assert found.read(None)["w"].load().tolist() == [1, 1]
         (tmp_path / "empty").mkdir()
-        with pytest.raises(InputError, match=r"looked, .* nanoGPT's ckpt.pt"):
+        with pytest.raises(InputError, match=r"looked, .* our trainer's weights.pt"):
             find_checkpoints(tmp_path / "empty")
     finally:
         READERS[:] = before
-    assert recognise(tmp_path / "ckpt.pt") is None
+    assert recognise(tmp_path / "weights.pt") is None

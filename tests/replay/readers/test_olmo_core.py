@@ -121,6 +121,11 @@ def test_what_no_hugging_face_model_has_is_refused_by_name(case: str) -> None:
         ({"_CLASS_": "x.ABFRoPEScalingConfig", "new_theta": 8}, {"rope_theta": 8}),
         ({"_CLASS_": "x.PIRoPEScalingConfig", "factor": 2.0}, {"rope_type": "linear"}),
         (
+            {"_CLASS_": "x.YaRNRoPEScalingConfig", "factor": 8, "old_context_len": 64}
+            | {"beta_fast": 32, "beta_slow": 2},
+            {"rope_type": "yarn", "beta_fast": 32, "beta_slow": 2, "factor": 8},
+        ),
+        (
             {"_CLASS_": "x.StepwiseRoPEScalingConfig", "factor": 32.0, "old_context_len": 8192}
             | {"low_freq_proportion": 0.0, "high_freq_proportion": 0.25},
             {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0},
