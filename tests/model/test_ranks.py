@@ -24,6 +24,7 @@ from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.errors import InputError
 from sr_monitor.model.ranks import RankGroup
 from sr_monitor.model.session import Session
+from sr_monitor.probes.radius import Radius
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record, list_records, step_of
 from sr_monitor.watch.config import MonitorConfig, WatchOptions
@@ -244,6 +245,19 @@ def ranks_find_together_what_one_finds(rank: int, folder: Path) -> None:
         assert [step_of(path) for path in list_records(mine)] == [0, 1] * (rank == 0)
         if topology == "fsdp2":
             assert all(hasattr(weight, "placements") for weight in model.parameters())
+
+
+@scenario
+def radii_on_ranks_are_those_of_one(rank: int, folder: Path) -> None:
+    """Three prompts on two ranks; the weights are whole, or sharded."""
+    config = replace(CONFIG, probes=[Radius(num_prompts=3, num_directions=2)])
+    expected = alone(config).parts["radius"]
+    for topology in ("plain", "fsdp2"):
+        found = make_monitor(config=config).measure(make_model(topology).eval(), 0).parts["radius"]
+        for name in ("radius", "across", "mixed", "output_radius", "closed_form"):
+            one, other = getattr(found, name), getattr(expected, name)
+            torch.testing.assert_close(one, other, rtol=2e-3, atol=0, equal_nan=True)
+        assert found.scale == expected.scale
 
 
 @scenario
