@@ -19,6 +19,7 @@ _COMMANDS = {
     "measure": "Measure a model now.",
     "demo": "Watch regions form in a small model.",
     "replay": "Measure saved checkpoints.",
+    "report": "Make one page of runs that were measured.",
     "doctor": "Look at what is installed here.",
 }
 

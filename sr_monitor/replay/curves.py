@@ -95,4 +95,4 @@ class Curve:
 
 def _step_of_prompts(record: Record) -> int | None:
     """Return the step that a record has prompts of its own for, in a sweep; else None."""
-    return record.step if record.metadata.get("x_axis") == "parameters" else None
+    return record.step if record.is_of_sweep else None

@@ -80,6 +80,11 @@ class Record:
         slices: Slices | None = self.parts.get("slices")
         return slices
 
+    @property
+    def is_of_sweep(self) -> bool:
+        """Whether its step is a number of parameters: models of several sizes share its curve."""
+        return self.metadata.get("x_axis") == "parameters"
+
     def known(self) -> Iterator[tuple[Probe, Part]]:
         """Yield each part that a known probe can explain, with that probe."""
         probes = _known(self.probes)
