@@ -10,13 +10,13 @@ close together where the model changes fast, and TensorBoard keeps nearly all: t
 
 import html
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
 from sr_monitor.display.writers.base import Writer, WriterError
 from sr_monitor.probes.base import Page
-from sr_monitor.probes.keys import PREFIX, PROMPTS, Kind
+from sr_monitor.probes.keys import PREFIX, PROMPTS, Key, Kind
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 
@@ -48,13 +48,13 @@ class Album:
 
     def keep(self, record: Record, *, prompts: PromptSet) -> None:
         """Remember a record that was shown before the run was resumed; write nothing."""
-        self._before = _pages(record, prompts)
+        self._before = make_pages(record, prompts)
         if self._is_picture_step(record.step):
             self._pages[record.step] = self._before
 
     def repeat(self, record: Record, *, prompts: PromptSet) -> None:
         """Show the numbers of a record again, to writers that joined later."""
-        self._write(self._numbers(record, _pages(record, prompts)), record.step)
+        self._write(self._numbers(record, make_pages(record, prompts)), record.step)
 
     def show(self, record: Record, *, prompts: PromptSet, last: bool = False) -> None:
         """Show the numbers of a record, and its pictures at a picture step or if it is the last.
@@ -62,7 +62,7 @@ class Album:
         Called for the same step again, it adds the pictures if there were none.
         """
         entries: list[Iterable[_Entry]] = []
-        pages = _pages(record, prompts)
+        pages = make_pages(record, prompts)
         if record.step != self._numbered:
             self._numbered = record.step
             entries.append(self._numbers(record, pages))
@@ -84,9 +84,8 @@ class Album:
         for probe, part in record.known():
             for key, values in probe.histograms(part).items():
                 yield key.kind, key.name, values
-            if probe.name in before:
-                for key, number in probe.changes(pages[probe.name], before[probe.name]).items():
-                    yield key.kind, key.name, number
+        for name, number in changes(record, pages, before).items():
+            yield "scalar", name, number
 
     def _pictures(self, record: Record) -> Iterator[_Entry]:
         so_far = [self._pages[step] for step in sorted(self._pages) if step <= record.step]
@@ -119,12 +118,28 @@ class Album:
             raise WriterError.of(failures) from failures[0][1]
 
 
-def _pages(record: Record, prompts: PromptSet) -> dict[str, Page]:
+def make_pages(record: Record, prompts: PromptSet | None) -> dict[str, Page]:
+    """Return what pictures and changes see of a record, by probe: nothing without prompts."""
     title = f"step {record.step}"
-    return {
-        probe.name: Page(title=title, part=part, parts=record.parts, prompts=prompts)
-        for probe, part in record.known()
-    }
+    return (
+        {}
+        if prompts is None
+        else {
+            probe.name: Page(title=title, part=part, parts=record.parts, prompts=prompts)
+            for probe, part in record.known()
+        }
+    )
+
+
+def changes(
+    record: Record, pages: Mapping[str, Page], before: Mapping[str, Page]
+) -> dict[str, float]:
+    """Return the numbers that compare a record with the one before it, by name."""
+    found: dict[Key, float] = {}
+    for probe, _ in record.known():
+        if probe.name in pages and probe.name in before:
+            found |= probe.changes(pages[probe.name], before[probe.name])
+    return {key.name: number for key, number in found.items()}
 
 
 def describe_prompts(prompts: PromptSet) -> str:

@@ -1,7 +1,7 @@
 """Which numbers share a chart, and which charts a group: of any probe, known here or not.
 
-A name that ends in median, q25 or q75 is a line with a band; names that differ in one number, such
-as depth/1 and depth/2, are lines of one chart.
+A name that ends in median is a line; its band are q25 and q75, or else low and high. Names that
+differ in one number, such as depth/1 and depth/2, are lines of one chart.
 
 groups = make_groups(courses)
 """
@@ -16,7 +16,7 @@ from sr_monitor.probes.base import Probe
 from sr_monitor.probes.keys import PREFIX, RUN_KEYS, Key
 from sr_monitor.probes.paths import PathsProbe
 
-_BAND = re.compile(r"/(median|q25|q75)$")
+_BAND = re.compile(r"/(median|q25|q75|low|high)$")
 _NUMBER = re.compile(r"/\d+(?=/|$)")
 _MAIN = PathsProbe.MAX_SLOPE_MEDIAN.name.removesuffix("/median")
 _DIAGNOSTIC = {PathsProbe.NOISE_FLOOR.name, PathsProbe.PAIRS_LEFT_OUT.name}
@@ -27,18 +27,17 @@ def make_groups(courses: Sequence[Course]) -> list[dict[str, Any]]:
 
     The maximum slope is not among them: it is the page's first figure.
     """
-    owners: dict[str, Probe] = {}
+    probes: dict[str, Probe] = {}
     for course in courses:
-        owners |= course.probes
+        probes |= course.probes
+    owners = {key.name: probe for probe in probes.values() for key in probe.keys}
     names = [name for name in _names(courses) if not name.startswith(f"{_MAIN}/")]
-    last = [name for name in names if name not in owners or name in _DIAGNOSTIC]
-    by_probe: dict[Probe, list[str]] = {}
-    for name in names:
-        if name not in last:
-            by_probe.setdefault(owners[name], []).append(name)
+    of = {name: owners.get(name, owners.get(_NUMBER.sub("/<k>", name))) for name in names}
+    last = [name for name in names if of[name] is None or name in _DIAGNOSTIC]
     groups = [
         _group(probe.name, inspect.getdoc(type(probe)) or "", own, probe.keys)
-        for probe, own in by_probe.items()
+        for probe in probes.values()
+        if (own := [name for name in names if of[name] is probe and name not in last])
     ]
     about = "How far the numbers can be trusted, and what they cost."
     keys = (*PathsProbe.keys, *RUN_KEYS)
@@ -84,9 +83,13 @@ def _lines(names: Iterable[str]) -> list[list[str]]:
 def _line(stem: str, names: list[str]) -> dict[str, str]:
     """Say which number is the line and which its edges; its label is the number in its name."""
     of = {found[1] if (found := _BAND.search(name)) else "median": name for name in names}
-    of.setdefault("median", names[0])
+    band = {"q25": of.get("q25", of.get("low")), "q75": of.get("q75", of.get("high"))}
     numbers = _NUMBER.findall(names[0]) if "<k>" in stem else []
-    return {**of, "label": " ".join(number.strip("/") for number in numbers)}
+    return {
+        "median": of.get("median", names[0]),
+        **{edge: name for edge, name in band.items() if name is not None},
+        "label": " ".join(number.strip("/") for number in numbers),
+    }
 
 
 def _label(name: str) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from sr_monitor.display.album import changes, make_pages
 from sr_monitor.display.report.headline import Point
-from sr_monitor.probes.base import Probe
+from sr_monitor.probes.base import Page, Probe
 from sr_monitor.probes.keys import PREFIX
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -31,11 +32,12 @@ class Course:
     points: list[Point] = field(default_factory=list)
     """The maximum slopes of those measurements in which a pair counts."""
     probes: dict[str, Probe] = field(default_factory=dict)
-    """The probe that logs a number, by the number's name; not those of the run as a whole."""
+    """The probes that explain its records, by name."""
     unexplained: set[str] = field(default_factory=set)
     """Parts of probes that are not known here."""
     is_sweep: bool = False
     last: Record | None = None
+    _before: dict[str, Page] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: Run) -> "Course":
@@ -52,12 +54,12 @@ class Course:
         self.is_sweep = record.is_of_sweep
         size = record.step if record.is_of_sweep else record.metadata.get("parameters")
         self.parameters.append(size if isinstance(size, int) else None)
-        self.scalars.append(record.scalars)
-        known = {probe.name: (probe, part) for probe, part in record.known()}
-        self.unexplained |= record.parts.keys() - known.keys()
-        for probe, part in known.values():
-            self.probes |= {key.name: probe for key in probe.scalars(part)}
-        if "paths" in known:
+        pages = make_pages(record, self.run.prompts(record))
+        self.scalars.append({**record.scalars, **changes(record, pages, self._before)})
+        self._before = pages
+        self.probes |= {probe.name: probe for probe, _ in record.known()}
+        self.unexplained |= record.parts.keys() - self.probes.keys()
+        if "paths" in record.parts:
             slopes = record.paths.max_slope[record.paths.kept]
             slopes = slopes[slopes.isfinite()]
             left_out = len(record.paths.kept) - len(slopes)

@@ -8,10 +8,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sr_monitor.display.album import make_pages
 from sr_monitor.display.report.frames import data_url
 from sr_monitor.probes.base import ALWAYS, RGB, Page
 from sr_monitor.probes.keys import Key
-from sr_monitor.results.record import Record
 from sr_monitor.results.runs import Run
 
 _MOST_STEPS = 8
@@ -33,11 +33,11 @@ def draw_all(run: Run, steps: Collection[int]) -> list[Picture]:
     pages: dict[str, list[Page]] = {}
     for record in run.records():
         if record.step in steps:
-            for probe, part in record.known():
-                page = _page(run, record, part)
-                if probe.name in ALWAYS or page is None:
+            now = make_pages(record, run.prompts(record))
+            for probe, _ in record.known():
+                if probe.name in ALWAYS or probe.name not in now:
                     continue
-                earlier = pages.setdefault(probe.name, [])
+                page, earlier = now[probe.name], pages.setdefault(probe.name, [])
                 for key, picture in probe.pictures(page, tuple(earlier)):
                     if key.kind == "image":
                         rgb: RGB = picture
@@ -79,14 +79,6 @@ def _entry(name: str, shown: Sequence[tuple[Picture, str]]) -> dict[str, Any]:
         "meaning": own[0][0].key.meaning if own else "",
         "shown": [{"step": picture.step, "url": url} for picture, url in own],
     }
-
-
-def _page(run: Run, record: Record, part: Any) -> Page | None:
-    prompts = run.prompts(record)
-    if prompts is None:
-        return None
-    title = f"step {record.step}"
-    return Page(title=title, part=part, parts=record.parts, prompts=prompts)
 
 
 def _encode(rgb: RGB) -> str:

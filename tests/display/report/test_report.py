@@ -7,7 +7,8 @@ import io
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -22,6 +23,8 @@ from sr_monitor.display.report.charts import make_groups
 from sr_monitor.display.report.course import Course
 from sr_monitor.display.report.frames import extreme_pairs
 from sr_monitor.errors import InputError
+from sr_monitor.probes.base import Page
+from sr_monitor.probes.keys import Key
 from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.results.record import NewerError, Record, list_records, record_path
 from sr_monitor.results.runs import find_runs
@@ -76,7 +79,7 @@ def test_the_numbers_of_the_charts_are_those_of_the_records(page: PageReader, ru
         for edge, name in line.items()
         if edge != "label"
     }
-    slopes = {f"{PREFIX}max_slope/{edge}" for edge in ("median", "q25", "q75")}
+    slopes = {f"{PREFIX}max_slope/{edge}" for edge in ("median", "q25", "q75", "low", "high")}
     assert charted == records[0].scalars.keys() - slopes
 
 
@@ -228,6 +231,27 @@ def test_a_probe_of_another_package_appears_by_itself(tmp_path: Path, run: Path)
     assert probe.name in [each["title"] for each in data["groups"]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Growth(Rise):
+    """How much the rise has grown since the measurement before."""
+
+    keys = (*Rise.keys, GROWN := Key.scalar("rise/grown", "The growth."))  # type: ignore[assignment]
+
+    def changes(self, page: Page, before: Page) -> dict[Key, float]:
+        means = [float(each.part["rise"].nanmean()) for each in (page, before)]
+        return {self.GROWN: means[0] - means[1]}
+
+
+def test_numbers_that_compare_a_measurement_with_the_one_before(tmp_path: Path, run: Path) -> None:
+    (path,) = write_report(run, tmp_path / "r.html", probes=[Growth()])
+    numbers = PageReader.of(path).data["runs"][0]["numbers"]
+    records = [record_of(run, step).with_derived([Rise()]) for step in STEPS]
+    means = [float(record.parts["rise"]["rise"].nanmean()) for record in records]
+    grown = numbers[f"{PREFIX}rise/grown"]
+    assert grown[0] is None
+    assert grown[1:] == pytest.approx([b - a for a, b in pairwise(means)])
+
+
 def test_a_part_that_nothing_here_explains_is_told(tmp_path: Path) -> None:
     run = save_run(tmp_path, [0], lambda step: make_record(step, parts={"aura": {"x": 1}}))
     page = PageReader.of(write_report(run, tmp_path / "r.html")[0])
@@ -241,13 +265,13 @@ def test_numbers_that_differ_in_a_number_share_a_chart(run: Path) -> None:
         for block in (1, 2):
             for edge in ("median", "q25", "q75"):
                 scalars[f"{PREFIX}depth/{block}/{edge}"] = 1.0
+        scalars |= {f"{PREFIX}sure/{edge}": 1.0 for edge in ("low", "high", "median")}
         scalars[f"{PREFIX}never"] = NAN
-    (chart,) = [
-        chart
-        for group in make_groups([course])
-        for chart in group["charts"]
-        if chart["title"].startswith("depth")
-    ]
+    charts = {c["title"]: c for group in make_groups([course]) for c in group["charts"]}
+    sure = {"median": "sure/median", "q25": "sure/low", "q75": "sure/high"}
+    expected = [{edge: PREFIX + name for edge, name in sure.items()} | {"label": ""}]
+    assert charts["sure"]["lines"] == expected
+    chart = charts["depth"]
     expected = [
         {**{e: f"{PREFIX}depth/{n}/{e}" for e in ("median", "q25", "q75")}, "label": f"{n}"}
         for n in (1, 2)
