@@ -8,8 +8,10 @@ before, all at the last position of the A prompts as they are. A turn below 0 er
     StableRegionCallback(probes=["contributions"])
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,6 +26,8 @@ from sr_monitor.probes.base import RGB, Gather, Page, Part, Probe
 from sr_monitor.probes.drawing import (
     BLUE,
     LEFT,
+    RED,
+    SOFT,
     WIDTH,
     Figure,
     new_page,
@@ -34,3 +38,134 @@ from sr_monitor.probes.drawing import (
     write_headline,
 )
 from sr_monitor.probes.keys import Key
+
+_KINDS = ("attention", "feed_forward")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contributions(Probe):
+    """How much each attention and feed-forward adds to the stream, and in which direction."""
+
+    name = "contributions"
+    rides = "paths"
+    keys = (
+        ATTENTION := Key.scalar(
+            "contributions/attention",
+            "What an attention adds, relative to the stream: the mean over the blocks.",
+        ),
+        FEED_FORWARD := Key.scalar(
+            "contributions/feed_forward",
+            "What a feed-forward adds, relative to the stream: the mean over the blocks.",
+        ),
+        BY_BLOCK := Key.image(
+            "contributions/by_block", "What each sublayer adds, and whether it builds or erases."
+        ),
+    )
+
+    def taps(self, stream: Stream) -> Mapping[str, Tap]:
+        """Look at sublayers, and at the stream before and after each block that has some."""
+        parts = find_parts(stream)
+        around: dict[str, Tap] = {}
+        for number in _numbers(parts):
+            block = stream.anatomy.blocks[number - 1]
+            around |= {f"into {number}": Tap(block, before=True), f"block {number}": Tap(block)}
+        return parts | around
+
+    def reader(self, session: Session, num_contexts: int, num_places: int) -> "_Reader":
+        """Read them in the clean contexts."""
+        return _Reader(num_contexts)
+
+    def scalars(self, part: Part) -> Mapping[Key, float]:
+        """Return means over the blocks of the medians over the prompts."""
+        keys = dict(zip(_KINDS, (self.ATTENTION, self.FEED_FORWARD), strict=True))
+        means = {keys[kind]: float(part[f"{kind}_share"].nanmean()) for kind in _KINDS}
+        return {key: mean for key, mean in means.items() if math.isfinite(mean)}
+
+    def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, RGB]]:
+        """Draw shares and turns by block."""
+        yield self.BY_BLOCK, pixels(_draw(page.part, page.title))
+
+
+class _Reader:
+    """Share and turn of each sublayer in the clean contexts of this rank."""
+
+    def __init__(self, num_contexts: int) -> None:
+        self._count = num_contexts
+        self._numbers: list[int] = []
+        self._found = torch.empty(0)  # "context block kind 2", NaN where a block lacks a kind
+
+    def read(self, chunk: Chunk) -> None:
+        start = chunk.places == 0
+        if not bool(start.any()):
+            return
+        if not self._numbers:
+            self._numbers = _numbers(chunk.taps)
+            shape = self._count, len(self._numbers), len(_KINDS), 2
+            self._found = torch.full(shape, torch.nan)
+        for place, number in enumerate(self._numbers):
+            seen = {
+                name: chunk.taps[f"{name} {number}"][start].double().cpu()
+                for name in ("into", "block", *_KINDS)
+                if f"{name} {number}" in chunk.taps
+            }
+            self._found[chunk.contexts[start], place] = shares_and_turns(seen).float()
+
+    def part(self, gather: Gather) -> Part:
+        # (context, block, kind, 2) -> (block, kind, 2)
+        medians = gather(self._found).nanmedian(dim=0).values
+        found: dict[str, Any] = {"block": torch.tensor(self._numbers)}
+        for kind, (share, turn) in zip(_KINDS, medians.permute(1, 2, 0), strict=True):
+            found |= {f"{kind}_share": share, f"{kind}_turn": turn}
+        return found
+
+
+def shares_and_turns(
+    seen: Mapping[str, Float[Tensor, "context width"]],
+) -> Float[Tensor, "context kind 2"]:
+    """Return both of both kinds; of a feed-forward against the stream with the attention in it."""
+    stream, kinds = seen["into"], [kind for kind in _KINDS if kind in seen]
+    # What the block adds is a sum of what the sublayers put out: their factors, by least squares.
+    made = torch.stack([seen[kind] for kind in kinds], dim=-1)  # "context width kind"
+    added = (seen["block"] - stream)[..., None]
+    finite = torch.cat([made, added], dim=-1).isfinite().all(dim=-1).all(dim=-1)
+    made, added = (each.where(finite[:, None, None], 0.0) for each in (made, added))
+    factors = torch.linalg.pinv(made.mT @ made, hermitian=True) @ (made.mT @ added)
+    found = stream.new_full((len(stream), len(_KINDS), 2), torch.nan)
+    for index, kind in enumerate(kinds):
+        given = made[..., index] * factors[:, index]
+        lengths = given.norm(dim=1), stream.norm(dim=1)
+        turn = (given * stream).sum(dim=1) / (lengths[0] * lengths[1])
+        found[:, _KINDS.index(kind)] = torch.stack([lengths[0] / lengths[1], turn], dim=1)
+        stream = stream + given
+    return found.where(finite[:, None, None], torch.nan)
+
+
+def _numbers(taps: Iterable[str]) -> list[int]:
+    """Return the numbers of the blocks that have sublayers among these taps."""
+    kinds = (name.split() for name in taps)
+    return sorted({int(number) for kind, number in kinds if kind in _KINDS})
+
+
+@own_style()
+def _draw(part: Part, title: str) -> Figure:
+    """Draw the share of each sublayer by block, and below it the turn."""
+    figure = new_page(5.0, 4.6)
+    blocks = part["block"].numpy()
+    for name, bottom, label in (
+        ("share", 2.35, "norm / norm of the stream"),
+        ("turn", 0.75, "cosine"),
+    ):
+        axes = place_axes(figure, LEFT, bottom, WIDTH, 1.4)
+        for kind, color in zip(_KINDS, (BLUE, RED), strict=True):
+            values = part[f"{kind}_{name}"].numpy()
+            axes.plot(blocks, values, "o-", color=color, markersize=3, label=kind.replace("_", "-"))
+        axes.set_ylabel(label)
+        if name == "share":
+            axes.set_ylim(bottom=0)
+            axes.set_xticklabels([])
+        else:
+            axes.axhline(0, color=SOFT, linewidth=0.7, linestyle=":")
+            axes.set_xlabel("block")
+    figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=2, frameon=False)
+    write_headline(figure, title, "what each adds to the stream; below 0 it erases")
+    return settled(figure)

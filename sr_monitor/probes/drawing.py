@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Axes: TypeAlias = "matplotlib.axes.Axes"
 Figure: TypeAlias = "matplotlib.figure.Figure"
 
-INK, SOFT, BLUE = "#22252a", "#6b7178", "#1f5a94"
+INK, SOFT, BLUE, RED = "#22252a", "#6b7178", "#1f5a94", "#b0182b"
 DPI = 160
 LEFT, WIDTH = 0.72, 4.1
 """Where the axes of a diagram begin, and how wide they are."""

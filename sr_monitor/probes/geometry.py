@@ -73,7 +73,8 @@ class Geometry(Probe):
     def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, RGB]]:
         """Draw the spectrum, those of earlier steps behind."""
         behind = [each.part["singular_values"] for each in earlier]
-        note = ", ".join(f"{name} {value}" for name, value in self.facts(page.part).items())
+        numbers = self.scalars(page.part)
+        note = f"effective rank {numbers[self.RANK]:.1f}, decay {numbers[self.DECAY]:.2f}"
         yield (
             self.SPECTRUM,
             pixels(_draw(page.part["singular_values"], behind, page.title, note)),
@@ -107,6 +108,7 @@ def _draw(
 ) -> Figure:
     """Draw each direction's share of the variance, both axes logarithmic; the paler the earlier."""
     from matplotlib import colormaps
+    from matplotlib.ticker import NullFormatter
 
     figure = new_page(5.0, 3.5)
     axes = place_axes(figure, LEFT, 0.55, WIDTH, 2.2)
@@ -117,6 +119,9 @@ def _draw(
         color = BLUE if is_last else colormaps["Greys"](0.15 + 0.4 * place / len(everything))
         axes.plot(range(1, len(each) + 1), share, color=color, linewidth=2 if is_last else 1)
     axes.set(xscale="log", yscale="log", xlabel="direction", ylabel="share of the variance")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")  # powers would be formulas
+        axis.set_minor_formatter(NullFormatter())
     top = axes.get_ylim()[1]
     axes.set_ylim(max(axes.get_ylim()[0], 1e-6 * top), top)
     for edge in (2, max(2, len(values) // 2)):  # between these the decay is fitted

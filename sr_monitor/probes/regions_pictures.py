@@ -14,6 +14,7 @@ from sr_monitor.probes.drawing import (
     BLUE,
     INK,
     LEFT,
+    RED,
     SOFT,
     WIDTH,
     Axes,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 Paths: TypeAlias = "sr_monitor.probes.paths.Paths"
 
-_RED = "#b0182b"
 _MOST_NAMED = 16
 
 
@@ -78,9 +78,9 @@ def draw_hypotheses(
     other = axes.twinx()
     places = range(len(titles))
     axes.plot(places, count, "o-", color=BLUE, markersize=3.5)
-    other.plot(places, within, "s-", color=_RED, markersize=3.5)
+    other.plot(places, within, "s-", color=RED, markersize=3.5)
     axes.set_ylabel("regions on a path (mean)", color=BLUE)
-    other.set_ylabel("movement within one (median, of d(1))", color=_RED)
+    other.set_ylabel("movement within one (median, of d(1))", color=RED)
     axes.set_ylim(1, max(2.0, 1.05 * max((n for n in count if n == n), default=2.0)))
     other.set_ylim(0, 1.05 * max((n for n in within if n > 0), default=1.0))
     other.spines["right"].set_visible(True)
