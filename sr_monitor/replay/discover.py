@@ -53,8 +53,11 @@ class LocalCheckpoint:
     @property
     def num_bytes(self) -> int:
         """The size of the files that hold its weights."""
-        files = [] if self.reader is None else self.reader.files(self.path)
-        return sum(file.stat().st_size for file in files if file.is_file())
+        return sum(file.stat().st_size for file in self.weights() if file.is_file())
+
+    def weights(self) -> Iterable[Path]:
+        """Return the files that hold its weights."""
+        return [] if self.reader is None else self.reader.files(self.path)
 
     def architecture(self) -> dict[str, Any] | None:
         """Return its config, where its files say it in other words than a config.json."""

@@ -6,23 +6,25 @@ Files that are in the hub's shared cache are linked from there, and stay there.
         fetch(checkpoint, folder)
 """
 
-import hashlib
+import logging
 import shutil
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any, TypeVar
 
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import Progress, no_progress
+from sr_monitor.replay.hashes import has_hash
 from sr_monitor.replay.hub import File, HubCheckpoint
-from sr_monitor.replay.retry import Stopped, retry
+from sr_monitor.replay.retry import raise_if_stopped, retry
 
 _PARTING_SECONDS = 2.0
-_PART = 2**22  # bytes read at once
+_log = logging.getLogger("sr_monitor")
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -44,19 +46,19 @@ def fetch(
     """
     if checkpoint.problem:
         raise InputError(checkpoint.problem)
-    _check_disk(checkpoint, folder, keep=keep)
+    stop = stop or Event()
+    cached = _cached(checkpoint, stop)
+    before, total = 0, sum(file.size for file in checkpoint.files if file not in cached)
+    _check_disk(checkpoint.label, total, folder, keep=keep)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    stop = stop or Event()
-    before, total = 0, checkpoint.missing_bytes
 
     def tell(num_bytes: int) -> None:
-        if stop.is_set():
-            raise Stopped
+        raise_if_stopped(stop)
         progress(min(before + num_bytes, total), total)
 
     for file in checkpoint.files:
-        size = 0 if (path := checkpoint.cached(file)) else file.size
+        size, path = (0, cached[file]) if file in cached else (file.size, None)
         if keep or path is None:
             path = _download(checkpoint, file, None if keep else folder, tell, stop)
         tell(size)
@@ -110,6 +112,19 @@ def _in_thread(fetch: Callable[[Key, Event], Value], key: Key, stop: Event) -> F
     return future
 
 
+def _cached(checkpoint: HubCheckpoint, stop: Event) -> dict[File, Path]:
+    """Return where the client's cache holds files as the hub lists them; name damaged ones."""
+    found: dict[File, Path] = {}
+    for file in checkpoint.files:
+        if (path := checkpoint.cached(file)) is None:
+            continue
+        if has_hash(path, file.hash, partial(raise_if_stopped, stop)):
+            found[file] = path
+        else:
+            _log.warning(f"{path} is damaged (its hash differs): it is downloaded anew; delete it")
+    return found
+
+
 def _download(
     checkpoint: HubCheckpoint,
     file: File,
@@ -150,7 +165,7 @@ def _download(
         if (size := path.stat().st_size) != file.size:
             is_damaged = True
             raise OSError(f"{file.name} has {size} bytes, and the hub lists {file.size}")
-        if not _has_hash(path, file, lambda: tell(done)):
+        if not has_hash(path, file.hash, lambda: tell(done)):
             is_damaged = True
             raise OSError(f"{file.name} holds other bytes than the hub lists: its hash differs")
         return path
@@ -158,28 +173,15 @@ def _download(
     return retry(attempt, checkpoint.label, wait=stop.wait)
 
 
-def _has_hash(path: Path, file: File, between: Callable[[], None]) -> bool:
-    """Whether a file is what the hub lists; True if it lists no hash."""
-    if not file.hash:
-        return True
-    of_git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-    digest = hashlib.sha256() if len(file.hash) == 64 else of_git
-    with path.open("rb") as stream:
-        while part := stream.read(_PART):
-            digest.update(part)
-            between()
-    return digest.hexdigest() == file.hash
-
-
-def _check_disk(checkpoint: HubCheckpoint, folder: Path, *, keep: bool) -> None:
+def _check_disk(label: str, missing: int, folder: Path, *, keep: bool) -> None:
     from huggingface_hub import constants
 
     place = Path(constants.HF_HUB_CACHE) if keep else folder
     fix = "set HF_HOME to a larger disk" if keep else "name an --out on a larger disk"
     place = next(path for path in (place, *place.absolute().parents) if path.exists())
-    free, missing = shutil.disk_usage(place).free, checkpoint.missing_bytes
+    free = shutil.disk_usage(place).free
     if missing > free:
         raise InputError(
-            f"{checkpoint.label} needs {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are "
+            f"{label} needs {missing / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are "
             f"free at {str(place)!r}; make room there, or {fix}"
         )

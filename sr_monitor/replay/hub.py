@@ -21,12 +21,12 @@ from typing import Any, ClassVar
 from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import Progress, no_progress
+from sr_monitor.replay.hashes import HASH
 from sr_monitor.replay.retry import HubGone, Limit, Stopped, retry
 
 _SECONDS = 10.0  # the timeout of a listing
 _AT_ONCE = 8  # an answer takes a fifth of a second, and there may be a thousand to get
 _SILENCE = 10.0  # seconds after which a line says how far a listing is
-_HASH = re.compile(r"[0-9a-f]{40,64}")
 _CONFIG = "config.json"
 _WEIGHTS = (
     re.compile(r"model\.safetensors"),
@@ -45,7 +45,7 @@ class File:
     name: str
     size: int
     hash: str
-    """The sha256 of weights, git's hash of small files; the client's cache keeps it under that."""
+    """Its sha256 or git's hash; the client's cache keeps it under that name. "" if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +85,7 @@ class HubCheckpoint:
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
 
     def cached(self, file: File) -> Path | None:
-        """Return where the client's cache holds a file, for this revision or for another one."""
+        """Return where the client's cache holds a file of that size, for any revision."""
         from huggingface_hub import constants
 
         repo = Path(constants.HF_HUB_CACHE) / f"models--{self.repo.replace('/', '--')}"
@@ -171,7 +171,7 @@ def _files(checkpoint: HubCheckpoint, limit: Limit) -> tuple[File, ...]:
     for name in sorted(chosen):
         found = named[name].lfs.sha256 if named[name].lfs else named[name].blob_id
         # NOTE: it becomes the name of a file here, and comes from somebody else's server.
-        known = found if _HASH.fullmatch(found or "") else ""
+        known = found if HASH.fullmatch(found or "") else ""
         files.append(File(name=name, size=named[name].size or 0, hash=known))
     return tuple(files)
 

@@ -8,6 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -22,11 +23,12 @@ from sr_monitor.probes.measuring import Bar, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.fetch import fetch
+from sr_monitor.replay.hashes import check_downloads
 from sr_monitor.replay.hub import HubCheckpoint
 from sr_monitor.replay.models import ModelKeeper
 from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint
-from sr_monitor.replay.retry import HubGone, Stopped
+from sr_monitor.replay.retry import HubGone, Stopped, raise_if_stopped
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
@@ -62,11 +64,15 @@ class Job:
         progress: Progress = no_progress,
     ) -> LocalCheckpoint:
         """Return the checkpoint on this machine, downloaded if need be."""
+        stop = stop or Event()
+        if planned.source.problem:
+            raise InputError(planned.source.problem)
         if isinstance(planned.source, LocalCheckpoint):
+            check_downloads(planned.source.weights(), partial(raise_if_stopped, stop))
             return planned.source
         # transformers imports a model's own code under the folder's name: a commit is unique.
         folder, keep = self._folder(planned) / planned.source.commit, self.options.keep_downloads
-        stop, pauses = stop or Event(), list(_PAUSES)
+        pauses = list(_PAUSES)
         while True:
             try:
                 fetch(planned.source, folder, keep=keep, progress=progress, stop=stop)

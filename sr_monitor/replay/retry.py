@@ -33,6 +33,12 @@ class Stopped(Exception):
     """The caller no longer wants the result."""
 
 
+def raise_if_stopped(stop: Event) -> None:
+    """Raise `Stopped` once `stop` is set."""
+    if stop.is_set():
+        raise Stopped
+
+
 class HubGone(InputError):
     """The hub as a whole is unreachable."""
 
@@ -51,8 +57,7 @@ class Limit:
         """Wait until a request may be made; raise `Stopped` if it is no longer wanted."""
         while not self._stop.is_set() and (pause := self._until - time.monotonic()) > 0:
             self._stop.wait(pause)
-        if self._stop.is_set():
-            raise Stopped
+        raise_if_stopped(self._stop)
 
     def note(self, headers: Mapping[str, str]) -> None:
         """Read the headers of an answer, whatever its status is."""

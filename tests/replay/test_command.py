@@ -128,6 +128,15 @@ def test_a_dry_run_tells_what_it_would_cost(
     assert not (tmp_path / "home").exists()
 
 
+def test_a_listing_is_counted_where_there_is_no_terminal(
+    hub: HubServer, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sr_monitor.replay.hub._SILENCE", -1.0)
+    assert main(["replay", f"{OLMO}@step[01]*", "--dry-run"]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["listing: 1 of 2 revisions", "listing: 2 of 2 revisions"]
+
+
 def test_equal_weights_and_failures_are_named_at_the_end(hub: HubServer, capsys: Capture) -> None:
     hub.repos[OLMO] = {**hub.repos[OLMO], "step9000-tokens18B": hub.repos[OLMO][TWIN]}
     gone = hub.commit(OLMO, STEPS[2])

@@ -345,6 +345,30 @@ def test_what_is_cached_damaged_is_neither_used_nor_touched(
     assert cache(tmp_path) == before
 
 
+def test_other_bytes_of_the_same_size_in_the_cache_are_not_used(
+    hub: HubServer, tmp_path: Path, private: Path, logged_warnings: list[str]
+) -> None:
+    weights = downloaded(ONE_FILE) / "model.safetensors"
+    weights.write_bytes(FIRST[:-1] + b"x")
+    before = cache(tmp_path)
+    for name in (ONE_FILE, EQUAL):
+        assert fetched(name, private) == WHOLE
+        assert "is damaged (its hash differs)" in logged_warnings.pop()
+    assert cache(tmp_path) == before
+    assert fetched(ONE_FILE, private, keep=True) == WHOLE
+    assert weights.read_bytes() == FIRST
+    logged_warnings.clear()
+
+
+def test_what_is_cached_is_compared_once(
+    hub: HubServer, private: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downloaded(ONE_FILE)
+    assert fetched(ONE_FILE, private) == WHOLE
+    monkeypatch.setattr("hashlib.sha256", None)
+    assert fetched(ONE_FILE, private) == WHOLE
+
+
 def test_two_at_once_do_not_hurt_one_another(hub: HubServer, tmp_path: Path) -> None:
     hub.fail(WEIGHTS, Fault("slow", seconds=0.5))
     (one,) = listed(ONE_FILE)

@@ -441,6 +441,18 @@ def test_a_name_that_stands_for_other_weights_is_measured_again(hub: HubServer, 
     assert measured(after[1]) != measured(before[1])
 
 
+def test_a_download_that_was_damaged_later_is_named(tmp_path: Path, out: Path) -> None:
+    folder = checkpoints(tmp_path / "run", 1, 2)
+    for step, found in ((1, "0" * 64), (2, sha256(olmo_files(2)["model.safetensors"]).hexdigest())):
+        note = f"{'0' * 40}\n{found}\n{time.time() + 60}\n".encode()
+        place = folder / f".cache/huggingface/download/checkpoint-{step}"
+        put({"model.safetensors.metadata": note}, place)
+    report = run(folder, out=out)
+    assert report.measured == [str(folder / "checkpoint-2")]
+    (reason,) = report.failures.values()
+    assert "its hash differs; delete it and download it again" in reason
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_measured(tmp_path: Path, out: Path) -> None:
     folder = checkpoints(tmp_path / "run", 1, 2, 3, 4)
     one, two, three, four = (folder / f"checkpoint-{step}" for step in (1, 2, 3, 4))
