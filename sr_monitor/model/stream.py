@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, MissingPartError
 from sr_monitor.model.anatomy import Anatomy, check_layer
 from sr_monitor.model.arithmetic import Arithmetic
 from sr_monitor.model.cache import new_cache, shared_row
@@ -218,13 +218,17 @@ class Stream:
         """
         if self.output == "logits":
             return outputs
+        self.check_unembeds()
+        return self._unembed(outputs)
+
+    def check_unembeds(self) -> None:
+        """Raise `MissingPartError` where F gives no next-token logits."""
         if self.output == "resid_final":
-            raise InputError(
+            raise MissingPartError(
                 "output='resid_final': next-token logits are made of the final norm's output; pass "
                 "output='final_norm', or 'logits'"
             )
         self._check_head("next-token logits")
-        return self._unembed(outputs)
 
     @_in_calls
     def _unembed(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row vocab"]:
@@ -310,7 +314,7 @@ class Stream:
     def _check_head(self, wanted: str) -> None:
         head = self.anatomy.unembedding or self._forward.unembedding
         if self.anatomy.is_hugging_face and head is None:
-            raise InputError(
+            raise MissingPartError(
                 f"{wanted}: {type(self.anatomy.core).__name__} has no unembedding; pass the model "
                 "with its head (AutoModelForCausalLM), or output='final_norm'"
             )

@@ -17,15 +17,12 @@ from torch import Tensor
 
 from sr_monitor.model.engine import Chunk
 from sr_monitor.model.session import Session
-from sr_monitor.model.stream import Stream
 from sr_monitor.probes.base import RGB, Gather, Page, Part, Probe
 from sr_monitor.probes.divergence_pictures import draw_divergence
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
+from sr_monitor.probes.next_tokens import NextTokens
 from sr_monitor.probes.statistics import quartiles
-
-# Logits at once: a quarter of a gigabyte in float32.
-_MOST_LOGITS = 2**26
 
 END = Key.scalar("divergence/end", "How far B's activation moves A's next-token distribution: KL.")
 MAX_SLOPE = Key.scalar(
@@ -61,7 +58,7 @@ class Divergence(Probe):
 
     def reader(self, session: Session, num_contexts: int, num_places: int) -> "_Reader":
         """Read the distribution at every point of the paths."""
-        return _Reader(session.stream, num_contexts, num_places)
+        return _Reader(NextTokens(session.stream), num_contexts, num_places)
 
     def settle(self, part: Part, parts: Mapping[str, Part]) -> Part:
         """Note which pairs count, and whose top token flips where the distance rises most."""
@@ -104,9 +101,8 @@ def _max_slope(rising: Float[Tensor, "pair step"]) -> Float[Tensor, " pair"]:
 class _Reader:
     """The divergences, logits and top tokens at each point of this rank's pairs."""
 
-    def __init__(self, stream: Stream, num_contexts: int, num_places: int) -> None:
-        self._stream = stream
-        self._at_once = max(1, _MOST_LOGITS // (stream.anatomy.vocabulary or 2**17))
+    def __init__(self, next_tokens: NextTokens, num_contexts: int, num_places: int) -> None:
+        self._next_tokens = next_tokens
         unseen = torch.full((num_contexts, num_places), torch.nan)
         self._curves = {name: unseen.clone() for name in ("kl", "js", "logit_difference")}
         self._top = torch.full(unseen.shape, -1, dtype=torch.int32)
@@ -117,14 +113,14 @@ class _Reader:
 
     def read(self, chunk: Chunk) -> None:
         ends = chunk.some(chunk.places == self._top.shape[1] - 1)
-        for piece in self._pieces(ends):
-            tops = self._logits(ends.outputs[piece]).argmax(dim=-1)
+        for piece in self._next_tokens.pieces(ends):
+            tops = self._next_tokens.logits(ends.outputs[piece]).argmax(dim=-1)
             self._ends[ends.contexts[piece]] = tops.cpu()
         coming, self._waiting = [*self._waiting, chunk], []
         for each in coming:  # what came earlier first: a later chunk replaces its points
             known = self._ends[each.contexts] >= 0
             ready = each.some(known)
-            for piece in self._pieces(ready):
+            for piece in self._next_tokens.pieces(ready):
                 self._read(ready, piece)
             if not bool(known.all()):
                 self._waiting.append(each.some(~known))
@@ -138,7 +134,8 @@ class _Reader:
         contexts, places = chunk.contexts[piece], chunk.places[piece]
         of_context, counts = torch.unique_consecutive(contexts, return_counts=True)
         firsts = piece[counts.cumsum(0) - counts]
-        logits, clean = self._logits(chunk.outputs[piece]), self._logits(chunk.clean[firsts])
+        logits = self._next_tokens.logits(chunk.outputs[piece])
+        clean = self._next_tokens.logits(chunk.clean[firsts])
         self._top[contexts, places] = logits.argmax(dim=-1).int().cpu()
         found: list[Float[Tensor, "3 point"]] = []
         rows = torch.split(logits, counts.tolist())
@@ -148,13 +145,6 @@ class _Reader:
         values = torch.cat(found, dim=1).cpu()
         for curve, row in zip(self._curves.values(), values, strict=True):
             curve[contexts, places] = row
-
-    def _pieces(self, chunk: Chunk) -> list[Int[Tensor, " point"]]:
-        numbers = torch.arange(len(chunk.contexts))
-        return [numbers[n : n + self._at_once] for n in range(0, len(numbers), self._at_once)]
-
-    def _logits(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
-        return self._stream.unembed(outputs).float()
 
 
 def divergences(

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 Slices: TypeAlias = "sr_monitor.probes.slices.Slices"
 
-_CORNERS = {"A": "#b0182b", "B": "#117a37", "C": "#2340b8"}  # red, green, blue, dark enough to read
+CORNERS = {"A": "#b0182b", "B": "#117a37", "C": "#2340b8"}
+"""Red, green and blue, dark enough to read."""
 _FRAMES_IN_A_ROW = 8
 # Of a film, in inches; each a whole number of pixels, so that a frame fits anywhere in it.
 _FRAME, _ACROSS, _UP, _MARGIN = 1.6, 1.725, 1.925, 0.1
@@ -47,14 +48,14 @@ def draw_slice(slices: Slices, triple: int, *, prompts: Sequence[str] | None = N
     below = 0.0 if prompts is None else 0.62
     figure = new_page(3.7, 3.55 + below)
     axes = place_axes(figure, 0.55, 0.5 + below, 2.9, 2.9)
-    _paint(axes, slices, triple, mark_size=7.0)
+    paint_slice(axes, slices, triple, mark_size=7.0)
     axes.set(xlabel="from A towards B", ylabel="from the line AB towards C")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 5, 10]))
-    for name, prompt in zip(_CORNERS, prompts or (), strict=prompts is not None):
+    for name, prompt in zip(CORNERS, prompts or (), strict=prompts is not None):
         height = 0.47 - 0.17 * "ABC".index(name)
-        write_text(figure, 0.2, height, name, 8.0, _CORNERS[name], 0.2, weight="bold")
-        write_text(figure, 0.4, height, prompt, 8.0, _CORNERS[name], 3.05, keep_end=True)
+        write_text(figure, 0.2, height, name, 8.0, CORNERS[name], 0.2, weight="bold")
+        write_text(figure, 0.4, height, prompt, 8.0, CORNERS[name], 3.05, keep_end=True)
     return settled(figure)
 
 
@@ -63,7 +64,7 @@ def draw_frame(slices: Slices, triple: int, title: str) -> Figure:
     """Draw one frame of a film: a slice under its title."""
     figure = new_page(_FRAME + 2 * _MARGIN, _UP + _MARGIN)
     axes = place_axes(figure, _MARGIN, _MARGIN, _FRAME, _FRAME)
-    _paint(axes, slices, triple, mark_size=5.0)
+    paint_slice(axes, slices, triple, mark_size=5.0)
     axes.set(xticks=[], yticks=[])
     above = _MARGIN + _FRAME + 0.08
     write_text(figure, _MARGIN + _FRAME / 2, above, title, 8.5, INK, _FRAME, ha="center")
@@ -89,7 +90,7 @@ def join_frames(
     return film
 
 
-def _paint(axes: Axes, slices: Slices, triple: int, *, mark_size: float) -> None:
+def paint_slice(axes: Axes, slices: Slices, triple: int, *, mark_size: float) -> None:
     """Paint the colours of a slice, origin at the lower left, and mark its three points."""
     # (corner, row, column) -> (row, column, 1), beside rgb of (row, column, 3)
     finite = slices.distance[triple].isfinite().all(dim=0)[..., None]
@@ -121,7 +122,7 @@ def _mark(
     away = 1.8 * size * unit * np.array([(-0.7, -0.7), (0.7, -0.7), (0.0, 1.0)])
     leaves = (shown + away < room[0]) | (shown + away > room[1])
     letters = shown + np.where(leaves, -away, away)
-    for name, place, beyond, letter in zip(_CORNERS, shown, points - shown, letters, strict=True):
+    for name, place, beyond, letter in zip(CORNERS, shown, points - shown, letters, strict=True):
         if np.isfinite(place).all():
             arrowhead = (3, 0, math.degrees(math.atan2(*beyond[::-1])) - 90)
             axes.plot(

@@ -151,7 +151,7 @@ def test_logits_come_in_pieces_and_paths_in_parts(monkeypatch: pytest.MonkeyPatc
     """The token at the end of a path is waited for, where a forward ends within the path."""
     specimen = zoo.build("llama")
     whole = _measured(specimen)["divergence"]
-    monkeypatch.setattr("sr_monitor.probes.divergence._MOST_LOGITS", 5 * zoo.VOCAB)
+    monkeypatch.setattr("sr_monitor.probes.next_tokens._MOST_LOGITS", 5 * zoo.VOCAB)
     for sampling in ("grid", "adaptive"):
         found = _measured(specimen, sampling, max_tokens=5)["divergence"]
         assert torch.equal(found["top_token"], whole["top_token"])
@@ -192,3 +192,9 @@ def test_chance_pairs_and_lost_outputs_leave_the_picture_whole() -> None:
     figure = draw_divergence(part, make_paths(num_pairs=2, num_steps=5), "step 0")
     assert_tidy(figure)
     assert "no pair counts" in words(figure)
+
+
+def test_it_is_left_out_where_outputs_give_no_logits() -> None:
+    specimen = zoo.build("llama")
+    with pytest.warns(UserWarning, match=r"probes='divergence': output='resid_final'"):
+        assert list(_measured(specimen, output="resid_final")) == ["paths"]

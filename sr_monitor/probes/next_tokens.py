@@ -1,0 +1,35 @@
+"""Make next-token logits of the points that a reader sees, never of all at once.
+
+next_tokens = NextTokens(session.stream)
+for piece in next_tokens.pieces(chunk):
+    tops = next_tokens.logits(chunk.outputs[piece]).argmax(dim=-1)
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sr_monitor.model.engine import Chunk
+from sr_monitor.model.stream import Stream
+
+# Logits at once: a quarter of a gigabyte in float32.
+_MOST_LOGITS = 2**26
+
+
+class NextTokens:
+    """What the model predicts of final vectors."""
+
+    def __init__(self, stream: Stream) -> None:
+        """Raise `MissingPartError` where the outputs give no logits."""
+        stream.check_unembeds()
+        self._stream = stream
+        self._at_once = max(1, _MOST_LOGITS // (stream.anatomy.vocabulary or 2**17))
+
+    def pieces(self, chunk: Chunk) -> list[Int[Tensor, " point"]]:
+        """Cut the points of a chunk into as many as are looked at together."""
+        numbers = torch.arange(len(chunk.contexts))
+        return [numbers[n : n + self._at_once] for n in range(0, len(numbers), self._at_once)]
+
+    def logits(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
+        """Return the logits in float32."""
+        return self._stream.unembed(outputs).float()
