@@ -9,6 +9,7 @@ can change the earlier tokens' keys and values, so these can be kept.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import wraps
 from typing import Any, Literal, TypeVar
@@ -105,6 +106,13 @@ class Stream:
     def arithmetic(self) -> str:
         """The name of that type."""
         return str(self.precision).removeprefix("torch.")
+
+    def at(self, layer: int) -> "Stream":
+        """Return the same stream, cut at another layer."""
+        check_layer(self.anatomy, layer)
+        other = copy(self)
+        other.layer = layer
+        return other
 
     @_in_calls
     def read(self, prompts: Int[Tensor, "prompt token"]) -> Float[Tensor, "prompt d_model"]:
