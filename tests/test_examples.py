@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,10 @@ def steps_under(folder: Path) -> list[int]:
 
 SLOW = pytest.mark.slow  # the type checker reads these, and the adapters have suites of their own
 
+NEEDS_OLMO_CORE = pytest.mark.skipif(
+    find_spec("olmo_core") is None, reason="pip install 'sr-monitor[olmo-core]'"
+)
+
 
 @pytest.mark.parametrize(
     "name",
@@ -42,6 +47,7 @@ SLOW = pytest.mark.slow  # the type checker reads these, and the adapters have s
         "plain_loop",
         pytest.param("hf_trainer", marks=SLOW),
         pytest.param("lightning_module", marks=SLOW),
+        pytest.param("olmo_core_trainer", marks=[SLOW, NEEDS_OLMO_CORE]),
     ],
 )
 def test_an_example_leaves_a_watched_run(name: str, tmp_path: Path) -> None:
@@ -75,5 +81,12 @@ def test_the_history_of_olmo_is_replayed(tmp_path: Path) -> None:
 
 
 def test_every_example_is_run_here() -> None:
-    ran = {"hf_trainer", "lightning_module", "plain_loop", "fsdp", "replay_olmo"}
+    ran = {
+        "hf_trainer",
+        "lightning_module",
+        "olmo_core_trainer",
+        "plain_loop",
+        "fsdp",
+        "replay_olmo",
+    }
     assert {path.stem for path in EXAMPLES.glob("*.py")} == ran

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "sr_monitor": ROOT,
     "sr_monitor_lightning": ROOT / "integrations",
+    "sr_monitor_olmo_core": ROOT / "integrations",
     "sr_monitor_transformers": ROOT / "integrations",
 }
 

@@ -1,4 +1,4 @@
-"""The keys and values of earlier tokens, as Hugging Face models keep them.
+"""The keys and values of earlier tokens, as Hugging Face models keep them, or as OLMo-core's could.
 
 cache = new_cache(anatomy)
 model(prompts[:, :-1], past_key_values=cache)
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sr_monitor.model import olmo_core
 from sr_monitor.model.anatomy import Anatomy
 
 _PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
@@ -18,7 +19,9 @@ _PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
 
 def new_cache(anatomy: Anatomy) -> Any:
     """Return an empty cache, or None if the model keeps none of the plain kind."""
-    if not (anatomy.is_hugging_face and "past_key_values" in anatomy.arguments):
+    if not anatomy.is_hugging_face:
+        return olmo_core.new_cache(anatomy.blocks)
+    if "past_key_values" not in anatomy.arguments:
         return None
     from transformers.cache_utils import DynamicCache
 
@@ -42,6 +45,8 @@ def rows_of(cache: Any, rows: slice | Int[Tensor, " row"]) -> Any:
 
 def can_share_rows(anatomy: Anatomy, cache: Any, num_earlier: int) -> bool:
     """Whether several points may stand in one row: masks and positions are taken as given."""
+    if not anatomy.is_hugging_face:
+        return True
     config = anatomy.config
     return (
         {"position_ids", "attention_mask"} <= anatomy.arguments

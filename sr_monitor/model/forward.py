@@ -5,7 +5,7 @@ result = Forward(anatomy, with_logits=True)(prompts)
 
 import inspect
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from inspect import Parameter
 from typing import Any, Literal, TypeAlias
@@ -49,7 +49,7 @@ class Forward:
     def __call__(
         self, prompts: Int[Tensor, "prompt token"], /, *, cache: Any = None, **shared: Tensor
     ) -> Any:
-        """Run the model once; only Hugging Face models take a `cache` and points that share."""
+        """Run the model once; only Hugging Face models are told of a `cache`, and who shares."""
         if self.before_call is not None:
             self.before_call()
         # (1, token) -> (token,)
@@ -66,6 +66,7 @@ class Forward:
             if self.call is not None:
                 return self.call(self.anatomy.root, token_ids)
             if not self.anatomy.is_hugging_face:
+                stack.enter_context(nullcontext() if cache is None else cache.in_use())
                 return self.anatomy.root(token_ids)
             kept = {} if cache is None else {"past_key_values": cache}
             switches = self._switches(use_cache=cache is not None)

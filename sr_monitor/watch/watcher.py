@@ -34,6 +34,7 @@ from sr_monitor.prompts.corpora import WindowRequest
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.prompts.token_ids import token_ids_of
 from sr_monitor.prompts.training_data import prompts_from_batch, prompts_from_dataset
+from sr_monitor.results.record import Record
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.guard import ErrorGuard
@@ -58,6 +59,8 @@ class Training:
     """Where records go by default; None keeps none, whatever the user says."""
     find_writers: Callable[[], Sequence[Writer]]
     """Returns the framework's own loggers, as writers; called on the first rank."""
+    writes_own: bool = False
+    """Whether a TensorBoard run of our own is written beside the framework's loggers, too."""
     find_state: Callable[[str], Mapping[str, Any] | None]
     """Returns what was saved under this name when the training was interrupted."""
     loaders: Sequence[Any] = ()
@@ -139,14 +142,15 @@ class Watcher(Generic[_Options]):
         tokens: Tokens = None,
         also: bool = False,
         last: bool = False,
-    ) -> None:
+    ) -> Record | None:
         """Measure if it is time to; see `Monitor.step`."""
         training = self.training
         if last and self.is_waiting and training is not None:  # take what the batches held
             self.begin(lambda: replace(training, step=step), [])
-        if self.monitor is not None:
-            also, self.wanted = also or self.wanted, False
-            self.monitor.step(model, step, tokens=tokens, also=also, last=last)
+        if self.monitor is None:
+            return None
+        also, self.wanted = also or self.wanted, False
+        return self.monitor.step(model, step, tokens=tokens, also=also, last=last)
 
     def until_end(self, call: Callable[[], object]) -> None:
         """Call this when the training ends."""
@@ -276,8 +280,8 @@ class Watcher(Generic[_Options]):
         """Return the user's writers, else the framework's, else one of our own."""
         if self.options.writer is not None:
             return list(self.options.writer)
-        found = training.find_writers()
-        if found or store.folder is None:
+        found = list(training.find_writers())
+        if store.folder is None or (found and not training.writes_own):
             return found
         purge_step = training.step + 1 if training.step > 1 else 0
         try:
@@ -287,4 +291,4 @@ class Watcher(Generic[_Options]):
             own = JSONLWriter(store.folder / "log.jsonl", purge_step=purge_step)
             watch = "for TensorBoard: pip install 'sr-monitor[tensorboard]'"
         tell(f"results in {store.folder}; {watch}")
-        return [own]
+        return [*found, own]

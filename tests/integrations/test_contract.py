@@ -9,6 +9,9 @@ import multiprocessing
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,16 @@ from tests.outside_probe import Norms, Steepness
 from tests.training import NAME, SMALL, Run, records
 from tests.zoo import build
 
+olmo_runs: Any = None
+if find_spec("olmo_core"):  # an extra of its own, whose dependencies hold back those of others
+    olmo_runs = import_module("tests.olmo_runs")
+
 pytestmark = [
     # Lightning gives advice, and uses what torch and it itself have since renamed.
     pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled, unavailable or uninit"),
 ]
 
 MEDIAN, FAILURES = PathsProbe.MAX_SLOPE_MEDIAN.name, keys.FAILURES.name
@@ -55,6 +63,41 @@ class ByHand:
 
     def checkpoint(self, folder: Path, step: int) -> Path:
         return folder / f"step={step}.ckpt"
+
+    trains = frozenset({"encoder-decoder", "NaN weights"})
+    """Trouble that it lets a training go on with."""
+
+    def shares_rows(self, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether the model is called on several points in a row."""
+        return getattr(kwargs.get("attention_mask"), "ndim", 0) > 2
+
+    def with_dropout(self) -> Any:
+        return build("gpt2").model
+
+    def without_dropout(self) -> Any:
+        """Lightning's checkpoints hold no random states."""
+        return build("llama").model
+
+    def nan(self) -> Any:
+        """A model that has diverged."""
+        with torch.no_grad():
+            (model := self.with_dropout()).get_parameter("transformer.ln_f.weight").fill_(torch.nan)
+        return model
+
+    def out_of_memory(self) -> Any:
+        """A model that takes too much memory wherever it is not trained."""
+
+        def refuse(*_: Any) -> None:
+            if not torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
+        (model := self.with_dropout()).register_forward_pre_hook(refuse)
+        return model
+
+    def encoder_decoder(self) -> Any:
+        model: Any = build("t5").model
+        model.config.decoder_start_token_id = model.config.pad_token_id = 0
+        return model
 
 
 class HuggingFace(ByHand):
@@ -90,7 +133,34 @@ class Lightning(ByHand):
         return folder / "saved" / f"step={step}.ckpt"
 
 
+class OLMoCore(ByHand):
+    """OLMo-core's Trainer; its epochs have two steps, and it ends where the loss is NaN."""
+
+    trains = frozenset()
+
+    def watch(self, **options: Any) -> Any:
+        return olmo_runs.watch(**options)
+
+    def train(self, folder: Path, *watched: Any, **options: Any) -> Run:
+        data = partial(olmo_runs.loader, num_rows=8)
+        run: Run = olmo_runs.train(folder, *watched, **{"data": data, **options})
+        return run
+
+    def checkpoint(self, folder: Path, step: int) -> Path:
+        return folder / f"step{step}"
+
+    def shares_rows(self, args: Any, kwargs: dict[str, Any]) -> bool:
+        return bool(args[0].shape[1] == 3)  # the points that are compared; prompts are longer
+
+    def with_dropout(self) -> Any:
+        return olmo_runs.build()
+
+    without_dropout = with_dropout
+
+
 DRIVERS = {"by hand": ByHand(), "transformers": HuggingFace(), "lightning": Lightning()}
+if olmo_runs is not None:
+    DRIVERS["olmo-core"] = OLMoCore()
 
 
 @pytest.fixture(params=DRIVERS)
@@ -107,22 +177,12 @@ def unwatched(tmp_path_factory: pytest.TempPathFactory) -> Unwatched:
     runs: dict[Any, Run] = {}
 
     def train(driver: ByHand, model: Callable[[], Any], **options: Any) -> Run:
-        key = (driver, model, *options.items())
+        key = (model, *options.items())
         if key not in runs:
             runs[key] = driver.train(tmp_path_factory.mktemp("plain"), model=model(), **options)
         return runs[key]
 
     return train
-
-
-def gpt2() -> Any:
-    """A model with dropout."""
-    return build("gpt2").model
-
-
-def llama() -> Any:
-    """A model without dropout: Lightning's checkpoints hold no random states."""
-    return build("llama").model
 
 
 def steps_of(writer: MemoryWriter, name: str = MEDIAN) -> list[int]:
@@ -146,7 +206,7 @@ def test_a_watched_training_is_bit_for_bit_the_same(
 ) -> None:
     options: dict[str, Any] = {"every": 1, "num_slices": 1}
     watched = driver.train(tmp_path, driver.watch(**options, writer=(writer := MemoryWriter())))
-    assert watched.differences(unwatched(driver, gpt2)) == []
+    assert watched.differences(unwatched(driver, driver.with_dropout)) == []
     found = records(tmp_path)
     assert list(found) == steps_of(writer) == [0, 1, 2, 3, 4]
     assert len({value for _, value in writer.scalars[MEDIAN]}) == 5
@@ -157,7 +217,7 @@ def test_a_watched_training_is_bit_for_bit_the_same(
     config = WatchOptions(**(SMALL | options))
     prompts = training.prompts_in(tmp_path)
     trained = getattr(watched.model, "model", watched.model)
-    for model, step in ((gpt2(), 0), (trained, 4)):
+    for model, step in ((driver.with_dropout(), 0), (trained, 4)):
         again = take_record(model, prompts, config, step=step)
         assert_same_curve({step: found[step]}, {step: again})
 
@@ -227,16 +287,17 @@ def test_a_training_that_failed_gives_up_its_folder(driver: ByHand, tmp_path: Pa
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(driver: ByHand, tmp_path: Path) -> None:
     options: dict[str, Any] = {"every": 1, "num_slices": 1}
-    whole = driver.train(tmp_path / "whole", driver.watch(**options), model=llama())
+    model = driver.without_dropout
+    whole = driver.train(tmp_path / "whole", driver.watch(**options), model=model())
     folder, saving = tmp_path / "run", {"save_steps": 2}
     with pytest.raises(ZeroDivisionError):
-        driver.train(folder, driver.watch(**options), model=llama(), fail_at=4, **saving)
+        driver.train(folder, driver.watch(**options), model=model(), fail_at=4, **saving)
     assert list(records(folder)) == [0, 1, 2, 3]
     before = {path.name: path.read_bytes() for path in (folder / NAME).glob("*.*")}
     # A seed of another choice of prompts: those of the run count.
     callback = driver.watch(**options, seed=7, writer=(writer := MemoryWriter()))
     checkpoint = driver.checkpoint(folder, 2)
-    resumed = driver.train(folder, callback, model=llama(), resume=checkpoint, **saving)
+    resumed = driver.train(folder, callback, model=model(), resume=checkpoint, **saving)
     assert resumed.losses[-2:] == whole.losses[-2:]
     for fact in ("weights", "optimizer"):
         assert training.equal(resumed.facts[fact], whole.facts[fact]), fact
@@ -255,8 +316,8 @@ def test_a_resumed_run_keeps_to_its_way(driver: ByHand, tmp_path: Path) -> None:
     """Where the fast way failed once, it is not taken later, though it would work again."""
 
     def picky(model: Any) -> Any:
-        def refuse(_: nn.Module, __: Any, kwargs: dict[str, Any]) -> None:
-            if not torch.is_grad_enabled() and getattr(kwargs.get("attention_mask"), "ndim", 0) > 2:
+        def refuse(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if not torch.is_grad_enabled() and driver.shares_rows(args, kwargs):
                 raise NotImplementedError("masks of four dimensions are not supported")
 
         model.register_forward_pre_hook(refuse, with_kwargs=True)
@@ -265,9 +326,12 @@ def test_a_resumed_run_keeps_to_its_way(driver: ByHand, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         callback = driver.watch(every=1)
-        driver.train(tmp_path, callback, model=picky(llama()), max_steps=2, save_steps=2)
+        driver.train(
+            tmp_path, callback, model=picky(driver.without_dropout()), max_steps=2, save_steps=2
+        )
         checkpoint = driver.checkpoint(tmp_path, 2)
-        driver.train(tmp_path, driver.watch(every=1), model=llama(), resume=checkpoint)
+        model = driver.without_dropout()
+        driver.train(tmp_path, driver.watch(every=1), model=model, resume=checkpoint)
     ways = {step: record.paths.engine for step, record in records(tmp_path).items()}
     assert ways == dict.fromkeys(range(5), "rows")
 
@@ -332,7 +396,7 @@ def test_a_probe_of_another_package_is_measured_logged_and_kept(
     writer, norms = MemoryWriter(), Norms(power=1.0)
     first = driver.watch(every=1, probes=[norms], writer=[writer, TensorBoardWriter(tmp_path)])
     watched = driver.train(tmp_path, first, save_steps=2)
-    assert watched.differences(unwatched(driver, gpt2)) == []
+    assert watched.differences(unwatched(driver, driver.with_dropout)) == []
     both = driver.watch(every=1, probes=[norms, Steepness()], writer=(later := MemoryWriter()))
     driver.train(tmp_path, both, resume=driver.checkpoint(tmp_path, 2), save_steps=2)
     found = records(tmp_path)
@@ -361,36 +425,14 @@ class Broken(MemoryWriter):
         raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def nan() -> Any:
-    """A model that has diverged."""
-    with torch.no_grad():
-        (model := gpt2()).get_parameter("transformer.ln_f.weight").fill_(torch.nan)
-    return model
-
-
-def out_of_memory() -> Any:
-    """A model that takes too much memory wherever it is not trained."""
-
-    def refuse(*_: Any) -> None:
-        if not torch.is_grad_enabled():
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
-
-    (model := gpt2()).register_forward_pre_hook(refuse)
-    return model
-
-
-def encoder_decoder() -> Any:
-    model: Any = build("t5").model
-    model.config.decoder_start_token_id = model.config.pad_token_id = 0
-    return model
-
-
-TROUBLE: dict[str, tuple[dict[str, Any], Callable[[], Any], str, int]] = {
-    "no such layer": ({"layer": 99}, llama, "layer=99: .*sr-monitor is off now", 1),
-    "encoder-decoder": ({}, encoder_decoder, "T5.* measure a decoder-only", 1),
-    "broken writer": ({"writer": Broken()}, llama, "Broken could not write: .*No space", 2),
-    "NaN weights": ({}, nan, "the weights hold NaN or Inf", 2),
-    "out of memory": ({}, out_of_memory, "memory ran out .*pass a smaller max_tokens=", 2),
+_OFF = "layer=99: .*sr-monitor is off now"
+_FULL = "Broken could not write: .*No space"
+TROUBLE: dict[str, tuple[dict[str, Any], str, str, int]] = {
+    "no such layer": ({"layer": 99}, "without_dropout", _OFF, 1),
+    "encoder-decoder": ({}, "encoder_decoder", "T5.* measure a decoder-only", 1),
+    "broken writer": ({"writer": Broken()}, "without_dropout", _FULL, 2),
+    "NaN weights": ({}, "nan", "the weights hold NaN or Inf", 2),
+    "out of memory": ({}, "out_of_memory", "memory ran out .*pass a smaller max_tokens=", 2),
 }
 
 
@@ -398,7 +440,10 @@ TROUBLE: dict[str, tuple[dict[str, Any], Callable[[], Any], str, int]] = {
 def test_trouble_never_ends_a_training(
     driver: ByHand, tmp_path: Path, unwatched: Unwatched, case: str
 ) -> None:
-    options, model, message, num_told = TROUBLE[case]
+    if case in ByHand.trains - driver.trains:
+        pytest.skip(f"{type(driver).__name__} trains no such model")
+    options, name, message, num_told = TROUBLE[case]
+    model = getattr(driver, name)
     plain, log = unwatched(driver, model, max_steps=3), MemoryWriter()
     options = options | {"writer": [*([options["writer"]] if "writer" in options else []), log]}
     callback = driver.watch(every=1, on_error="warn", **options)
@@ -427,7 +472,7 @@ def test_errors_are_raised_where_that_is_asked_for(driver: ByHand, tmp_path: Pat
 # What a callback is ---------------------------------------------------------------------------
 
 
-KINDS = [type(training.watch()), type(lightning_runs.small())]
+KINDS = [type(driver.watch()) for name, driver in DRIVERS.items() if name != "by hand"]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__module__)
@@ -444,7 +489,7 @@ def test_a_callback_shows_all_its_options_and_holds_a_watcher(kind: Any) -> None
     assert ours - framework == {"watcher"}
 
 
-@pytest.mark.parametrize("name", ["transformers", "lightning"])
+@pytest.mark.parametrize("name", [name for name in DRIVERS if name != "by hand"])
 def test_one_line_is_enough(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], logged_warnings: list[str], name: str
 ) -> None:
