@@ -21,6 +21,7 @@ from transformers import TrainerState, TrainingArguments
 from sr_monitor import InputError
 from sr_monitor.display.writers.base import Writer
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
+from sr_monitor.display.writers.trackio import TrackioWriter
 from sr_monitor.display.writers.wandb import WandbWriter
 from sr_monitor.model.wrappers import class_names
 
@@ -33,7 +34,7 @@ def find_siblings() -> Sequence[Any]:
 
 
 def writers_among(siblings: Sequence[Any]) -> list[Writer]:
-    """Return the runs of TensorBoard and Weights & Biases that the Trainer writes to."""
+    """Return the runs of TensorBoard, Weights & Biases and trackio that the Trainer writes to."""
     found: list[Writer] = []
     for sibling in siblings:
         names = class_names(sibling)
@@ -41,6 +42,8 @@ def writers_among(siblings: Sequence[Any]) -> list[Writer]:
             found.append(TensorBoardWriter(sibling.tb_writer))
         if "WandbCallback" in names and getattr(getattr(sibling, "_wandb", None), "run", None):
             found.append(WandbWriter(sibling._wandb.run))
+        if "TrackioCallback" in names and getattr(sibling, "_initialized", False):
+            found.append(TrackioWriter(sibling._trackio.context_vars.current_run.get()))
     return found
 
 

@@ -20,6 +20,7 @@ _COMMANDS = {
     "demo": "Watch regions form in a small model.",
     "replay": "Measure saved checkpoints.",
     "report": "Make one page of runs that were measured.",
+    "export": "Show runs that were measured on a dashboard again.",
     "doctor": "Look at what is installed here.",
 }
 

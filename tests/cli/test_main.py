@@ -37,7 +37,7 @@ def test_help_lists_the_commands(capsys: Capture, monkeypatch: pytest.MonkeyPatc
     out, err = capsys.readouterr()
     assert err == ""
     listed = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line]
-    assert listed == ["measure", "demo", "replay", "report", "doctor"]
+    assert listed == ["measure", "demo", "replay", "report", "export", "doctor"]
 
 
 @pytest.mark.parametrize("name", ["measure", "replay"])

@@ -4,10 +4,12 @@ import html
 import importlib
 import io
 import json
+import os
 import re
 import struct
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -23,6 +25,7 @@ from sr_monitor.display.writers.base import Writer, encode_gif
 from sr_monitor.display.writers.jsonl import JSONLWriter
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
+from sr_monitor.display.writers.trackio import TrackioWriter
 from sr_monitor.display.writers.wandb import WandbWriter
 from sr_monitor.errors import InputError
 from sr_monitor.probes.keys import STEP
@@ -180,13 +183,50 @@ class WandbSink(Sink):
         return "text", name, step, html.unescape(found[1])
 
 
+def import_trackio() -> Any:
+    """Import trackio, with a folder of the tests for its runs."""
+    os.environ.setdefault("TRACKIO_DIR", tempfile.mkdtemp())  # read once, at the import
+    return pytest.importorskip("trackio", reason="pip install trackio")
+
+
+class TrackioSink(Sink):
+    """A run of trackio, read back from its database."""
+
+    def open(self) -> Any:
+        self.trackio: Any = import_trackio()
+        self.name = self.folder.name
+        quiet = {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        self.run = self.trackio.init(project=self.name, name="run", **quiet)
+        return TrackioWriter(self.run)
+
+    def end(self) -> None:
+        self.run.finish()
+
+    def read(self) -> Iterator[Entry]:
+        for row in self.trackio.SQLiteStorage.get_logs(self.name, "run"):
+            for name in row:
+                if name.startswith(NAME):
+                    yield self._entry(name, row["step"], row[name])
+
+    def _entry(self, name: str, step: int, value: Any) -> Entry:
+        if not isinstance(value, dict):
+            return "scalar", name, step, float(value)
+        if value["_type"] == "trackio.histogram":
+            return "histogram", name, step, sum(value["values"])
+        if value["_type"] == "trackio.markdown":
+            return "text", name, step, value["_value"]
+        folder = importlib.import_module("trackio.utils").MEDIA_DIR
+        kind, picture = seen((folder / value["file_path"]).read_bytes())
+        return kind, name, step, picture
+
+
 def accumulate(folder: Path) -> Any:
     limits = dict.fromkeys(("scalars", "histograms", "images", "tensors"), 0)
     reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     return reader.EventAccumulator(str(folder), size_guidance=limits).Reload()
 
 
-@pytest.fixture(params=[MemorySink, JSONLSink, TensorBoardSink, WandbSink])
+@pytest.fixture(params=[MemorySink, JSONLSink, TensorBoardSink, WandbSink, TrackioSink])
 def sink(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     made: Any = request.param(tmp_path)
     made.writer = made.open()
@@ -230,7 +270,7 @@ def test_what_was_written_can_be_read_back(sink: Any) -> None:
         ("image", CURVES, 501, dark),
         ("animation", MOVING, 501, film(count=1)),
     ]
-    if not isinstance(sink, WandbSink):  # what is flushed is there without a close
+    if not isinstance(sink, WandbSink | TrackioSink):  # what is flushed is there without a close
         assert_entries(sink.read(), expected)
     for finish in (writer.flush, writer.close, writer.close):
         finish()
@@ -403,6 +443,7 @@ def test_a_writer_that_is_there_keeps_its_layout_and_stays_open(tmp_path: Path) 
     [
         ("torch.utils.tensorboard", TensorBoardWriter, r"'sr-monitor\[tensorboard\]'"),
         ("wandb", WandbWriter, "wandb"),
+        ("trackio", TrackioWriter, "trackio"),
     ],
 )
 def test_what_is_missing_is_named_with_the_command(

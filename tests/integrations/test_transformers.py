@@ -20,6 +20,7 @@ from transformers.integrations.integration_utils import TensorBoardCallback
 
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.results.record import list_records
+from tests.display.test_writers import import_trackio
 from tests.training import (
     Run,
     Stream,
@@ -107,6 +108,16 @@ def test_the_last_step_is_not_mistaken_for_the_best_one(tmp_path: Path) -> None:
     assert_curve_of(last, tmp_path, 3)
     # Neither was anything written to the Trainer's log after it had been closed.
     assert logged(tmp_path) == [0, 3]
+
+
+def test_the_run_of_the_trackio_callback_is_used(tmp_path: Path) -> None:
+    trackio: Any = import_trackio()
+    options: dict[str, Any] = {"project": tmp_path.name, "run_name": "watched"}
+    train(tmp_path, watch(every=2, writer=None), max_steps=2, report_to="trackio", **options)
+    name = "stable_regions/max_slope/median"
+    rows = trackio.SQLiteStorage.get_logs(tmp_path.name, "watched")
+    assert [row["step"] for row in rows if name in row] == [0, 2]
+    assert not list(tmp_path.rglob("events.out.tfevents.*"))
 
 
 # ---- nothing is disturbed ------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from sr_monitor.probes.paths import PathsProbe
 _BAND = re.compile(r"/(median|q25|q75|low|high)$")
 _NUMBER = re.compile(r"/\d+(?=/|$)")
 _MAIN = PathsProbe.MAX_SLOPE_MEDIAN.name.removesuffix("/median")
+_PATHS = "Where boundaries are, how wide they are, and how far output and activation move in all."
 _DIAGNOSTIC = {PathsProbe.NOISE_FLOOR.name, PathsProbe.PAIRS_LEFT_OUT.name}
 
 
@@ -35,13 +36,17 @@ def make_groups(courses: Sequence[Course]) -> list[dict[str, Any]]:
     of = {name: owners.get(name, owners.get(_NUMBER.sub("/<k>", name))) for name in names}
     last = [name for name in names if of[name] is None or name in _DIAGNOSTIC]
     groups = [
-        _group(probe.name, inspect.getdoc(type(probe)) or "", own, probe.keys)
+        _group(probe.name, _about(probe), own, probe.keys)
         for probe in probes.values()
         if (own := [name for name in names if of[name] is probe and name not in last])
     ]
     about = "How far the numbers can be trusted, and what they cost."
     keys = (*PathsProbe.keys, *RUN_KEYS)
     return [*groups, _group("diagnostics", about, last, keys)] if last else groups
+
+
+def _about(probe: Probe) -> str:
+    return _PATHS if isinstance(probe, PathsProbe) else inspect.getdoc(type(probe)) or ""
 
 
 def _names(courses: Iterable[Course]) -> list[str]:
@@ -63,7 +68,7 @@ def _group(title: str, about: str, names: Sequence[str], keys: Sequence[Key]) ->
         "about": about.split("\n")[0],
         "charts": [
             {
-                "title": _label(stem),
+                "title": _label(stem).removeprefix(f"{title} · "),
                 "meaning": meanings.get(stem, ""),
                 "lines": [_line(stem, of) for of in _lines(members)],
             }

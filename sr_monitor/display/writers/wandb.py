@@ -11,11 +11,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sr_monitor.display.writers.base import Frames, encode_gif, finite, import_or_refuse
+from sr_monitor.display.writers.rows import RowWriter
 from sr_monitor.probes.base import RGB
 from sr_monitor.probes.keys import STEP
 
 
-class WandbWriter:
+class WandbWriter(RowWriter):
     """Writes to a Weights & Biases run, which its owner starts and finishes.
 
     wandb's own step never goes back, so it is left to the run's owner. Values are sent in one call
@@ -24,10 +25,10 @@ class WandbWriter:
 
     def __init__(self, run: Any) -> None:
         """Write to a run, as `wandb.init()` or `WandbLogger.experiment` gives it."""
+        super().__init__()
         missing = "WandbWriter: wandb is not installed; run: pip install wandb"
         self._wandb: Any = import_or_refuse("wandb", missing)
         self._run = run
-        self._row: dict[str, Any] = {}
         self._prefixes: set[str] = set()
         run.define_metric(STEP)
 
@@ -56,19 +57,12 @@ class WandbWriter:
     def text(self, name: str, markdown: str, step: int) -> None:
         self._add(name, self._wandb.Html(f"<pre>{html.escape(markdown)}</pre>"), step)
 
-    def flush(self) -> None:
-        row, self._row = self._row, {}
-        if row:
-            self._run.log(row)
-
-    def close(self) -> None:
-        self.flush()
-
     def _add(self, name: str, value: Any, step: int) -> None:
         prefix, _, _ = name.partition("/")
         if prefix not in self._prefixes:
             self._prefixes.add(prefix)
             self._run.define_metric(f"{prefix}/*", step_metric=STEP)
-        if self._row.get(STEP, step) != step:
-            self.flush()
-        self._row |= {name: value, STEP: step}
+        super()._add(name, value, step)
+
+    def _send(self, row: dict[str, Any], step: int) -> None:
+        self._run.log({**row, STEP: step})
