@@ -1,13 +1,18 @@
-"""Collect the final vectors F of the clean contexts of paths: those of the A prompts, run anyway.
+"""Final vectors F of clean prompts: read where paths run them anyway, or by a run of their own.
 
-vectors = finals.part(gather)              # "pair d_output", on the CPU, in float32
+vectors = Finals(num_contexts).part(gather)       # "pair d_output": those of the A prompts
+finals_a, finals_b = run_finals(share, share.activations())
 """
+
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sr_monitor.model.engine import Chunk
+from sr_monitor.model.memory import in_chunks
+from sr_monitor.model.session import Share
 from sr_monitor.probes.base import Gather
 
 
@@ -30,3 +35,24 @@ class Finals:
     def part(self, gather: Gather) -> Float[Tensor, "pair d_output"]:
         """Return all vectors."""
         return gather(self._vectors)
+
+
+def run_finals(
+    share: Share, activations: Sequence[Float[Tensor, "item d_model"]]
+) -> tuple[Float[Tensor, "item d_output"], ...]:
+    """Run this rank's prompts from their activations on, equal ones once; return their F."""
+    prompts, points = torch.cat(share.prompts), torch.cat(list(activations))
+    where = torch.arange(len(prompts))
+    if not share.session.in_step:
+        prompts, where = torch.unique(prompts, dim=0, return_inverse=True)
+        # Any of the equal ones: their activations are equal, too.
+        points = points.new_empty(len(prompts), points.shape[1]).index_copy(0, where, points)
+    engine, pieces = share.session.engine, dict[int, Tensor]()
+
+    def run(chunk: slice) -> None:
+        # "item d_model" to "item 1 d_model": one point in each context.
+        context = engine.open(prompts[chunk])
+        pieces[chunk.start] = engine.run(context, points[chunk][:, None], lambda _: None).final
+
+    in_chunks(len(prompts), tokens_each=prompts.shape[1], budget=engine.budget, work=run)
+    return torch.cat(list(pieces.values()))[where].chunk(len(share.prompts))

@@ -24,8 +24,9 @@ class PromptOptions(Options):
 
     prompts: PromptSet | str | os.PathLike[str] | None = option(
         None,
-        "A saved set, a file of text or JSONL, or a data set's name on the hub; by default those "
-        "of the live run if there was one, else Python's help topics.",
+        "A saved set, a file of text or JSONL, a data set's name on the hub, or the word meaning: "
+        "labelled pairs that come with the package; by default those of the live run if there was "
+        "one, else Python's help topics.",
         effect="nothing",
     )
     num_tokens: int = option(
@@ -56,6 +57,8 @@ def choose_prompts(chosen: PromptOptions, tokenizer: Tokenizer, num_prompts: int
     if source.is_file():
         return PromptSet.from_file(source, tokenizer, **options)
     name = os.fspath(chosen.prompts)
+    if name == "meaning":
+        return PromptSet.from_meaning(tokenizer)
     if not source.is_dir():
         if source.suffix in {".txt", ".json", ".jsonl"}:
             raise InputError(f"--prompts {name!r}: there is no such file")

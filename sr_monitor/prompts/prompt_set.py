@@ -12,6 +12,7 @@ with the first prompt of the next pair.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from sr_monitor.files import write_whole
 from sr_monitor.prompts import files
 from sr_monitor.prompts.corpora import Tokenizer, WindowRequest, decode_all, encode, open_dataset
 from sr_monitor.prompts.token_ids import token_matrix
+
+_MEANING = Path(__file__).with_name("meaning.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -265,12 +268,29 @@ class PromptSet:
         return cls.from_texts(texts, tokenizer, source=str(path), **options)
 
     @classmethod
+    def from_meaning(cls, tokenizer: Tokenizer) -> "PromptSet":
+        """Take the pairs that come with this package, labelled "similar" and "dissimilar".
+
+        64 of everyday English sentences of ten words. A similar pair says one thing in two ways;
+        the dissimilar pairs join the same sentences otherwise. No pair shares its last word.
+        """
+        entries = map(json.loads, _MEANING.read_text(encoding="utf-8").splitlines())
+        source = "the meaning pairs of sr-monitor"
+        return cls.from_pairs(entries, tokenizer, source=source, cut=True)
+
+    @classmethod
     def from_pairs(
-        cls, pairs: Iterable[Mapping[str, Any]], tokenizer: Tokenizer, *, source: str = "pairs"
+        cls,
+        pairs: Iterable[Mapping[str, Any]],
+        tokenizer: Tokenizer,
+        *,
+        source: str = "pairs",
+        cut: bool = False,
     ) -> "PromptSet":
         """Take explicit pairs of texts, {"a": ..., "b": ..., "label": ...}; the label is optional.
 
-        All texts must have the same number of tokens.
+        All texts must have the same number of tokens, or be `cut`: of each as many of its last
+        tokens are taken as the shortest has.
         """
         pairs, call = list(pairs), f"PromptSet.from_pairs({source})"
         for index, pair in enumerate(pairs):
@@ -278,9 +298,13 @@ class PromptSet:
                 raise InputError(f'{call}: pair {index} is {pair!r}, not {{"a": text, "b": text}}')
         texts = tuple(pair[side] for pair in pairs for side in ("a", "b"))
         labels = tuple(str(pair.get("label", "")) for pair in pairs)
+        rows = [encode(tokenizer, text) for text in texts]
+        if cut and rows:
+            rows = [row[len(row) - min(map(len, rows)) :] for row in rows]
+        ids = token_matrix(rows, call)
         return cls(
-            token_ids=token_matrix([encode(tokenizer, text) for text in texts], call),
-            texts=texts,
+            token_ids=ids,
+            texts=decode_all(tokenizer, ids) if cut else texts,
             source=source,
             labels=labels if any(labels) else None,
             pairing="explicit",

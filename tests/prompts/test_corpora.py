@@ -16,6 +16,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from sr_monitor.errors import InputError
+from sr_monitor.prompts.choose import PromptOptions, choose_prompts
 from sr_monitor.prompts.corpora import blocks
 from sr_monitor.prompts.prompt_set import PromptSet
 from tests.saved import train_tokenizer
@@ -313,3 +314,24 @@ def test_pairs_keep_their_texts_and_labels(name: str, tmp_path: Path) -> None:
     assert (prompts.pairing, prompts.num_pairs, prompts.seed) == ("explicit", 2, None)
     unlabelled = [{"a": pair["a"], "b": pair["b"]} for pair in _PAIRS]
     assert PromptSet.from_pairs(unlabelled, _Letters()).labels is None
+
+
+def test_pairs_of_different_lengths_can_be_cut_to_their_last_tokens() -> None:
+    pairs = [{"a": "the cat", "b": "a dog"}, {"a": "my mouse", "b": "the horse"}]
+    with pytest.raises(InputError, match="all of the same length"):
+        PromptSet.from_pairs(pairs, _Letters())
+    prompts = PromptSet.from_pairs(pairs, _Letters(), cut=True)
+    assert prompts.texts == ("e cat", "a dog", "mouse", "horse")
+
+
+def test_the_meaning_pairs_are_two_ways_to_join_the_same_sentences() -> None:
+    prompts = choose_prompts(PromptOptions(prompts="meaning"), _Letters(), 257)
+    assert prompts.num_pairs == 64
+    assert prompts.labels == ("similar", "dissimilar") * 32
+    assert prompts.texts is not None
+    a, b = prompts.texts[0::2], prompts.texts[1::2]
+    for side in (a, b):
+        assert sorted(side[0::2]) == sorted(side[1::2])
+        assert len(set(side)) == 32
+    assert all(x.split()[-1] != y.split()[-1] for x, y in zip(a, b, strict=True))
+    assert len(set(map(len, prompts.texts))) == 1
