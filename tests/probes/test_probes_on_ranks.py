@@ -3,6 +3,7 @@
 All in one pair of gloo processes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from tests.zoo import build
 NUM_PAIRS = 11
 
 
-def embed(texts: list[str]) -> Tensor:
+def embed(texts: Sequence[str]) -> Tensor:
     return torch.tensor([[float(len(text)), float(text[0] == "1")] for text in texts])
 
 
