@@ -1,7 +1,6 @@
 """The command `sr-monitor measure`, as a user types it."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any

@@ -13,10 +13,10 @@ from sr_monitor.probes.base import Probe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Depth(Probe):
+class Girth(Probe):
     """A probe with options of every kind."""
 
-    name = "depth"
+    name = "girth"
     must: int
     top: int = option(1, "How many.", least=1)
     scale: float = 1.0
@@ -29,15 +29,15 @@ class Depth(Probe):
 
 @pytest.fixture(autouse=True)
 def _another_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("depth", f"{__name__}:Depth", "sr_monitor.probes")
+    point = EntryPoint("girth", f"{__name__}:Girth", "sr_monitor.probes")
     monkeypatch.setattr("sr_monitor.probes.base.entry_points", lambda group: [point])
 
 
 def test_every_field_of_a_probe_is_an_option() -> None:
-    text = "depth:must=2,top=3,scale=1,signed=true,mode=slow,most=none,label=7,edges=0.5,1,2"
+    text = "girth:must=2,top=3,scale=1,signed=true,mode=slow,most=none,label=7,edges=0.5,1,2"
     probe = parse_probe(text)
-    assert isinstance(probe, Depth)
-    assert probe == Depth(
+    assert isinstance(probe, Girth)
+    assert probe == Girth(
         must=2, top=3, scale=1, signed=True, mode="slow", most=None, label="7", edges=(0.5, 1, 2)
     )
     assert type(probe.scale) is float
@@ -46,14 +46,14 @@ def test_every_field_of_a_probe_is_an_option() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", r"there is no probe ''; available: .*depth"),
-        ("dept:must=1", r"no probe 'dept'; did you mean 'depth'\? available: "),
-        ("depth:must=1,tob=2", r"no option 'tob'; did you mean 'top'\? available: must, top"),
-        ("depth:must=x", r"must is 'x'; pass must= and a value of int"),
-        ("depth:must=1,most=2.5", r"most is '2\.5'; .* int \| None"),
-        ("depth:must=1,mode=medium", r"mode is 'medium'; .*'fast', 'slow'"),
-        ("depth:must=1,top=0", r"top=0: pass 1 or more"),
-        ("depth", r"missing 1 required .*'must'"),
+        ("", r"there is no probe ''; available: .*girth"),
+        ("girt:must=1", r"no probe 'girt'; did you mean 'girth'\? available: "),
+        ("girth:must=1,tob=2", r"no option 'tob'; did you mean 'top'\? available: must, top"),
+        ("girth:must=x", r"must is 'x'; pass must= and a value of int"),
+        ("girth:must=1,most=2.5", r"most is '2\.5'; .* int \| None"),
+        ("girth:must=1,mode=medium", r"mode is 'medium'; .*'fast', 'slow'"),
+        ("girth:must=1,top=0", r"top=0: pass 1 or more"),
+        ("girth", r"missing 1 required .*'must'"),
     ],
 )
 def test_what_no_probe_can_be_made_of_is_refused(text: str, told: str) -> None:
