@@ -226,7 +226,7 @@ def train_by_hand(
     prompts = PromptSet.from_token_ids(torch.stack([row["input_ids"][:5] for row in rows(7)]))
     monitors = [
         Monitor(
-            options.prompts if isinstance(options.prompts, PromptSet) else prompts,
+            options.prompts if isinstance(options.prompts, PromptSet | dict) else prompts,
             options,
             writers=options.writer or (),
             schedule=options.when,

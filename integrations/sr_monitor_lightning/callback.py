@@ -14,7 +14,7 @@ from typing import Any
 from sr_monitor import InputError
 from sr_monitor.options import option, takes
 from sr_monitor.watch.config import WatchOptions
-from sr_monitor.watch.watcher import Training, Watcher
+from sr_monitor.watch.watcher import Training, Watcher, name_datasets
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,7 +24,7 @@ except ImportError as error:
     ) from error
 
 from sr_monitor_lightning.language_model import Wanted, as_in_training, find_language_model
-from sr_monitor_lightning.training_loop import parts_of, writers_of
+from sr_monitor_lightning.training_loop import datasets_of, parts_of, writers_of
 
 _STATES = "sr_monitor"  # in a checkpoint
 
@@ -123,6 +123,7 @@ def _begin(
             find_writers=lambda: writers_of(trainer),
             find_state=lambda name: watcher.states.get(name),
             loaders=parts_of(loaders, loaders),
+            datasets=name_datasets(datasets_of(trainer.val_dataloaders)),
             tokenizer=getattr(pl_module, "tokenizer", None),
         )
 

@@ -23,6 +23,15 @@ def parts_of(given: Any, loaders: Any) -> list[Any]:
     return [given]
 
 
+def datasets_of(loaders: Any) -> Any:
+    """Return the data set of a loader; of several, those of each by name or number."""
+    if isinstance(loaders, list | tuple):
+        loaders = dict(enumerate(loaders)) if len(loaders) > 1 else next(iter(loaders), None)
+    if isinstance(loaders, Mapping):
+        return {name: datasets_of(loader) for name, loader in loaders.items()}
+    return getattr(loaders, "dataset", None)
+
+
 def writers_of(trainer: Trainer) -> list[Writer]:
     """Return the runs of TensorBoard and Weights & Biases that Lightning writes to."""
     found: list[Writer] = []

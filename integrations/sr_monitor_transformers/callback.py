@@ -18,7 +18,7 @@ from sr_monitor import InputError
 from sr_monitor.files import write_whole
 from sr_monitor.options import takes
 from sr_monitor.watch.config import WatchOptions
-from sr_monitor.watch.watcher import Training, Watcher
+from sr_monitor.watch.watcher import Training, Watcher, name_datasets
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -111,6 +111,7 @@ def _begin(
     known: Mapping[str, Any],
 ) -> None:
     model, siblings = known["model"], training_loop.find_siblings()
+    datasets = name_datasets(training_loop.find_eval_dataset())
 
     def describe() -> Training:
         return Training(
@@ -121,6 +122,7 @@ def _begin(
             find_writers=lambda: training_loop.writers_among(siblings),
             find_state=lambda name: training_loop.read_state(args, state, name),
             loaders=[known.get("train_dataloader")],
+            datasets=datasets,
             tokenizer=known.get("processing_class"),
             # With `DataParallel`, each copy sees a part of the batch, and all would begin.
             is_last_chance=args.n_gpu > 1,

@@ -45,6 +45,8 @@ def measure(
     loading: LoadOptions,
 ) -> None:
     """Print how sharp the boundaries between its stable regions are, and draw curves and slices."""
+    if config.resample:
+        raise InputError("--resample: it is for several steps, in a training or a replay; drop it")
     folder = out or Path("stable-regions") / Path(model).resolve().name
     options.check_writable(folder)
     with progress() as bar:

@@ -125,7 +125,9 @@ def make_pages(record: Record, prompts: PromptSet | None) -> dict[str, Page]:
         {}
         if prompts is None
         else {
-            probe.name: Page(title=title, part=part, parts=record.parts, prompts=prompts)
+            probe.name: Page(
+                title=title, part=part, parts=record.parts, prompts=record.prompts_in(prompts)
+            )
             for probe, part in record.known()
         }
     )
@@ -138,7 +140,10 @@ def changes(
     found: dict[Key, float] = {}
     for probe, _ in record.known():
         if probe.name in pages and probe.name in before:
-            found |= probe.changes(pages[probe.name], before[probe.name])
+            page, earlier = pages[probe.name], before[probe.name]
+            # Pairs that are drawn anew cannot be compared one by one.
+            if page.prompts.fingerprint == earlier.prompts.fingerprint:
+                found |= probe.changes(page, earlier)
     return {key.name: number for key, number in found.items()}
 
 

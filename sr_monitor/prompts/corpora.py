@@ -60,6 +60,12 @@ def decode_all(tokenizer: object, ids: Int64[Tensor, "prompt token"]) -> tuple[s
     return decode and tuple(str(decode(prompt)) for prompt in ids.tolist())
 
 
+def seeded(words: str) -> torch.Generator:
+    """Return a new generator that draws the same for the same words, on any machine."""
+    digest = hashlib.sha256(words.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
 def special_ids(tokenizer: object) -> set[int]:
     """Return the ids of BOS, EOS and padding that the tokenizer has."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -107,8 +113,7 @@ class WindowRequest:
 
     def generator(self, purpose: str) -> torch.Generator:
         """Return a new generator for one purpose, seeded."""
-        digest = hashlib.sha256(f"{purpose} {self.seed}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return seeded(f"{purpose} {self.seed}")
 
     def from_texts(
         self, texts: str | Iterable[Any], tokenizer: Tokenizer

@@ -14,17 +14,25 @@ with the first prompt of the next pair.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from sr_monitor.errors import InputError
 from sr_monitor.files import write_whole
 from sr_monitor.prompts import files
-from sr_monitor.prompts.corpora import Tokenizer, WindowRequest, decode_all, encode, open_dataset
+from sr_monitor.prompts.corpora import (
+    Tokenizer,
+    WindowRequest,
+    decode_all,
+    encode,
+    open_dataset,
+    seeded,
+)
 from sr_monitor.prompts.token_ids import token_matrix
 
 _MEANING = Path(__file__).with_name("meaning.jsonl")
@@ -117,6 +125,22 @@ class PromptSet:
                 f"{available}, or make a larger set"
             )
         return tuple(self.token_ids[first :: self._stride][:num].clone() for first in range(size))
+
+    def reordered(self, step: int) -> "PromptSet":
+        """Return the prompts in an order drawn from the seed and the step.
+
+        A chain has other pairs then; explicit pairs stay pairs, and others are the first ones.
+        """
+        # A chain is shuffled prompt by prompt, an explicit set pair by pair: "item member".
+        items = torch.arange(len(self.token_ids)).view(-1, self._stride)
+        drawn = torch.randperm(len(items), generator=seeded(f"order {self.seed} {step}"))
+        order, labels = items[drawn].flatten(), self.labels
+        return replace(
+            self,
+            token_ids=self.token_ids[order],
+            texts=self.texts and tuple(self.texts[index] for index in order),
+            labels=tuple(labels[i] for i in drawn) if labels and self._stride == 2 else None,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the set as JSON, one line per prompt; the file appears whole or not at all."""

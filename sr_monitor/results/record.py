@@ -27,6 +27,7 @@ from sr_monitor.probes.keys import FAILURES, NUM_POINTS, PREFIX, SECONDS, SHARE_
 from sr_monitor.probes.measuring import derived
 from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.slices import Slices
+from sr_monitor.prompts.prompt_set import PromptSet
 
 _FORMAT, _SCHEMA = "sr-monitor record", 2
 _FOLDER = PREFIX.rstrip("/")
@@ -104,6 +105,10 @@ class Record:
         for key in (SECONDS, SHARE_OF_TIME, FAILURES):
             found[key] = self.metadata.get(key.name.removeprefix(PREFIX))
         return {key.name: float(v) for key, v in found.items() if isinstance(v, int | float)}
+
+    def prompts_in(self, given: PromptSet) -> PromptSet:
+        """Return the prompts it measured: those given, drawn anew at its step if they were."""
+        return given.reordered(self.step) if self.metadata.get("resampled") else given
 
     def with_derived(self, probes: Sequence[Probe]) -> "Record":
         """Add the parts that `probes` can compute from those it has, and let them explain it."""

@@ -60,6 +60,12 @@ class RecordStore:
         store.folder = folder
         return store
 
+    def of_set(self, name: str) -> "RecordStore":
+        """Return the store of one of several sets of prompts: a folder of its own in this one."""
+        store = RecordStore(None, f"{self.name}/{name}", probes=self._probes)
+        store.folder = self.folder and self.folder / name
+        return store
+
     def open(self, step: int, described: Mapping[str, Any]) -> Iterator[Record]:
         """Yield the records that a run from `step` on continues; move the others aside.
 

@@ -5,7 +5,7 @@ WatchOptions("prompts.json", every=1000, num_pairs=64)
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,8 +20,10 @@ from sr_monitor.probes.slices import SlicesOptions, SlicesProbe
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.watch.guard import OnError
 from sr_monitor.watch.schedule import Schedule, check_schedule, every
+from sr_monitor.watch.sets import check_sets
 
 Prompts: TypeAlias = PromptSet | str | os.PathLike[str]
+_PROMPTS_TO_DRAW_FROM = 4  # times as many as are measured at once
 _Part = TypeVar("_Part", bound=Options)
 
 
@@ -31,6 +33,13 @@ class MonitorConfig(SessionOptions, SlicesOptions, PathsOptions):
 
     probes: Sequence[str | Probe] = option(
         (), "What else is measured: probes, or their names.", effect="nothing"
+    )
+
+    resample: bool = option(
+        False,
+        "Measure as many other pairs, too: drawn anew each time, from the seed and the step, as a "
+        "curve beside that of the pairs that are kept.",
+        effect="nothing",
     )
 
     def __post_init__(self) -> None:
@@ -48,8 +57,9 @@ class MonitorConfig(SessionOptions, SlicesOptions, PathsOptions):
 
     @property
     def num_prompts(self) -> int:
-        """How many prompts in a chain are enough."""
-        return max(self.num_pairs + 1, self.num_slices + 2)
+        """How many prompts in a chain are enough; with `resample`, to draw from."""
+        enough = max(self.num_pairs + 1, self.num_slices + 2)
+        return enough * (_PROMPTS_TO_DRAW_FROM if self.resample else 1)
 
     def recorded(self, *effects: Effect) -> dict[str, Any]:
         """Return the options with these effects, and those of the probes under "probes"."""
@@ -64,9 +74,11 @@ class MonitorConfig(SessionOptions, SlicesOptions, PathsOptions):
 class WatchOptions(MonitorConfig):
     """What a callback measures, when, and where results go."""
 
-    prompts: Prompts | None = option(
+    prompts: Prompts | Mapping[str, Prompts | None] | None = option(
         None,
-        "A `PromptSet`, or the file of a saved one; by default taken from the training data.",
+        "A `PromptSet`, or the file of a saved one; by default taken from the training data. "
+        "Several by name, such as {'train': None, 'held_out': 'eval_dataset', 'code': ...}, are "
+        "measured side by side; 'eval_dataset' is the trainer's, 'eval_dataset.NAME' one of it.",
         effect="nothing",
     )
     _: KW_ONLY
@@ -111,7 +123,7 @@ class WatchOptions(MonitorConfig):
         """Refuse what no training can be watched with; replace what is no writer by one."""
         super().__post_init__()
         fix = "pass a PromptSet, the file of a saved one, or nothing; for a schedule pass every="
-        check_kind("prompts", self.prompts, PromptSet | str | os.PathLike | None, fix)
+        check_sets(self.prompts, PromptSet | str | os.PathLike | None, fix)
         check_kind("log_dir", self.log_dir, str | os.PathLike | None, "pass the path of a folder")
         check_folder_name("name", self.name)
         check_schedule(self.when)

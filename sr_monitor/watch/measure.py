@@ -15,11 +15,12 @@ from sr_monitor.probes.measuring import Bar, measure_probes, no_bar
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.samples import Sample
 
 
 def take_record(
     model: nn.Module,
-    prompts: PromptSet,
+    prompts: PromptSet | Sample,
     config: MonitorConfig,
     *,
     step: int,
@@ -31,6 +32,7 @@ def take_record(
 ) -> Record:
     """Measure what `config` says, and note what it was measured in.
 
+    Of a `Sample`, the record says the name; if it is resampled, its prompts are those of the step.
     Every one of the `ranks` makes this call. `way` is how an earlier measurement of the run ran
     points, `record.paths.engine`, and no faster way is taken; `bar` starts a progress bar; `about`
     goes into the metadata.
@@ -40,7 +42,9 @@ def take_record(
         RuntimeError: Not one output is finite.
     """
     began = time.perf_counter()
-    parts = measure_probes(model, prompts, config.measured, config, ranks=ranks, way=way, bar=bar)
+    sample = prompts if isinstance(prompts, Sample) else Sample(name="", prompts=prompts)
+    drawn, probes = sample.at(step), config.measured
+    parts = measure_probes(model, drawn, probes, config, ranks=ranks, way=way, bar=bar)
     distance = parts["paths"].distance
     if bool(distance.isinf().any(dim=1).all()):
         raise RuntimeError(
@@ -51,10 +55,11 @@ def take_record(
         step=step,
         tokens=tokens,
         parts=parts,
-        probes=config.measured,
+        probes=probes,
         metadata={
             "config": config.recorded("curve", "record"),
-            "prompts": prompts.fingerprint,
+            "prompts": sample.prompts.fingerprint,
+            **sample.noted(),
             "model": type(core_of(unwrap(model))).__name__,
             "dtype": parts["paths"].weights,
             "device": next(model.parameters()).device.type,

@@ -13,17 +13,17 @@ makes every call: they share the pairs, and the first of them writes.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, TypeAlias, get_args
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from torch import nn
 
-from sr_monitor.display.album import Album
 from sr_monitor.display.writers import as_writers
+from sr_monitor.display.writers.base import Writer
 from sr_monitor.errors import InputError, check_folder_name, check_kind, warn
 from sr_monitor.model.anatomy import check_layer, dissect
-from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.undisturbed import preserving_random_states
 from sr_monitor.model.wrappers import is_partitioned, is_sharded
@@ -33,9 +33,11 @@ from sr_monitor.results.record import Record
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.guard import ErrorGuard, OnError
-from sr_monitor.watch.measure import take_record
 from sr_monitor.watch.pace import Pace
+from sr_monitor.watch.samples import Sample, Sets, samples_of
 from sr_monitor.watch.schedule import Schedule, check_schedule, every
+from sr_monitor.watch.series import Series
+from sr_monitor.watch.sets import as_given, by_name
 
 Tokens: TypeAlias = int | Callable[[], int | None] | None
 """A number of tokens, or a function that returns it."""
@@ -52,7 +54,7 @@ class Monitor:
 
     def __init__(
         self,
-        prompts: PromptSet,
+        prompts: Sets,
         config: MonitorConfig | None = None,
         *,
         writers: Any = (),
@@ -65,7 +67,8 @@ class Monitor:
         """Measure nothing yet.
 
         Args:
-            prompts: What is measured, the same at every step.
+            prompts: What is measured, the same at every step; several sets by name, such as
+                {"train": ..., "code": ...}, are measured side by side.
             config: How much, and where; by default `MonitorConfig()`.
             writers: Where the first rank shows results: a writer, a `SummaryWriter`, or several.
             schedule: When to measure; by default every 500 steps, from step 0 on.
@@ -77,8 +80,6 @@ class Monitor:
             ranks: The ranks that measure together, if they have the same prompts already; by
                 default all there are at the first step, with the leader's prompts.
         """
-        fix = "pass a PromptSet; PromptSet.from_texts and PromptSet.from_token_ids make one"
-        check_kind("prompts", prompts, PromptSet, fix)
         check_kind("config", config, MonitorConfig | None, "pass a MonitorConfig")
         check_kind(
             "log_dir", log_dir, str | os.PathLike | RecordStore | None, "pass the path of a folder"
@@ -87,21 +88,25 @@ class Monitor:
         schedule = every(500) if schedule is None else schedule
         check_schedule(schedule)
         self.writers = as_writers("writers", writers)
-        self.prompts = prompts
         self.config = MonitorConfig() if config is None else config
+        samples = samples_of(prompts, self.config)
         self.pace = Pace(schedule)
         self.guard = on_error if isinstance(on_error, ErrorGuard) else ErrorGuard(on_error)
         self.store = (
             log_dir if isinstance(log_dir, RecordStore) else _store(log_dir, name, self.config)
         )
+        self.series = [Series(sample, self.config, self.store) for sample in samples]
+        """The curves: one for each set of prompts, and with `resample` one more beside each."""
         self.last_step = -1
-        self.way: Way | None = None
-        """The way to run points that this run keeps to, once it has measured."""
         self.ranks = ranks or ALONE
         """The ranks that measure together; if none were given, known from the first step on."""
         self._looks_for_ranks = ranks is None
-        self._album: Album | None = None
-        self._latest: Record | None = None
+        self._is_open = False
+
+    @property
+    def prompts(self) -> PromptSet:
+        """The prompts of the first set."""
+        return self.series[0].sample.prompts
 
     def step(
         self,
@@ -114,6 +119,8 @@ class Monitor:
     ) -> Record | None:
         """Measure if it is time to, and nobody has measured this step before.
 
+        Of several sets, the record of the first is returned; `series` has the others'.
+
         Args:
             model: The model that is trained, as the framework calls it.
             step: How many times the optimizer has updated it.
@@ -123,7 +130,7 @@ class Monitor:
             last: The training ends here: as `also`, with pictures.
         """
         self.start(model, step)
-        if self._album is None or step <= self.last_step:
+        if not self._is_open or step <= self.last_step:
             return None
         pace, measured, also = self.pace, self.last_step, also or last
         is_off, ranks = self.guard.is_off, self.ranks
@@ -142,38 +149,24 @@ class Monitor:
         self, model: nn.Module, step: int, *, tokens: Tokens = None, last: bool = False
     ) -> Record:
         """Measure now, whatever the schedule says; errors are raised."""
-        album = self._open(model, step)
+        self._open(model, step)
         began = time.perf_counter()
         try:
-            with self.ranks.failing_together():
-                record = take_record(
-                    model,
-                    self.prompts,
-                    self.config,
-                    step=step,
-                    tokens=tokens() if callable(tokens) else tokens,
-                    ranks=self.ranks,
-                    way=self.way,
-                    processes=self.ranks.size,
-                    share_of_time=self.pace.account.spent_share,
-                    failures=self.guard.failures,
-                )
-                self.way = _way_of(record)
-            with self.ranks.failing_together():
-                if self.ranks.is_leader:
-                    try:
-                        self.store.save(record)
-                    finally:  # a failure to save the record is no reason not to show it
-                        album.show(record, prompts=self.prompts, last=last)
-            self._latest = record
+            about = {
+                "tokens": tokens() if callable(tokens) else tokens,
+                "processes": self.ranks.size,
+                "share_of_time": self.pace.account.spent_share,
+                "failures": self.guard.failures,
+            }
+            records = [self._measure(each, model, step, about, last=last) for each in self.series]
         finally:
             self.last_step = max(step, self.last_step)
             self.pace.account.spend(time.perf_counter() - began)
-        return record
+        return records[0]
 
     def start(self, model: nn.Module, step: int) -> None:
         """Check that it can work here, and go on with earlier records; `step` calls it, too."""
-        if self._album is None and not self.guard.is_off:
+        if not self._is_open and not self.guard.is_off:
             starting = self._catching("starting sr-monitor", step, final=True)
             with preserving_random_states(), starting:
                 self._open(model, step)
@@ -188,9 +181,9 @@ class Monitor:
             for writer in self.writers:
                 stack.enter_context(self.guard.catching(f"closing {type(writer).__name__}"))
                 stack.callback(writer.close)
-            if self._album is not None and self._latest is not None:
+            for series in self.series:
                 with self.guard.catching("drawing what was measured last"):
-                    self._album.show(self._latest, prompts=self.prompts, last=True)
+                    series.finish()
 
     @preserving_random_states()
     def state_dict(self) -> dict[str, Any]:
@@ -199,31 +192,50 @@ class Monitor:
         return {
             "schema": _SCHEMA,
             "step": self.last_step,
-            "prompts": self.prompts.to_json(),
+            "prompts": as_given({each.name: each.prompts.to_json() for each in self._kept}),
             "account": self.pace.account.state_dict(),
             "folder": folder and str(folder),
-            "way": self.way,
+            "way": as_given({series.sample.name: series.way for series in self.series}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where a saved run was; the prompts stay those that this monitor was given."""
         check_state(state)
         self.pace.account.load_state_dict(state.get("account", {}))
-        self.store.came_from = state.get("folder")
-        self.way = state.get("way")
+        folder, ways = state.get("folder"), by_name(state.get("way"))
+        for series in self.series:
+            name = series.sample.name
+            series.store.came_from = folder and str(Path(folder) / name)
+            series.way = ways.get(name)
         if self.store.folder is None:  # no records tell what was measured
             self.last_step = int(state.get("step", -1))
 
     # ---- inside --------------------------------------------------------------------------------
 
-    def _open(self, model: nn.Module, step: int) -> Album:
-        """Check the model and take up earlier records, the first time; return the album."""
-        if self._album is not None:
-            return self._album
+    @property
+    def _kept(self) -> list[Sample]:
+        """The samples whose pairs are the same at every step."""
+        return [each.sample for each in self.series if not each.sample.is_resampled]
+
+    def _measure(
+        self, series: Series, model: nn.Module, step: int, about: dict[str, Any], *, last: bool
+    ) -> Record:
+        with self.ranks.failing_together():
+            record = series.take(model, step, ranks=self.ranks, **about)
+        with self.ranks.failing_together():
+            if self.ranks.is_leader:
+                series.keep(record, last=last)
+        return record
+
+    def _open(self, model: nn.Module, step: int) -> None:
+        """Check the model and take up earlier records, the first time."""
+        if self._is_open:
+            return
         if self._looks_for_ranks:  # not when it was made: the group may be formed later
             self._looks_for_ranks = False
             self.ranks = RankGroup.present()
-            self.prompts = self.ranks.broadcast(self.prompts)
+            for series in self.series:
+                series.sample = self.ranks.broadcast(series.sample)
         with self.ranks.failing_together():
             self.pace.begin(step)
             anatomy = dissect(model, self.config.layer_path)
@@ -232,31 +244,29 @@ class Monitor:
                 is_sharded(model)  # refuses what cannot be shared
             if is_partitioned(model) and self.ranks.is_leader:
                 warn(_EXPERIMENTAL, stacklevel=4)
-            album = Album(self.writers, prefix=f"{self.store.name}/")
             new = [writer for writer in self.writers if getattr(writer, "is_new", False)]
-            earlier = self._go_on(album, step, keep=bool(new)) if self.ranks.is_leader else []
-        follow = self.ranks.broadcast((self.last_step, self.way, self.pace.shared))
-        self.last_step, self.way, self.pace.shared = follow
-        self._album = album
+            earlier = self._go_on(step, new) if self.ranks.is_leader else []
+        ways = [series.way for series in self.series]
+        follow = self.ranks.broadcast((self.last_step, ways, self.pace.shared))
+        self.last_step, ways, self.pace.shared = follow
+        for series, way in zip(self.series, ways, strict=True):
+            series.way = way
+        self._is_open = True
         # A writer that fails here is no reason not to measure.
         with self.guard.catching("showing the prompts"), self.ranks.failing_together():
-            if self.ranks.is_leader:
-                album.introduce(self.prompts, step)
-                # Writers that start anew, as of a run that is resumed elsewhere, get all.
-                late = Album(new, prefix=album.prefix)
-                for record in earlier:
-                    late.repeat(record, prompts=self.prompts)
-        return album
+            for series, records in zip(self.series, earlier, strict=False):  # on the leader
+                series.introduce(step, records, new)
 
-    def _go_on(self, album: Album, step: int, *, keep: bool) -> list[Record]:
-        """Take up the records of the run that this one continues, and return them to `keep`."""
-        config, earlier = self.config.recorded("curve"), []
-        described = {"config": config, "prompts": self.prompts.fingerprint}
-        for record in self.store.open(step, described):
-            album.keep(record, prompts=self.prompts)
-            earlier += [record] if keep else []
-            self.last_step, self.way = record.step, _way_of(record)
-        self.store.save_prompts(self.prompts)
+    def _go_on(self, step: int, new: Sequence[Writer]) -> list[list[Record]]:
+        """Take up the records of the run that this one continues; return those of each curve."""
+        for writer in self.writers:
+            if len(self.series) > 1 and hasattr(writer, "compare"):
+                writer.compare([series.prefix for series in self.series])
+        for series in self.series:
+            series.last_step = self.last_step
+        earlier = [series.open(self.writers, step, new=new) for series in self.series]
+        # Of a run that was killed between two sets, the step is measured again for all.
+        self.last_step = min(series.last_step for series in self.series)
         return earlier
 
     @contextmanager
@@ -283,11 +293,6 @@ def _store(log_dir: str | os.PathLike[str] | None, name: str, config: MonitorCon
             stacklevel=3,
         )
     return store
-
-
-def _way_of(record: Record) -> Way | None:
-    """Return how the points of a record were run; None where an old record does not say."""
-    return next((way for way in get_args(Way) if way == record.paths.engine), None)
 
 
 def check_state(state: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -39,9 +39,11 @@ from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.guard import ErrorGuard
 from sr_monitor.watch.monitor import Monitor, Tokens, check_state
+from sr_monitor.watch.sets import as_given, by_name
 from sr_monitor.watch.tokens import TokenCount
 
 _MOST_BATCHES = 100  # to collect prompts from
+_EVAL = "eval_dataset"
 
 _Options = TypeVar("_Options", bound=WatchOptions)
 
@@ -65,6 +67,8 @@ class Training:
     """Returns what was saved under this name when the training was interrupted."""
     loaders: Sequence[Any] = ()
     """Data loaders; the first whose data set holds token ids gives the prompts."""
+    datasets: Mapping[str, Any] = field(default_factory=dict)
+    """Other data sets by the names that prompts= takes, such as "eval_dataset"."""
     tokenizer: Any = None
     """Gives the prompts their texts, if it is known."""
     is_last_chance: bool = False
@@ -124,7 +128,7 @@ class Watcher(Generic[_Options]):
                     return False
                 if batch is not None:
                     self.monitor.pace.asked = step - 1  # what was missed meanwhile is made up for
-                num = len(self.monitor.prompts.token_ids)
+                num = min(len(each.sample.prompts.token_ids) for each in self.monitor.series)
                 if len(self._batches) > 1 and num >= self.options.num_prompts and ranks.is_leader:
                     tell(f"all {num} prompts are found at step {now.step}; measuring begins")
             if self.monitor is not None:
@@ -195,21 +199,32 @@ class Watcher(Generic[_Options]):
                 self._state = training.find_state(store.name)
             state = self._state
             last_chance = self._collect(batch) or training.is_last_chance
-            prompts = self._choose_prompts(store, training, state)
-            if prompts is None and ranks.is_leader:
-                prompts = self._sample(training, batch, last_chance=last_chance)
+            wanted = by_name(options.prompts)
+            named = {
+                name: self._choose_prompts(name, given, store, training, state)
+                for name, given in wanted.items()
+            }
+            if ranks.is_leader:
+                # Those that batches may complete first: while they wait, no other is drawn.
+                for name in sorted(named, key=lambda name: wanted[name] is not None):
+                    named[name] = named[name] or self._sample(
+                        wanted[name], training, batch, last_chance=last_chance
+                    )
+                    if named[name] is None:
+                        break
             # The leader's, whichever rank has none.
-            prompts, last_chance = ranks.broadcast((prompts, last_chance))
-            if prompts is None and last_chance:
+            named, last_chance = ranks.broadcast((named, last_chance))
+            found = {name: prompts for name, prompts in named.items() if prompts is not None}
+            if len(found) < len(named) and last_chance:
                 raise InputError(
                     "StableRegionCallback: no token ids were found in the training data, or fewer "
                     f"than three prompts of num_tokens={options.num_tokens}; pass prompts=, a "
                     "PromptSet"
                 )
-            if prompts is None:
+            if len(found) < len(named):
                 return None
             monitor = Monitor(
-                prompts,
+                as_given(found),
                 options,
                 writers=self._open_writers(store, training) if ranks.is_leader else (),
                 schedule=options.when,
@@ -232,23 +247,33 @@ class Watcher(Generic[_Options]):
         return not found or len(self._batches) >= _MOST_BATCHES
 
     def _choose_prompts(
-        self, store: RecordStore, training: Training, state: Mapping[str, Any] | None
+        self,
+        name: str,
+        given: Any,
+        store: RecordStore,
+        training: Training,
+        state: Mapping[str, Any] | None,
     ) -> PromptSet | None:
         """Return the user's, else those of the run that is resumed."""
-        given = self.options.prompts
-        if given is not None:
+        if given is not None and not _is_of_trainer(given):
             return given if isinstance(given, PromptSet) else PromptSet.load(Path(given))
         if state is not None:
             check_state(state)
-            if "prompts" in state:
-                return PromptSet.from_json(state["prompts"], call="the saved state of sr-monitor")
-        return store.load_prompts() if training.step > 1 else None
+            if saved := by_name(state.get("prompts")).get(name):
+                return PromptSet.from_json(saved, call="the saved state of sr-monitor")
+        own = store.of_set(name) if name else store
+        return own.load_prompts() if training.step > 1 else None
 
     def _sample(
-        self, training: Training, batch: Sequence[Any] | None, *, last_chance: bool
+        self, given: Any, training: Training, batch: Sequence[Any] | None, *, last_chance: bool
     ) -> PromptSet | None:
         """Draw prompts; None while later batches may complete the set; warn of fewer than asked."""
-        prompts, wanted = self._draw(training, batch), self.options.num_prompts
+        wanted = self.options.num_prompts
+        prompts: PromptSet | None
+        if given is not None:
+            prompts, batch = self._draw_from(given, training), None
+        else:
+            prompts = self._draw(training, batch)
         if prompts is None or (found := len(prompts.token_ids)) >= wanted:
             return prompts
         if batch is not None and not last_chance:
@@ -263,18 +288,35 @@ class Watcher(Generic[_Options]):
 
     def _draw(self, training: Training, batch: Sequence[Any] | None) -> PromptSet | None:
         """Draw prompts from the batches so far, if there are any, else from what loaders read."""
-        request = WindowRequest(
-            "StableRegionCallback",
-            num_tokens=self.options.num_tokens,
-            num_prompts=self.options.num_prompts,
-            seed=self.options.seed,
-        )
+        request = self._request()
         if batch is not None:
             rows, count = {"input_ids": list(chain(*self._batches))}, len(self._batches)
             return prompts_from_batch(rows, request, training.tokenizer, num_batches=count)
         datasets = (getattr(loader, "dataset", None) for loader in training.loaders)
         drawn = (prompts_from_dataset(each, request, training.tokenizer) for each in datasets)
         return next((prompts for prompts in drawn if prompts is not None), None)
+
+    def _draw_from(self, name: str, training: Training) -> PromptSet:
+        """Draw prompts from another data set of the trainer, before its loader reads it."""
+        call = f"StableRegionCallback(prompts={{...: {name!r}}})"
+        if (dataset := training.datasets.get(name)) is None:
+            there = ", ".join(map(repr, training.datasets)) or "none"
+            raise InputError(f"{call}: the trainer has no such data set; it has: {there}")
+        drawn = prompts_from_dataset(dataset, self._request(), training.tokenizer)
+        if drawn is None:
+            raise InputError(
+                f"{call}: no token ids were found in it, fewer than three prompts of num_tokens="
+                f"{self.options.num_tokens}, or reading it runs code of its own; pass a PromptSet"
+            )
+        return replace(drawn, source=drawn.source.replace("the training data", name))
+
+    def _request(self) -> WindowRequest:
+        return WindowRequest(
+            "StableRegionCallback",
+            num_tokens=self.options.num_tokens,
+            num_prompts=self.options.num_prompts,
+            seed=self.options.seed,
+        )
 
     def _open_writers(self, store: RecordStore, training: Training) -> Sequence[Writer]:
         """Return the user's writers, else the framework's, else one of our own."""
@@ -292,3 +334,14 @@ class Watcher(Generic[_Options]):
             watch = "for TensorBoard: pip install 'sr-monitor[tensorboard]'"
         tell(f"results in {store.folder}; {watch}")
         return [*found, own]
+
+
+def name_datasets(given: Any) -> dict[str, Any]:
+    """Name a trainer's data sets for evaluation as prompts= does: one, or several by name."""
+    if isinstance(given, Mapping):
+        return {f"{_EVAL}.{name}": each for name, each in given.items()}
+    return {} if given is None else {_EVAL: given}
+
+
+def _is_of_trainer(given: Any) -> bool:
+    return isinstance(given, str) and given.partition(".")[0] == _EVAL

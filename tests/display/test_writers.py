@@ -395,14 +395,18 @@ def test_a_resumed_run_is_one_curve(tmp_path: Path) -> None:
     assert_entries(found, [*expected, ("scalar", WIDTH, 1500, 1000), *images])
 
 
-def margin_charts(folder: Path) -> list[Any]:
+def charts_of(folder: Path) -> list[Any]:
     events = accumulate(folder)
     if "custom_scalars__config__" not in events.Tags()["tensors"]:
         return []
     *_, event = events.Tensors("custom_scalars__config__")  # what TensorBoard takes, too
     layouts: Any = importlib.import_module("tensorboard.plugins.custom_scalar.layout_pb2")
     layout = layouts.Layout.FromString(event.tensor_proto.string_val[0])
-    return [chart.margin.series[0] for part in layout.category for chart in part.chart]
+    return [chart for part in layout.category for chart in part.chart]
+
+
+def margin_charts(folder: Path) -> list[Any]:
+    return [chart.margin.series[0] for chart in charts_of(folder)]
 
 
 def test_a_median_with_its_quartiles_or_its_interval_is_a_chart(tmp_path: Path) -> None:
@@ -419,6 +423,20 @@ def test_a_median_with_its_quartiles_or_its_interval_is_a_chart(tmp_path: Path) 
     found = [(band.value, band.lower, band.upper) for band in margin_charts(tmp_path)]
     expected = [(stems[0], quartiles), (stems[0], interval), *((s, quartiles) for s in stems[1:])]
     assert found == [tuple(f"{stem}/{edge}" for edge in band) for stem, band in expected]
+
+
+def test_sets_of_prompts_are_curves_of_one_chart(tmp_path: Path) -> None:
+    with closing(TensorBoardWriter(tmp_path)) as writer:
+        writer.compare(prefixes := [f"{NAME}{each}/" for each in ("train", "train-resampled")])
+        for stem in ("max_slope", "exponent/random", "radius/random"):
+            for prefix in prefixes[: 1 + (stem != "radius/random")]:
+                for edge in ("q25", "median", "q75"):
+                    writer.scalar(f"{prefix}{stem}/{edge}", 1.0, 0)
+    charts = [chart for chart in charts_of(tmp_path) if chart.HasField("multiline")]
+    titles = ("max slope", "exponent/random")
+    assert [chart.title for chart in charts] == [f"{each}: median, by prompts" for each in titles]
+    names = [[f"{prefix}{stem}/median" for prefix in prefixes] for stem in ("max_slope", titles[1])]
+    assert [list(chart.multiline.tag) for chart in charts] == names
 
 
 def test_a_writer_that_is_there_keeps_its_layout_and_stays_open(tmp_path: Path) -> None:

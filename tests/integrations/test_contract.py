@@ -21,13 +21,15 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sr_monitor import InputError, PromptSet, at, budget
+from sr_monitor import InputError, PromptSet, at, budget, measure_paths
 from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.options import declared
 from sr_monitor.probes import keys
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
+from sr_monitor.prompts.corpora import WindowRequest
+from sr_monitor.prompts.training_data import prompts_from_dataset
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.measure import take_record
@@ -384,6 +386,102 @@ def test_a_killed_run_leaves_whole_records_and_goes_on(tmp_path: Path, name: str
     options = {"resume": driver.checkpoint(tmp_path, 2), "max_steps": end, "save_steps": 2}
     driver.train(tmp_path, driver.watch(every=1), **options)
     assert list(records(tmp_path)) == list(range(end + 1))
+
+
+# Several sets of prompts, and pairs drawn anew ---------------------------------------------------
+
+
+def sets() -> dict[str, PromptSet]:
+    """Of different lengths."""
+    specimen = build("gpt2")
+    return {
+        name: PromptSet.from_token_ids(specimen.prompts(8, length, seed=length))
+        for name, length in (("held_out", 5), ("code", 6))
+    }
+
+
+CURVES = ("held_out", "held_out-resampled", "code", "code-resampled")
+
+
+def test_sets_are_measured_side_by_side(
+    driver: ByHand, tmp_path: Path, unwatched: Unwatched
+) -> None:
+    given, writer = sets(), MemoryWriter()
+    options: dict[str, Any] = {"every": 4, "num_slices": 1, "resample": True}
+    callback = driver.watch(prompts=given, writer=writer, **options)
+    watched = driver.train(tmp_path, callback)
+    assert watched.differences(unwatched(driver, driver.with_dropout)) == []
+    trained = getattr(watched.model, "model", watched.model)
+    pairs = []
+    for name in CURVES:
+        found = records(tmp_path, f"{NAME}/{name}")
+        assert list(found) == steps_of(writer, f"{NAME}/{name}/max_slope/median") == [0, 4]
+        assert {record.metadata["set"] for record in found.values()} == {name}
+        own = given[name.removesuffix("-resampled")]
+        assert training.prompts_in(tmp_path, f"{NAME}/{name}").fingerprint == own.fingerprint
+        is_resampled = name.endswith("-resampled")
+        assert (found[4].slices is None) == is_resampled
+        for model, step in ((driver.with_dropout(), 0), (trained, 4)):
+            drawn = own.reordered(step) if is_resampled else own
+            pairs.append(drawn.pairs(4)[0].tolist())
+            expected = measure_paths(model, *drawn.pairs(4), num_steps=5)
+            assert torch.equal(found[step].paths.distance, expected.distance)
+    assert len({str(each) for each in pairs}) == 6  # kept ones twice, others new
+    assert not list_records(tmp_path)
+
+
+def test_sets_of_a_resumed_run_are_those_of_the_uninterrupted_one(
+    driver: ByHand, tmp_path: Path
+) -> None:
+    """A set that a killed run had not measured yet is measured again with the others."""
+    options: dict[str, Any] = {"every": 1, "prompts": sets(), "resample": True}
+    driver.train(tmp_path / "whole", driver.watch(**options), model=driver.without_dropout())
+    folder, saving = tmp_path / "run", {"save_steps": 2}
+    with pytest.raises(ZeroDivisionError):
+        driver.train(
+            folder, driver.watch(**options), model=driver.without_dropout(), fail_at=4, **saving
+        )
+    (folder / NAME / CURVES[-1] / "step-000000002.safetensors").unlink()
+    checkpoint = driver.checkpoint(folder, 2)
+    resumed = driver.watch(**options)
+    driver.train(folder, resumed, model=driver.without_dropout(), resume=checkpoint, **saving)
+    for name in CURVES:
+        curve = f"{NAME}/{name}"
+        assert_same_curve(records(folder, curve), records(tmp_path / "whole", curve))
+        assert (folder / NAME / name / "superseded" / "step-000000003.safetensors").exists()
+
+
+def test_pairs_that_are_kept_are_those_without_resampling(driver: ByHand, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"every": 3, "num_pairs": 3}
+    both = [driver.watch(**options, resample=more, name=f"{more}") for more in (False, True)]
+    driver.train(tmp_path, *both)
+    kept, also, drawn = (records(tmp_path, name) for name in ("False", "True", "True/resampled"))
+    assert list(kept) == list(also) == list(drawn) == [0, 3, 4]
+    if driver is DRIVERS["by hand"]:  # the others draw more prompts then
+        assert_same_curve(kept, also)
+    assert not torch.equal(also[3].paths.distance, drawn[3].paths.distance)
+
+
+@pytest.mark.parametrize("name", ["transformers", "lightning"])
+def test_a_set_may_be_the_trainer_s_for_evaluation(tmp_path: Path, name: str) -> None:
+    driver, rows = DRIVERS[name], training.rows
+    corpora = {"train": rows(8), "held_out": rows(4, seed=1)}
+    # The Trainer of these tests evaluates on the same rows.
+    loader = partial(lightning_runs.loader, corpora["held_out"], shuffle=False)
+    more: dict[str, Any] = {"validation": loader} if name == "lightning" else {}
+    prompts = {"train": None, "held_out": "eval_dataset"}
+    callback = driver.watch(every=4, prompts=prompts, num_pairs=3)
+    driver.train(tmp_path, callback, **more)
+    for each, corpus in corpora.items():
+        request = WindowRequest("", num_tokens=5, num_prompts=4, seed=0)
+        expected = prompts_from_dataset(corpus, request)
+        found = training.prompts_in(tmp_path, f"{NAME}/{each}")
+        assert expected is not None
+        assert found.fingerprint == expected.fingerprint
+        assert list(records(tmp_path, f"{NAME}/{each}")) == [0, 4]
+    missing = driver.watch(prompts={"code": "eval_dataset.code"})
+    with pytest.raises(InputError, match=r"'eval_dataset.code'.* it has: 'eval_dataset'"):
+        driver.train(tmp_path, missing, **more)
 
 
 # Probes of others ---------------------------------------------------------------------------------

@@ -47,6 +47,27 @@ def test_pairs_and_triples(
     assert prompts.fingerprint == before  # what is done to pairs is not done to the set
 
 
+def test_another_order_is_drawn_from_seed_and_step_and_keeps_texts_and_explicit_pairs() -> None:
+    for prompts in (_chain(40), _explicit(20)):
+        named = replace(prompts, texts=tuple(map(str, prompts.token_ids.tolist())), seed=3)
+        if prompts.pairing == "explicit":
+            named = replace(named, labels=tuple(map(str, prompts.pairs()[0].tolist())))
+        drawn = named.reordered(5)
+        again = PromptSet.from_json(named.to_json()).reordered(5)
+        assert drawn.fingerprint == again.fingerprint  # as a replay draws it
+        assert drawn.texts == tuple(map(str, drawn.token_ids.tolist()))
+        rows = [sorted(each.token_ids.tolist()) for each in (drawn, named)]
+        assert rows[0] == rows[1]
+        others = (named, named.reordered(6), replace(named, seed=4).reordered(5))
+        assert drawn.fingerprint not in {other.fingerprint for other in others}
+        if prompts.pairing == "explicit":
+            assert drawn.labels == tuple(map(str, drawn.pairs()[0].tolist()))
+            assert (drawn.pairs()[1] - drawn.pairs()[0] == 3).all()
+        else:
+            kept, new = (torch.stack(each.pairs(), dim=1) for each in (named, drawn))
+            assert not any((pair == kept).all(dim=(1, 2)).any() for pair in new[:10])
+
+
 def test_more_pairs_than_there_are_is_refused() -> None:
     for make, num, there in (("pairs", 5, 4), ("pairs", -1, 4), ("triples", 4, 3)):
         with pytest.raises(InputError, match=rf"{make}\({num}\): the set has {there} {make}"):

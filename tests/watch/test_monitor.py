@@ -331,7 +331,7 @@ def test_a_state_is_plain_values_and_tells_what_was_measured(
     torch.save(state, tmp_path / "state.pt")
     monitor = make_monitor()
     monitor.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert (monitor.step(model, 2), monitor.way) == (None, "shared")
+    assert (monitor.step(model, 2), monitor.series[0].way) == (None, "shared")
     assert monitor.step(model, 3) is not None
 
 

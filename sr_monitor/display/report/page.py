@@ -71,7 +71,8 @@ def _run(course: Course, most_frames: int, room: int) -> dict[str, Any]:
         if record.step in steps:
             frame = make_frame(record, pairs)
             prompts = course.run.prompts(record)
-            own = words(prompts, pairs, len(frame.get("slices", ()))) if prompts else None
+            drawn = prompts and record.prompts_in(prompts)
+            own = words(drawn, pairs, len(frame.get("slices", ()))) if drawn else None
             if own is not None and own not in texts:
                 texts.append(own)
             frame["words"] = texts.index(own) if own is not None else None

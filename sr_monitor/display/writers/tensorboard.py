@@ -5,7 +5,7 @@ with closing(TensorBoardWriter("runs/1")) as writer:      # then: tensorboard --
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -61,6 +61,7 @@ class TensorBoardWriter:
             raise InputError(f"{call}: give `purge_step` to the SummaryWriter when it is made")
         self._folder = Path(self._open.log_dir)
         self._bands: dict[str, set[str]] = {}
+        self._prefixes: tuple[str, ...] = ()
 
     @property
     def is_new(self) -> bool:
@@ -76,6 +77,10 @@ class TensorBoardWriter:
                 found.add(edge)
                 if any(edge in band and found.issuperset(band) for band in _BANDS.values()):
                     self._lay_out(writer)
+
+    def compare(self, prefixes: Sequence[str]) -> None:
+        """Give medians that differ in these beginnings of their names a chart together."""
+        self._prefixes = tuple(prefixes)
 
     def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:
         if len(values := finite(values)):
@@ -129,7 +134,18 @@ class TensorBoardWriter:
                 if found.issuperset(band):
                     title = f"{stem.removeprefix(PREFIX).replace('_', ' ')}: {what}"
                     charts[title] = ["Margin", [f"{stem}/{edge}" for edge in band]]
+        for what, names in self._side_by_side().items():
+            charts[f"{what.replace('_', ' ')}: median, by prompts"] = ["Multiline", names]
         writer.add_custom_scalars({"stable regions": charts})
+
+    def _side_by_side(self) -> dict[str, list[str]]:
+        """Return the medians of each quantity that has several, by prompts."""
+        found: dict[str, list[str]] = {}
+        for stem in (stem for stem, edges in self._bands.items() if "median" in edges):
+            begins = [prefix for prefix in self._prefixes if stem.startswith(prefix)]
+            what = stem.removeprefix(max(begins, key=len, default=""))
+            found.setdefault(what, []).append(f"{stem}/median")
+        return {what: names for what, names in found.items() if len(names) > 1}
 
 
 def _quiet(files: Any, make: Any, *arguments: Any, **options: Any) -> Any:
