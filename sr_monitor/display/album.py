@@ -46,6 +46,19 @@ class Album:
         """Show which prompts are measured: the first pairs, how many there are, their source."""
         self._write([(PROMPTS.kind, PROMPTS.name, describe_prompts(prompts))], step)
 
+    def needed(self, steps: Iterable[int]) -> list[int]:
+        """Return the steps whose records `keep` has to see, of those shown so far, in order.
+
+        With these alone, what comes next is shown as if all had been kept.
+        """
+        found: list[int] = []
+        last = None
+        for step in sorted(steps):
+            if not found or step >= 2 * found[-1]:  # a picture step
+                found.append(step)
+            last = step
+        return found if last is None or last in found else [*found, last]
+
     def keep(self, record: Record, *, prompts: PromptSet) -> None:
         """Remember a record that was shown before the run was resumed; write nothing."""
         self._before = make_pages(record, prompts)

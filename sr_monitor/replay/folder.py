@@ -24,7 +24,7 @@ from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.curves import Curve
 from sr_monitor.replay.plan import SIZES, PlannedCheckpoint
 from sr_monitor.replay.prompts import RECORDS, Ways
-from sr_monitor.results.record import Record, list_records
+from sr_monitor.results.record import Outline, Record, list_records
 
 _SCHEMA = 1
 _FILE = "replay.json"
@@ -68,20 +68,19 @@ class Folder:
                 self._open(run)
             yield
 
-    def find(self, planned: PlannedCheckpoint) -> Record | None:
-        """Return the record of a checkpoint, unless its revision has moved to another commit."""
-        # In a sweep, a second model of the same size has a curve of its own.
-        runs = self.curves if planned.curve == SIZES else (self._run_of[planned.curve],)
-        found = (self.curves[run].records.get(planned.label) for run in runs)
-        record = next((record for record in found if record is not None), None)
-        if record is None or record.metadata.get("commit") != planned.source.commit:
-            return None
-        return record
+    def find(self, planned: PlannedCheckpoint) -> Outline | None:
+        """Return what the record of a checkpoint says; None if its revision has moved since."""
+        curve = self._curve_with(planned)
+        return None if curve is None else curve.outlines[planned.label]
+
+    def load(self, planned: PlannedCheckpoint) -> Record | None:
+        """Return the record that `find` finds, whole."""
+        curve = self._curve_with(planned)
+        return None if curve is None else curve.load(planned.label)
 
     def ways(self, planned: PlannedCheckpoint) -> Ways:
-        """Return the way of each step on its curve so far."""
-        records = self._curve_of(planned).records.values()
-        return [(record.step, record.paths.engine) for record in records]
+        """Return the ways on its curve so far."""
+        return self._curve_of(planned).ways
 
     def begin(self, todo: Iterable[PlannedCheckpoint]) -> None:
         """Show what was measured before; refuse a checkpoint whose step is taken by another."""
@@ -117,6 +116,14 @@ class Folder:
             self.curves[run] = Curve(self._folder_of(run), self._probes)
             self._stack.callback(self.curves[run].close)
         return self.curves[run]
+
+    def _curve_with(self, planned: PlannedCheckpoint) -> Curve | None:
+        # In a sweep, a second model of the same size has a curve of its own.
+        own = self._curve_of(planned)
+        for curve in self.curves.values() if planned.curve == SIZES else (own,):
+            if (outline := curve.outlines.get(planned.label)) is not None:
+                return curve if outline.metadata.get("commit") == planned.source.commit else None
+        return None
 
     def _curve_of(self, planned: PlannedCheckpoint) -> Curve:
         return self.curves[self._run_of[planned.curve]]

@@ -82,6 +82,8 @@ def _check_size(config: Any, weights: Weights, checkpoint: LocalCheckpoint) -> N
 
 def config_of(checkpoint: LocalCheckpoint, loading: ReplayOptions) -> Any:
     """Return the config of its model: its own, or else that of the base."""
+    if checkpoint.problem is not None:
+        raise InputError(checkpoint.problem)
     if checkpoint.config is None and loading.base is None:
         raise InputError(
             f"{str(checkpoint.path)!r} does not say which architecture it is of (no config.json); "

@@ -28,8 +28,8 @@ from sr_monitor.watch.config import MonitorConfig
 
 RECORDS = PREFIX.rstrip("/")
 """The folder of records in that of a run."""
-Ways: TypeAlias = list[tuple[int, str]]
-"""The way each step of a curve was measured in, `record.paths.engine`."""
+Ways: TypeAlias = dict[str, int]
+"""The first step of a curve that was measured in each way, `record.paths.engine`."""
 
 _TOKENIZER_FILES = (
     *("tokenizer_config.json", "tokenizer.json", "tokenizer.model"),
@@ -89,17 +89,17 @@ def live_ways(planned: PlannedCheckpoint, prompts: PromptSet, config: MonitorCon
     wanted = {"prompts": prompts.fingerprint} | config.recorded("curve")
     wanted.pop("probes", None)
     store = _live_store(planned)
-    ways: Ways = []
-    for record in () if store is None else store.records():
-        found = record.metadata | record.metadata.get("config", {})
+    ways: Ways = {}
+    for outline in () if store is None else store.outlines():
+        found = outline.metadata | outline.metadata.get("config", {})
         if all(found.get(name) == value for name, value in wanted.items()):
-            ways.append((record.step, record.paths.engine))
+            ways.setdefault(outline.way, outline.step)  # they come by step
     return ways
 
 
-def slowest_way(ways: Ways, step: int) -> Way | None:
+def slowest_way(curves: Iterable[Ways], step: int) -> Way | None:
     """Return the slowest way up to a step: a curve takes no faster one from there on."""
-    earlier = {way for at, way in ways if at <= step}
+    earlier = {way for ways in curves for way, first in ways.items() if first <= step}
     found: list[Way] = [way for way in get_args(Way) if way in earlier]
     return found[-1] if found else None
 

@@ -197,7 +197,7 @@ class _Replay:
         if planned.training not in self.live:
             prompts = self._prompts_of(planned)
             self.live[planned.training] = live_ways(planned, prompts, self.job.config)
-        ways = self.live[planned.training] + self.folder.ways(planned)
+        ways = self.live[planned.training], self.folder.ways(planned)
         return slowest_way(ways, planned.name.step)
 
     def _same_measurements(self, todo: Sequence[PlannedCheckpoint]) -> dict[str, PlannedCheckpoint]:
@@ -218,7 +218,7 @@ class _Replay:
         if isinstance(outcome, Record):
             self._save(planned, outcome)
             self.report.measured.append(planned.label)
-        elif outcome.is_general and not any(c.records for c in self.folder.curves.values()):
+        elif outcome.is_general and not any(c.outlines for c in self.folder.curves.values()):
             raise InputError(outcome.reason)
         else:
             self.report.failures[planned.label] = outcome.reason
@@ -226,7 +226,7 @@ class _Replay:
     def _keep_duplicate(self, planned: PlannedCheckpoint, first: PlannedCheckpoint) -> None:
         """Keep a copy of the first record of these weights, at the step of the duplicate."""
         label, name = planned.label, planned.name
-        record = self.folder.find(first)
+        record = self.folder.load(first)
         if record is None:
             reason = f"its weights are those of {first.label}: {self.report.failures[first.label]}"
             self.report.failures[label] = reason

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,7 @@ class Record:
         Built-in probes and `probes` explain their parts. Those of others stay mappings, and come
         back as they were if the record is saved.
         """
-        call = f"Record.load({os.fspath(path)!r})"
-        try:
+        with _explained(call := f"Record.load({os.fspath(path)!r})"):
             with safe_open(path, "pt") as file:
                 content = _content(file.metadata() or {}, call)
                 # NOTE: cloned because what safetensors returns lies in the file until it is used.
@@ -155,14 +155,45 @@ class Record:
                 metadata=dict(content.get("metadata", {})),
                 probes=tuple(probes),
             )
-        except InputError:
-            raise
-        except OSError as error:
-            raise InputError(f"{call}: {error.strerror or error}") from error
-        except SafetensorError as error:
-            raise InputError(f"{call}: no whole safetensors file ({error})") from error
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            raise InputError(f"{call}: the file is damaged ({error!r}); measure again") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outline:
+    """What the header of a record's file says: all but the tensors."""
+
+    step: int
+    metadata: dict[str, Any]
+    way: str
+    """The way in which its paths were measured, `record.paths.engine`."""
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Outline":
+        """Read the header of a file that `Record.save` wrote, and check that the file is whole."""
+        with _explained(call := f"Outline.load({os.fspath(path)!r})"):
+            with safe_open(path, "pt") as file:
+                content = _content(file.metadata() or {}, call)
+            metadata, way = dict(content.get("metadata", {})), content["parts"]["paths"]["engine"]
+            return cls(step=content["step"], metadata=metadata, way=way)
+
+    @classmethod
+    def of(cls, record: Record) -> "Outline":
+        """Return the outline of a record in memory."""
+        return cls(step=record.step, metadata=record.metadata, way=record.paths.engine)
+
+
+@contextmanager
+def _explained(call: str) -> Iterator[None]:
+    """Turn any error while a file is read into one line about it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        raise InputError(f"{call}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise InputError(f"{call}: no whole safetensors file ({error})") from error
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{call}: the file is damaged ({error!r}); measure again") from error
 
 
 def record_path(log_dir: str | os.PathLike[str], step: int) -> Path:

@@ -23,7 +23,7 @@ from sr_monitor.errors import InputError, warn
 from sr_monitor.files import write_whole
 from sr_monitor.probes.base import Probe
 from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.results.record import NewerError, Record, list_records, record_path
+from sr_monitor.results.record import NewerError, Outline, Record, list_records, record_path
 
 _SUPERSEDED = "superseded"
 
@@ -109,10 +109,28 @@ class RecordStore:
             if (record := self._load(path, or_newer=False)) is not None:
                 yield record
 
+    def outlines(self) -> Iterator[Outline]:
+        """Yield the outline of every record that can be read, by step; no tensor is.
+
+        Raises:
+            NewerError: One is of a newer version, so it must not be replaced.
+        """
+        for path in [] if self.folder is None else list_records(self.folder):
+            try:
+                yield Outline.load(path)
+            except NewerError:
+                raise
+            except InputError:
+                continue
+
+    def load(self, step: int) -> Record | None:
+        """Return the record of a step, with the parts that can be derived, if it can be read."""
+        return None if self.folder is None else self._load(self._path(step))
+
     def save(self, record: Record) -> None:
         """Keep one more record."""
         if self.folder is not None:
-            record.save(self.folder / record_path("", record.step).name)
+            record.save(self._path(record.step))
             if self._prompts is not None and not self.prompts_path().exists():
                 self._prompts.save(self.prompts_path())  # somebody took the folder away
 
@@ -135,6 +153,10 @@ class RecordStore:
         """Return where the prompts of all records lie, or those of one step."""
         assert self.folder is not None
         return self.folder / ("prompts.json" if step is None else f"prompts-{step:09d}.json")
+
+    def _path(self, step: int) -> Path:
+        assert self.folder is not None
+        return self.folder / record_path("", step).name
 
     def _claim(self, log_dir: Path) -> None:
         name, number = self.name, 1

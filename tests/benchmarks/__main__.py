@@ -4,13 +4,15 @@ Figures are ratios of the CPU seconds of one thread, against the plain way or a 
 in the same run: wall time on a shared machine says little. `make gpu` measures GPUs.
 
     python -m tests.benchmarks            # everything
-    python -m tests.benchmarks ratios     # one part: ratios, shares, growth, memory
+    python -m tests.benchmarks ratios     # one part: ratios, shares, growth, archives, memory
 """
 
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from sr_monitor.probes.divergence import Divergence
 from sr_monitor.probes.measuring import measure_probes
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
+from tests.benchmarks.archive import costs, make_archive
 from tests.benchmarks.memory import peak_tensor_bytes
 from tests.benchmarks.models import block_parameters, smollm2
 from tests.benchmarks.plain import plain_paths
@@ -181,6 +184,20 @@ def growth() -> None:
     )
 
 
+def archives() -> None:
+    """What an --out of many records costs: opened, and for each record more."""
+    rows = []
+    for num in (50, 500, 5000):
+        with tempfile.TemporaryDirectory() as folder:
+            found = costs(make_archive(Path(folder), num), num)
+        rows.append((num, found["opened"], found["added"], found["closed"], found["megabytes"]))
+    show(
+        "an --out of many records, of 256 pairs and a slice each",
+        "records | CPU s to open | CPU s a record more | CPU s to finish | peak MB beyond imports",
+        rows,
+    )
+
+
 def memory() -> None:
     """Peak memory beyond the weights, against what docs/2-measuring.md states."""
     _, model = smollm2()
@@ -221,6 +238,6 @@ def stated_bound(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for part in (ratios, shares, growth, memory):
+    for part in (ratios, shares, growth, archives, memory):
         if part.__name__ in (sys.argv[1:] or [part.__name__]):
             part()
