@@ -90,6 +90,8 @@ class HubServer:
         """Sizes, by file name, that the listings give in place of the true ones."""
         self.claimed_hashes: dict[str, str] = {}
         """Hashes of small files, likewise."""
+        self.titles: dict[str, list[tuple[str, str]]] = {}
+        """The titles of a repository's commits, each with its revision, the newest first."""
         self.window: Window | None = None
         """How many questions to the API are answered in how much time; None: all."""
         self.requests: list[str] = []
@@ -207,6 +209,8 @@ class _Hub(BaseHTTPRequestHandler):
             self._store(path.rpartition("/")[2])
         elif found := re.fullmatch(r"/api/models/(.+?)/refs", path):
             self._refs(found[1])
+        elif found := re.fullmatch(r"/api/models/(.+?)/commits/main", path):
+            self._commits(found[1])
         elif "/tree/" in path:  # transformers asks for a folder of chat templates
             raise _Refused(404, "EntryNotFound")
         elif found := re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path):
@@ -277,11 +281,26 @@ class _Hub(BaseHTTPRequestHandler):
     def _refs(self, repo: str) -> None:
         listed: dict[str, list[Any]] = {"branches": [], "converts": [], "tags": []}
         for name, revision in self._revisions(repo).items():
+            if name.startswith("."):  # a commit without a name
+                continue
             kind = "tags" if name.startswith("refs/tags/") else "branches"
             ref = name if kind == "tags" else f"refs/heads/{name}"
             entry = {"name": _short(name), "ref": ref, "targetCommit": revision.commit}
             listed[kind].append(entry)
         self._json(listed)
+
+    def _commits(self, repo: str) -> None:
+        """Answer one page of two commits, with a link to the next."""
+        page = int(parse_qs(urlsplit(self.path).query).get("p", ["0"])[0])
+        listed = [
+            {"id": self._revisions(repo)[name].commit, "title": title, "message": "", "authors": []}
+            | {"date": "2026-01-01T00:00:00.000Z"}
+            for title, name in self.hub.titles.get(repo, [])
+        ]
+        more = f'<{self.hub.endpoint}/api/models/{repo}/commits/main?p={page + 1}>; rel="next"'
+        link = {"Link": more} if listed[2 * page + 2 :] else {}
+        body = json.dumps(listed[2 * page : 2 * page + 2]).encode()
+        self._answer(200, body, Content_Type="application/json", **link)
 
     def _info(self, repo: str, name: str) -> None:
         revision = self._revision(repo, name)

@@ -43,7 +43,7 @@ def replay(
 ) -> None:
     """Use the same prompts for all, and continue an earlier replay that was stopped."""
     if dry_run:
-        planned = make_plan(sources, num=own.num, tokens=own.tokens)
+        planned = make_plan(sources, num=own.num, tokens=own.tokens, revisions=own.revisions)
         check_base(planned, own)
         with progress() as bar:
             planned = with_files(planned, bar("listing"))

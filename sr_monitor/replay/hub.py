@@ -22,6 +22,7 @@ from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.hashes import HASH
+from sr_monitor.replay.names import read_titles
 from sr_monitor.replay.retry import HubGone, Limit, Stopped, retry
 
 _SECONDS = 10.0  # the timeout of a listing
@@ -98,6 +99,12 @@ def list_revisions(repo: str) -> dict[str, str]:
     """Return the commit of each branch and tag of a repository."""
     refs: Any = retry(lambda: _hub().HfApi().list_repo_refs(repo), repo)
     return {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
+
+
+def list_commits(repo: str) -> dict[str, str]:
+    """Return the commit of each step that a training pushed, by a name such as "step500"."""
+    found: Any = retry(lambda: _hub().HfApi().list_repo_commits(repo), repo)
+    return read_titles((commit.title, commit.commit_id) for commit in found)
 
 
 def list_files(

@@ -28,6 +28,10 @@ _NAME = re.compile(
     r"(?:\.ckpt)?",
     re.IGNORECASE,
 )
+_TITLE = re.compile(
+    r"(?:Training in progress,|Saving HF Model --) step (\d{1,18})\b", re.IGNORECASE
+)
+_END = re.compile(r"End of training\b", re.IGNORECASE)
 _NUMBER = r"[-+]?(?:\d+(?:\.\d+)?(?:e[-+]?\d+)?|\w+)"
 _PASSING = re.compile(rf"epoch[-_]?\d+|[\w.]+={_NUMBER}", re.IGNORECASE)
 """What changes from one checkpoint of a run to the next: `epoch=3`, `val_loss=0.21`."""
@@ -84,6 +88,23 @@ def read_name(text: str) -> CheckpointName | None:
         ingredient=int(found["ingredient"]) if found["ingredient"] else None,
         rest="-".join(filter(None, found.group("before", "after"))),
     )
+
+
+def read_titles(titles: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Map a name for each step to its commit, from commits with their titles, the newest first.
+
+    A step that was pushed twice is the newer one. "End of training", if it is the newest, counts
+    as the step after the last.
+    """
+    found: dict[str, str] = {}
+    end, last = None, -1
+    for title, commit in titles:
+        if match := _TITLE.match(title):
+            found.setdefault(f"step{int(match[1])}", commit)
+            last = max(last, int(match[1]))
+        elif _END.match(title) and not found:
+            end = end or commit
+    return found if end is None or not found else {**found, f"step{last + 1}": end}
 
 
 def read_names(texts: Iterable[str]) -> list[CheckpointName]:

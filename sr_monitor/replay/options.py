@@ -41,6 +41,11 @@ class ReplayOptions(LoadOptions, PromptOptions):
     tokens: Sequence[int | float] | str | None = _aside(
         None, "The checkpoints nearest to these numbers of tokens, such as 4B,10B,100B."
     )
+    revisions: Literal["refs", "commits"] = _aside(
+        "refs",
+        "What a repository named without @GLOB stands for; refs: its main branch; commits: each "
+        "step that a training pushed, by the titles of its commits.",
+    )
     keep_downloads: bool = _aside(
         False, "Keep downloads in the hub's cache instead of deleting each once measured."
     )

@@ -8,7 +8,7 @@ Several models without steps are a sweep: one curve over the number of parameter
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from sr_monitor.replay.discover import (
     find_checkpoints,
     is_repo,
 )
-from sr_monitor.replay.hub import HubCheckpoint, list_files, list_revisions
+from sr_monitor.replay.hub import HubCheckpoint, list_commits, list_files, list_revisions
 from sr_monitor.replay.names import (
     CheckpointName,
     add_tokens,
@@ -37,6 +37,8 @@ from sr_monitor.replay.names import (
 )
 from sr_monitor.replay.readers import outermost
 
+COMMITS = "commits"
+"""What stands for the commits of a training that pushed while it went on."""
 SIZES = "sizes"
 """The curve of a sweep, whichever models are on it."""
 
@@ -91,6 +93,7 @@ def make_plan(
     *,
     num: int | None = None,
     tokens: Sequence[int | float] | str | None = None,
+    revisions: str = "refs",
 ) -> list[PlannedCheckpoint]:
     """Return the checkpoints to measure, run by run, in the order of their steps.
 
@@ -102,7 +105,8 @@ def make_plan(
         raise InputError("replay: a source is empty; name a folder ('.' is this one) or owner/name")
     tokens = parse_tokens(tokens) if isinstance(tokens, str) else tokens
     planned = []
-    for found in _trainings([os.fspath(source) for source in sources]):
+    default = COMMITS if revisions == COMMITS else "main"
+    for found in _trainings([os.fspath(source) for source in sources], default):
         if tokens is not None:
             chosen = choose_tokens({each.name: each.tokens for each in found}, tokens)
             found = [replace(e, wanted=tuple(chosen[e.name])) for e in found if e.name in chosen]
@@ -123,15 +127,18 @@ def with_files(
     return [replace(each, source=found.get(each.label, each.source)) for each in planned]
 
 
-def _trainings(sources: Iterable[str]) -> list[list[PlannedCheckpoint]]:
-    """Return what the sources hold, training by training, each checkpoint once."""
+def _trainings(sources: Iterable[str], default: str) -> list[list[PlannedCheckpoint]]:
+    """Return what the sources hold, training by training, each checkpoint once.
+
+    `default` is the pattern for a repository that is named without one.
+    """
     local: dict[str, list[LocalCheckpoint]] = {}
     globs: dict[str, list[str]] = {}
     for source in sources:
         if is_repo(source):
             repo, _, glob = source.partition("@")
             local.setdefault(repo, [])
-            globs.setdefault(repo, []).append(glob or "main")
+            globs.setdefault(repo, []).append(glob or default)
         else:
             for training, checkpoint in _in_folder(source):
                 local.setdefault(training, []).append(checkpoint)
@@ -165,7 +172,7 @@ def _plan_folder(training: str, checkpoints: Iterable[LocalCheckpoint]) -> list[
     ]
 
 
-def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
+def _plan_repo(repo: str, globs: Collection[str]) -> list[PlannedCheckpoint]:
     """Return the matching revisions."""
     try:
         commits = list_revisions(repo)
@@ -173,6 +180,8 @@ def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
         if not Path(repo).parent.is_dir():
             raise
         raise InputError(f"{describe_missing(repo)}; and as a name on the hub: {error}") from error
+    if COMMITS in globs and COMMITS not in commits:
+        globs, commits = _pushed(repo, globs, commits)
     names = sorted({name for glob in globs for name in _matching(repo, glob, list(commits))})
     # All revisions: a selection does not show whether a stage restarts its steps.
     tokens = add_tokens(read_names(commits))
@@ -188,6 +197,19 @@ def _plan_repo(repo: str, globs: Iterable[str]) -> list[PlannedCheckpoint]:
         )
         for name in names
     ]
+
+
+def _pushed(
+    repo: str, globs: Iterable[str], commits: dict[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Add the commits whose titles say a step to the revisions of a repository."""
+    pushed = list_commits(repo)
+    if not pushed:
+        raise InputError(
+            f"'{repo}@{COMMITS}': no title of a commit says a step, such as 'Training in progress, "
+            f"step 500'; for branches and tags, name {repo}@GLOB"
+        )
+    return [*(glob for glob in globs if glob != COMMITS), *pushed], {**pushed, **commits}
 
 
 def _matching(repo: str, glob: str, revisions: Sequence[str]) -> list[CheckpointName]:

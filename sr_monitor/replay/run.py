@@ -95,7 +95,7 @@ def replay(
         find_device(own.device)
     else:
         import_ray()
-    planned = make_plan(sources, num=own.num, tokens=own.tokens)
+    planned = make_plan(sources, num=own.num, tokens=own.tokens, revisions=own.revisions)
     return _Replay(planned, Path(out), own, config, bar).run()
 
 

@@ -16,6 +16,7 @@ from sr_monitor.replay.names import (
     parse_tokens,
     read_name,
     read_names,
+    read_titles,
     split_runs,
 )
 
@@ -200,3 +201,23 @@ def test_a_name_that_does_not_exist_gets_the_closest(
 ) -> None:
     with pytest.raises(InputError, match=re.escape(nearest)):
         match_names(pattern, texts)
+
+
+@pytest.mark.parametrize(
+    ("titles", "found"),
+    [
+        (["Training in progress, step 500 "], {"step500": 0}),
+        (
+            ["Saving HF Model -- Step 2000", "Saving HF Model -- Step 1000"],
+            {"step2000": 0, "step1000": 1},
+        ),
+        (["Training in progress, step 5 (again)", "Training in progress, step 5"], {"step5": 0}),
+        (["End of training", "Training in progress, step 7"], {"step7": 1, "step8": 0}),
+        (["Training in progress, step 7", "End of training"], {"step7": 0}),
+        (["End of training", "initial commit"], {}),
+        (["Training in progress, epoch 1", "Model save", "step 3"], {}),
+    ],
+)
+def test_titles_of_commits_say_steps(titles: list[str], found: dict[str, int]) -> None:
+    commits = [(title, f"{number}") for number, title in enumerate(titles)]
+    assert read_titles(commits) == {name: f"{number}" for name, number in found.items()}

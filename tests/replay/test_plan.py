@@ -22,6 +22,16 @@ STAGED = [
 OLMO3 = "allenai/Olmo-3-1025-7B"
 MIX = "mix-round5-from-2T-ckpt"
 STAGED_3 = ["stage1-step1413814", "stage2-step2000", f"stage2-step2000-{MIX}"]
+PUSHED = "lab/pushed"
+TITLES = [
+    ("End of training", "main"),
+    ("Training in progress, step 1500", ".c"),
+    ("Training in progress, step 1000", ".b, again"),
+    ("Update README.md", ".r"),
+    ("Training in progress, step 1000", ".b"),
+    ("Training in progress, step 500", ".a"),
+    ("initial commit", ".0"),
+]
 QWENS = ("Qwen/Qwen2-0.5B", "Qwen/Qwen2-1.5B")
 
 
@@ -40,8 +50,10 @@ def serving() -> Iterator[HubServer]:
         "lab/holes": {"main": {}, "step1": own("step1"), "step2": {"README.md": b"gone"}},
         "lab/tags": {"main": own("main"), "v1": own("v1"), "v2": own("v2"), "refs/tags/a/b": {}},
         **{name: {"main": own(name)} for name in QWENS},
+        PUSHED: {name: own(name) for _, name in TITLES},
     }
     with hub_server(repos) as server:
+        server.titles[PUSHED] = TITLES
         yield server
 
 
@@ -197,6 +209,25 @@ def test_a_glob_of_revisions(hub: HubServer, tmp_path: Path) -> None:
     assert planned(f"{OLMO}@step*", tokens=[3.9e9]) == ["step2000-tokens4B"]
     assert len(hub.requests) == 1  # that for all names and commits
     assert not (tmp_path / "home").exists()
+
+
+def test_commits_of_a_training_that_pushed_are_its_steps(hub: HubServer, tmp_path: Path) -> None:
+    steps = {"step500": ".a", "step1000": ".b, again", "step1500": ".c", "step1501": "main"}
+    for found in (
+        make_plan([f"{PUSHED}@commits"]),
+        make_plan([PUSHED], revisions="commits"),
+        make_plan([f"{PUSHED}@commits"], num=20),
+    ):
+        assert [each.name.text for each in found] == list(steps)
+        assert {each.source.commit for each in found} == {
+            hub.commit(PUSHED, name) for name in steps.values()
+        }
+    assert found[0].label == f"{PUSHED}@step500"
+    assert with_files(found)[0].source.problem is None
+    assert planned(f"{PUSHED}@commits", num=2) == ["step500", "step1501"]
+    assert planned(PUSHED) == ["main"]
+    with pytest.raises(InputError, match=r"no title of a commit says a step.*name lab/twice@GLOB"):
+        make_plan(["lab/twice@commits"])
 
 
 def test_stages_and_ingredients_are_curves(hub: HubServer) -> None:
