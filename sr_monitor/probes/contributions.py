@@ -3,13 +3,13 @@
     share = ||c s|| / ||x||,    turn = cos(c s, x)
 
 with s what the sublayer puts out, c the factor the block gives it (mostly 1), and x the stream
-before, all at the last position of the A prompts as they are. A turn below 0 erases.
+before, all at the last position of some A prompts as they are. A turn below 0 erases.
 
     StableRegionCallback(probes=["contributions"])
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sr_monitor.model.engine import Chunk
 from sr_monitor.model.outputs import Tap
-from sr_monitor.model.session import Session
-from sr_monitor.model.stream import Stream
 from sr_monitor.model.sublayers import find_parts
-from sr_monitor.probes.base import RGB, Gather, Page, Part, Probe
+from sr_monitor.options import option
+from sr_monitor.probes.base import RGB, Page, Part, Probe, Run
+from sr_monitor.probes.clean_runs import run_clean
 from sr_monitor.probes.drawing import (
     BLUE,
     LEFT,
@@ -47,7 +46,6 @@ class Contributions(Probe):
     """How much each attention and feed-forward adds to the stream, and in which direction."""
 
     name = "contributions"
-    rides = "paths"
     keys = (
         ATTENTION := Key.scalar(
             "contributions/attention",
@@ -62,18 +60,36 @@ class Contributions(Probe):
         ),
     )
 
-    def taps(self, stream: Stream) -> Mapping[str, Tap]:
-        """Look at sublayers, and at the stream before and after each block that has some."""
-        parts = find_parts(stream)
-        around: dict[str, Tap] = {}
-        for number in _numbers(parts):
+    num_prompts: int = option(8, "Prompts that are run once more.", least=1, effect="record")
+
+    def measure(self, run: Run) -> Part:
+        """Read sublayers, and the stream before and after each block that has some."""
+        stream = run.session.stream
+        (prompts,) = run.prompts.pairs(min(self.num_prompts, run.prompts.num_pairs))[:1]
+        share = run.session.share(prompts)
+        parts, around = find_parts(stream), dict[str, Tap]()
+        numbers = sorted({int(name.split()[1]) for name in parts})
+        for number in numbers:
             block = stream.anatomy.blocks[number - 1]
             around |= {f"into {number}": Tap(block, before=True), f"block {number}": Tap(block)}
-        return parts | around
-
-    def reader(self, session: Session, num_contexts: int, num_places: int) -> "_Reader":
-        """Read them in the clean contexts."""
-        return _Reader(num_contexts)
+        with stream.tapping(parts | around):
+            seen = run_clean(share, share.activations()).taps
+        of_blocks = [
+            shares_and_turns(
+                {
+                    name: seen[f"{name} {number}"].cpu().double()
+                    for name in ("into", "block", *_KINDS)
+                    if f"{name} {number}" in seen
+                }
+            )
+            for number in numbers
+        ]
+        # (prompt, block, kind, 2) -> (block, kind, 2)
+        medians = share.gather(torch.stack(of_blocks, dim=1).float()).nanmedian(dim=0).values
+        found: dict[str, Any] = {"block": torch.tensor(numbers)}
+        for kind, (shares, turns) in zip(_KINDS, medians.permute(1, 2, 0), strict=True):
+            found |= {f"{kind}_share": shares, f"{kind}_turn": turns}
+        return found
 
     def scalars(self, part: Part) -> Mapping[Key, float]:
         """Return means over the blocks of the medians over the prompts."""
@@ -86,46 +102,13 @@ class Contributions(Probe):
         yield self.BY_BLOCK, pixels(_draw(page.part, page.title))
 
 
-class _Reader:
-    """Share and turn of each sublayer in the clean contexts of this rank."""
-
-    def __init__(self, num_contexts: int) -> None:
-        self._count = num_contexts
-        self._numbers: list[int] = []
-        self._found = torch.empty(0)  # "context block kind 2", NaN where a block lacks a kind
-
-    def read(self, chunk: Chunk) -> None:
-        start = chunk.places == 0
-        if not bool(start.any()):
-            return
-        if not self._numbers:
-            self._numbers = _numbers(chunk.taps)
-            shape = self._count, len(self._numbers), len(_KINDS), 2
-            self._found = torch.full(shape, torch.nan)
-        for place, number in enumerate(self._numbers):
-            seen = {
-                name: chunk.taps[f"{name} {number}"][start].double().cpu()
-                for name in ("into", "block", *_KINDS)
-                if f"{name} {number}" in chunk.taps
-            }
-            self._found[chunk.contexts[start], place] = shares_and_turns(seen).float()
-
-    def part(self, gather: Gather) -> Part:
-        # (context, block, kind, 2) -> (block, kind, 2)
-        medians = gather(self._found).nanmedian(dim=0).values
-        found: dict[str, Any] = {"block": torch.tensor(self._numbers)}
-        for kind, (share, turn) in zip(_KINDS, medians.permute(1, 2, 0), strict=True):
-            found |= {f"{kind}_share": share, f"{kind}_turn": turn}
-        return found
-
-
 def shares_and_turns(
-    seen: Mapping[str, Float[Tensor, "context width"]],
-) -> Float[Tensor, "context kind 2"]:
+    seen: Mapping[str, Float[Tensor, "prompt width"]],
+) -> Float[Tensor, "prompt kind 2"]:
     """Return both of both kinds; of a feed-forward against the stream with the attention in it."""
     stream, kinds = seen["into"], [kind for kind in _KINDS if kind in seen]
     # What the block adds is a sum of what the sublayers put out: their factors, by least squares.
-    made = torch.stack([seen[kind] for kind in kinds], dim=-1)  # "context width kind"
+    made = torch.stack([seen[kind] for kind in kinds], dim=-1)  # "prompt width kind"
     added = (seen["block"] - stream)[..., None]
     finite = torch.cat([made, added], dim=-1).isfinite().all(dim=-1).all(dim=-1)
     made, added = (each.where(finite[:, None, None], 0.0) for each in (made, added))
@@ -138,12 +121,6 @@ def shares_and_turns(
         found[:, _KINDS.index(kind)] = torch.stack([lengths[0] / lengths[1], turn], dim=1)
         stream = stream + given
     return found.where(finite[:, None, None], torch.nan)
-
-
-def _numbers(taps: Iterable[str]) -> list[int]:
-    """Return the numbers of the blocks that have sublayers among these taps."""
-    kinds = (name.split() for name in taps)
-    return sorted({int(number) for kind, number in kinds if kind in _KINDS})
 
 
 @own_style()

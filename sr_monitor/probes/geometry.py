@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sr_monitor.model.session import Session
 from sr_monitor.probes.base import RGB, Page, Part, Probe, Reader
+from sr_monitor.probes.clean_runs import Finals
 from sr_monitor.probes.drawing import (
     BLUE,
     LEFT,
@@ -31,7 +32,6 @@ from sr_monitor.probes.drawing import (
     settled,
     write_headline,
 )
-from sr_monitor.probes.finals import Finals
 from sr_monitor.probes.keys import Key
 
 

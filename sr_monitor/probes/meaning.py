@@ -22,9 +22,9 @@ from torch.nn.functional import cosine_similarity
 from sr_monitor.errors import MissingPartError, refused
 from sr_monitor.options import option
 from sr_monitor.probes.base import RGB, Page, Part, Probe, Run
+from sr_monitor.probes.clean_runs import run_clean
 from sr_monitor.probes.correlation import Estimate, effect_size, rank_correlation
 from sr_monitor.probes.drawing import pixels
-from sr_monitor.probes.finals import run_finals
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.meaning_pictures import draw_meaning
 from sr_monitor.probes.regions import Regions
@@ -75,7 +75,7 @@ class Meaning(Probe):
         share = run.session.share(*run.prompts.pairs(count))
         unembed = run.session.stream.unembed
         activations = share.activations()
-        a, b = run_finals(share, activations)
+        a, b = run_clean(share, activations).final.chunk(2)
         pieces = zip(*(torch.split(each, _PAIRS_AT_ONCE) for each in (a, b)), strict=True)
         divergence = [_divergence(*map(unembed, pair)) for pair in pieces]
         crossing = (Regions().derive(run.parts) or {})["count"] > 1

@@ -20,6 +20,7 @@ from sr_monitor.errors import InputError, MissingPartError, refused
 from sr_monitor.model.session import Session
 from sr_monitor.options import option
 from sr_monitor.probes.base import RGB, Page, Part, Probe, Reader
+from sr_monitor.probes.clean_runs import Finals
 from sr_monitor.probes.drawing import (
     SOFT,
     Figure,
@@ -30,7 +31,6 @@ from sr_monitor.probes.drawing import (
     settled,
     write_headline,
 )
-from sr_monitor.probes.finals import Finals
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.ridge import cross_predict, r2_of
 
