@@ -7,8 +7,11 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from sr_monitor import Record
 from sr_monitor.results.record import list_records
@@ -78,6 +81,32 @@ def test_the_history_of_olmo_is_replayed(tmp_path: Path) -> None:
     ]
     assert steps_under(tmp_path / "out") == [0, 1000, 2000, 3000]
     assert not list((tmp_path / "home").rglob("*.safetensors"))
+
+
+def test_the_notebook_holds_pictures_and_runs_without_edits() -> None:
+    """In the file as it was saved; the slow test below makes them anew."""
+    notebook = nbformat.read(EXAMPLES / "first_hour.ipynb", 4)
+    assert len(_pictures(notebook)) == 4
+    assert "%pip install" in notebook.cells[1].source
+    assert not any(output.get("name") == "stderr" for output in _outputs(notebook))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path: Path) -> None:
+    notebook = nbformat.read(EXAMPLES / "first_hour.ipynb", 4)
+    NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    assert len(_pictures(notebook)) == 4
+    (said,) = (each["text"] for each in _outputs(notebook) if each.get("name") == "stdout")
+    assert said.count("maximum slope") == 3
+
+
+def _outputs(notebook: Any) -> list[Any]:
+    return [each for cell in notebook.cells for each in cell.get("outputs", [])]
+
+
+def _pictures(notebook: Any) -> list[str]:
+    data = [each.get("data", {}) for each in _outputs(notebook)]
+    return [each["image/png"] for each in data if "image/png" in each]
 
 
 def test_every_example_is_run_here() -> None:

@@ -57,8 +57,9 @@ class _Module(LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        options: dict[str, Any] = {"betas": (0.9, 0.95), "weight_decay": 0.0}
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.plan.learning_rate, **options)
-        warm_up = self.plan.warm_up
-        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-2, 1, total_iters=warm_up)
+        plan = self.plan
+        optimizer = torch.optim.AdamW(
+            self.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1e-2, 1, total_iters=plan.warm_up)
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]

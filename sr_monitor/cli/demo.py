@@ -18,7 +18,7 @@ def demo(
         bool, typer.Option("--lightning", help="Train with Lightning, not with the Trainer.")
     ] = False,
 ) -> None:
-    """Train it here in about three minutes, on text that comes with Python."""
+    """Train it here in about two minutes, on text that comes with Python."""
     # Imported here, so that the help need not wait for torch.
     from sr_monitor.cli.demo_training import DemoPlan, run_demo
     from sr_monitor.probes.statistics import summarise
@@ -37,6 +37,7 @@ def demo(
     print_table(rows, ">>>>", title="maximum slope (1: no regions)")
     say(
         f"wrote {out}: film-*.png and curves.png (regions form), stable_regions/, model/",
-        f"next: {pasteable('sr-monitor', 'measure', out / 'model')}",
-        f"to watch it: {pasteable('tensorboard', '--logdir', out)}",
+        f"one page of it: {pasteable('sr-monitor', 'report', out, '-o', out / 'report.html')}",
+        f"measure the model again: {pasteable('sr-monitor', 'measure', out / 'model')}",
+        f"all of it in TensorBoard: {pasteable('tensorboard', '--logdir', out)}",
     )

@@ -1,7 +1,7 @@
 """The demo's training: a small OLMo, watched while its stable regions form.
 
-The text comes with any Python (its help topics, and the docstrings of its standard library), the
-tokenizer is trained on it first, and nothing is downloaded. A framework's own trainer trains the
+The text comes with any Python, its help topics, the tokenizer is trained on it first, and nothing
+is downloaded. A framework's own trainer trains the
 model, with our callback. One machine gives the same numbers every time.
 
     records, losses = run_demo(Path("runs/demo"), DemoPlan(), "transformers", bar)
@@ -24,7 +24,7 @@ from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.measuring import Bar
 from sr_monitor.probes.paths_pictures import draw_curves
 from sr_monitor.probes.slices_pictures import draw_frame, join_frames
-from sr_monitor.prompts.choose import PromptOptions, choose_prompts, docstrings, help_topics
+from sr_monitor.prompts.choose import PromptOptions, choose_prompts, help_topics
 from sr_monitor.prompts.corpora import encode
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import MonitorConfig
@@ -39,18 +39,20 @@ Rows: TypeAlias = list[dict[str, Int[Tensor, " token"]]]
 class DemoPlan:
     """What is trained, and when it is measured."""
 
-    steps: tuple[int, ...] = (0, 25, 50, 75, 100, 140, 180, 240)
+    steps: tuple[int, ...] = (0, 25, 50, 100, 200, 400, 800)
     """The steps to measure at; the last ends the training."""
-    batch_size: int = 32
-    window: int = 64
-    """Tokens in each text of a batch."""
-    learning_rate: float = 3e-3
-    warm_up: int = 24
+    batch_size: int = 64
+    window: int = 12
+    """Tokens in each text of a batch; prompts have 10."""
+    learning_rate: float = 8e-3
+    weight_decay: float = 0.1
+    warm_up: int = 50
     """Updates until the learning rate is reached; then it is held."""
-    vocab_size: int = 1024
-    hidden_size: int = 192
+    vocab_size: int = 256
+    """With 256 a token is a byte."""
+    hidden_size: int = 96
     """A multiple of 32, the size of a head."""
-    num_layers: int = 6
+    num_layers: int = 4
     seed: int = 0
     """Of the weights, the batches and the prompts."""
     config: MonitorConfig = field(default_factory=lambda: MonitorConfig(num_slices=3))
@@ -69,7 +71,7 @@ def run_demo(
     transformers = require_transformers("the demo")
     adapter = import_module(f"sr_monitor_{framework}")
     trainer = import_module(f"sr_monitor_{framework}.demo")
-    texts = [*help_topics(), *docstrings()]
+    texts = help_topics()
     losses: dict[int, float] = {}
     progress = bar("training")
 

@@ -3,10 +3,7 @@
 prompts = choose_prompts(PromptOptions(prompts="corpus.txt"), tokenizer, num_prompts=257)
 """
 
-import ast
 import os
-import sysconfig
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,15 +68,3 @@ def help_topics() -> list[str]:
     from pydoc_data.topics import topics
 
     return [topics[name] for name in sorted(topics)]
-
-
-def docstrings() -> list[str]:
-    """Return the docstrings of the standard library's single-file modules."""
-    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found: list[str | None] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of old string escapes in other people's code
-        for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-            nodes = ast.walk(ast.parse(path.read_bytes()))
-            found += [ast.get_docstring(node) for node in nodes if isinstance(node, documented)]
-    return [text for text in found if text]

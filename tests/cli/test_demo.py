@@ -3,7 +3,6 @@
 import json
 import sys
 from contextlib import redirect_stdout
-from functools import cache
 from io import StringIO
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from sr_monitor.cli.demo_training import DemoPlan, Framework, run_demo
 from sr_monitor.errors import InputError
 from sr_monitor.probes.measuring import no_bar
 from sr_monitor.probes.paths import PathsProbe
-from sr_monitor.prompts.choose import docstrings, help_topics
+from sr_monitor.prompts.choose import help_topics
 from sr_monitor.results.record import list_records
 from sr_monitor.watch.config import MonitorConfig
 
-_DOCSTRINGS = cache(docstrings)
 Demo = tuple[Framework, Path, str]
 TINY = DemoPlan(
     steps=(0, 2, 6),
@@ -50,7 +48,6 @@ def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def _little_text(patch: pytest.MonkeyPatch) -> None:
     """Take a fifth of the text: most of a tiny demo's time goes into tokenising it."""
-    patch.setattr("sr_monitor.cli.demo_training.docstrings", lambda: _DOCSTRINGS()[:500])
     patch.setattr("sr_monitor.cli.demo_training.help_topics", lambda: help_topics()[:20])
 
 
@@ -99,4 +96,4 @@ def test_regions_form(tmp_path: Path, framework: Framework) -> None:
     records, _ = run_demo(tmp_path, DemoPlan(), framework, no_bar)
     slopes = [record.scalars[PathsProbe.MAX_SLOPE_MEDIAN.name] for record in records]
     assert slopes[0] < 1.15
-    assert slopes[-1] > 1.4
+    assert slopes[-1] > 2.5
