@@ -33,7 +33,7 @@ from sr_monitor.probes.drawing import (
 )
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.paths import Paths
-from sr_monitor.probes.points import FirstPairs, mean_activation
+from sr_monitor.probes.points import FirstPairs, counted, mean_activation
 from sr_monitor.probes.statistics import median_curve, quartiles
 
 
@@ -84,7 +84,7 @@ class Arc(Probe):
             "own_slope": _slope(alphas, gather(lengths)),
             "miss": gather(miss),
             "straight_slope": straight.max_slope[: len(found)].contiguous(),
-            "kept": pairs.counted(found) & straight.kept[: len(found)],
+            "kept": counted(found, straight) & straight.kept[: len(found)],
             "num_points": found.numel(),
         }
 

@@ -30,7 +30,7 @@ from sr_monitor.probes.drawing import (
     write_headline,
 )
 from sr_monitor.probes.keys import Key
-from sr_monitor.probes.points import FirstPairs
+from sr_monitor.probes.points import FirstPairs, counted
 from sr_monitor.probes.statistics import median_curve, quartiles
 
 _GREEN = "#117a37"
@@ -84,8 +84,8 @@ class Contexts(Probe):
             "alphas": alphas,
             "distance": found[:, :2].contiguous(),
             "gap": found[:, 2] / ends[:, None],
-            "kept": pairs.counted(found[:, 0])
-            & pairs.counted(found[:, 1].flip(1))
+            "kept": counted(found[:, 0], pairs.paths)
+            & counted(found[:, 1].flip(1), pairs.paths)
             & found[:, 2].isfinite().all(dim=1),
             "num_points": 2 * found[:, 0].numel(),
         }

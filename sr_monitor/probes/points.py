@@ -36,15 +36,6 @@ class FirstPairs:
         a, b = share.activations()
         return cls(share, a, b, paths)
 
-    def counted(self, distance: Float[Tensor, "pair point"]) -> Bool[Tensor, " pair"]:
-        """Return which pairs' outputs are finite, and whose last distance is above the noise."""
-        noise = self.paths.noise_distance if self.paths.noise is None else self.paths.noise
-        above = (
-            distance[:, -1]
-            > torch.as_tensor(noise).expand(len(self.paths.distance))[: len(distance)]
-        )
-        return distance.isfinite().all(dim=1) & above
-
     def each(self, num_points: int, work: Callable[[slice], None]) -> None:
         """Run `work` on some pairs at a time, whose `num_points` points are made at once."""
         count, num_tokens = self.share.prompts[0].shape
@@ -71,3 +62,10 @@ def mean_activation(run: Run) -> Float[Tensor, " d_model"]:
     share = run.session.share(run.prompts.token_ids)
     (own,) = share.activations()
     return share.gather(own).double().mean(dim=0).to(own)
+
+
+def counted(distance: Float[Tensor, "pair point"], paths: Paths) -> Bool[Tensor, " pair"]:
+    """Return which of the first pairs count: all is finite, the last distance above the noise."""
+    noise = torch.as_tensor(paths.noise_distance if paths.noise is None else paths.noise)
+    above = distance[:, -1] > noise.expand(len(paths.distance))[: len(distance)]
+    return distance.isfinite().all(dim=1) & above

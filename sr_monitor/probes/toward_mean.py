@@ -30,7 +30,7 @@ from sr_monitor.probes.drawing import (
     write_text,
 )
 from sr_monitor.probes.keys import Key
-from sr_monitor.probes.points import FirstPairs, mean_activation
+from sr_monitor.probes.points import FirstPairs, counted, mean_activation
 from sr_monitor.probes.statistics import quartiles
 
 _MOST_DRAWN, _SIDE, _LEFT = 4, 1.75, 0.75  # maps, their side and place in inches
@@ -93,7 +93,7 @@ class TowardMean(Probe):
             "distance": found,
             "mean_distance": gather(of_mean),
             "foot": gather(feet),
-            "kept": pairs.counted(everything),
+            "kept": counted(everything, pairs.paths),
             "num_points": found.numel() + 2 * len(found),
         }
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,8 +17,10 @@ from sr_monitor.probes.base import Page, Part, Probe
 from sr_monitor.probes.contexts import Contexts, draw_contexts
 from sr_monitor.probes.measuring import measure_probes
 from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.probes.points import counted
 from sr_monitor.probes.toward_mean import TowardMean, draw_maps
 from tests import zoo
+from tests.made import make_paths
 from tests.oracle import run
 from tests.pictures import assert_tidy, words
 
@@ -81,6 +84,10 @@ def test_each_is_what_single_forwards_give(name: str, max_tokens: int | None) ->
             distance = (output(pair, point) - of_a).norm()
             found = float(plane["distance"][pair, row, column])
             assert found == pytest.approx(float(distance), rel=1e-4, abs=1e-4)
+    rows = parts["toward_mean"]["distance"][:, [4, 2]]  # through the mean, and the path itself
+    toward, along = (rows / rows[:, 1:, -1:]).diff(dim=2).amax(dim=2).unbind(dim=1)
+    ratio = float((toward / along).double().quantile(0.5))
+    assert _scalars(ALL[2], parts)["slope ratio"] == pytest.approx(ratio, rel=1e-5)
     straight = parts["paths"]
     in_a = parts["contexts"]["distance"][:, 0]
     torch.testing.assert_close(in_a, straight.distance[:2], rtol=1e-5, atol=1e-5)
@@ -167,6 +174,14 @@ def test_the_first_pairs_are_taken_and_their_number_is_that_of_the_paths_at_most
     assert found["contexts"]["num_points"] == 4 * NUM_STEPS
 
 
+def test_a_pair_counts_if_all_is_finite_and_its_end_above_the_noise() -> None:
+    paths = make_paths(num_pairs=4, num_steps=3)  # their noise is 1e-6 to 4e-6
+    distance = torch.tensor([[0, 1, 1], [0, math.inf, 1], [0, 1, 2.9e-6]])
+    assert counted(distance, paths).tolist() == [True, False, False]
+    even = replace(paths, noise=None, noise_distance=2e-6)
+    assert counted(distance, even).tolist() == [True, False, True]
+
+
 def test_lost_outputs_do_not_count_and_the_rest_is_drawn() -> None:
     """With a row of weights that is NaN, nothing is finite; without it, everything."""
     specimen = zoo.build("llama")
@@ -186,7 +201,7 @@ def test_lost_outputs_do_not_count_and_the_rest_is_drawn() -> None:
         assert image.std() > 10
         assert any("step 5" in word for word in words(draw[probe.name](parts)))
         assert not lost[probe.name]["kept"].any()
-        counted = dict(_scalars(probe, lost))
-        assert all(map(math.isnan, counted.values())), (probe.name, counted)
+        numbers = _scalars(probe, lost)
+        assert all(map(math.isnan, numbers.values())), (probe.name, numbers)
         for each in (parts, lost):
             assert_tidy(draw[probe.name](each))
