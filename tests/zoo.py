@@ -340,6 +340,39 @@ class _Step(nn.Module):
         return (x[..., :1] > STEP_THRESHOLD).to(x.dtype).expand_as(x)
 
 
+class _Mean(nn.Module):
+    """An attention that looks at all tokens so far alike, and writes to the last coordinate."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        counts = torch.arange(1, x.shape[-2] + 1)[:, None]
+        made = torch.zeros_like(x)
+        made[..., -1] = (x.cumsum(dim=-2) / counts)[..., -2]
+        return made
+
+
+class _Rectified(nn.Module):
+    """Attention, and a feed-forward of gates x_0 - threshold that writes to the first coordinate.
+
+    All else of a network of these blocks is linear, so its paths are known piece by piece.
+    """
+
+    def __init__(self, thresholds: list[float], factors: list[float]) -> None:
+        super().__init__()
+        self.attention = _Mean()
+        up, down = nn.Linear(WIDTH, len(thresholds)), nn.Linear(len(thresholds), WIDTH)
+        self.feed_forward = nn.Sequential(up, nn.ReLU(), down)
+        with torch.no_grad():
+            for parameter in self.feed_forward.parameters():
+                parameter.zero_()
+            up.weight[:, 0], up.bias[:] = 1.0, -torch.tensor(thresholds)
+            down.weight[0] = torch.tensor(factors)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x)
+        made: Tensor = x + self.feed_forward(x)
+        return made
+
+
 class HandMade(nn.Module):
     """Embedding, blocks, unembedding, and nothing between them: no norm, no attention."""
 
@@ -361,6 +394,24 @@ def _step_network() -> nn.Module:
     """First coordinate -1 for even tokens and 1 for odd ones, looked at by the last block only."""
     model = HandMade([nn.Identity(), nn.Identity(), _Step()])
     with torch.no_grad():
+        model.embedding.weight[0::2, 0] = -1.0
+        model.embedding.weight[1::2, 0] = 1.0
+    return model
+
+
+def _rectified_network() -> nn.Module:
+    """First coordinate -1 for even tokens and 1 for odd ones, all others alike.
+
+    Block 2 passes four gates between them and changes nothing; block 3 makes a jump of 8 from 0.33
+    to 0.41; block 4 takes away the line up to 0.23, and leaves the one after it.
+    """
+    still = _Rectified([-0.87, -0.47, 0.05, 0.93], [0.0] * 4)
+    jump = _Rectified([STEP_THRESHOLD, STEP_THRESHOLD + 0.08], [100.0, -100.0])
+    flat = _Rectified([-1.05, 0.23], [-1.0, 1.0])
+    model = HandMade([nn.Identity(), still, jump, flat])
+    with torch.no_grad():
+        model.embedding.weight[:] = 0.0
+        model.embedding.weight[:, -2] = 1.0
         model.embedding.weight[0::2, 0] = -1.0
         model.embedding.weight[1::2, 0] = 1.0
     return model
@@ -475,6 +526,7 @@ SPECIES: dict[str, Species] = {
     "skipping_llama": Species(_skipping_llama),
     "linear": _by_hand(lambda: HandMade([_AddLinear() for _ in range(3)])),
     "step": _by_hand(_step_network),
+    "rectified": _by_hand(_rectified_network),
     "gemma3n": _no_cache(_windowed(
         "Gemma3nForCausalLM", "Gemma3nTextConfig", head_dim=8, vocab_size_per_layer_input=VOCAB,
         hidden_size_per_layer_input=8, num_kv_shared_layers=0, laurel_rank=4,
@@ -496,7 +548,7 @@ REFUSED = ("gemma3n", "t5", "bert")
 OWN = tuple(_OWN)
 """Models of no library, written as people write their own."""
 
-HAND_MADE = ("linear", "step")
+HAND_MADE = ("linear", "step", "rectified")
 """Networks whose slopes are known without measuring."""
 
 DISTRUSTED = ("gpt_neo_local", "skipping_llama")

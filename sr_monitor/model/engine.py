@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from sr_monitor.model.cache import rows_of
@@ -50,7 +50,7 @@ class Chunk:
         return self.seen.final
 
     @property
-    def taps(self) -> Mapping[str, Float[Tensor, "point width"]]:
+    def taps(self) -> Mapping[str, Shaped[Tensor, "point width"]]:
         """What each tap saw at each point."""
         return self.seen.taps
 
@@ -59,7 +59,7 @@ class Chunk:
         """F of each context as it is: the output at the first point of a path, or at the corner."""
         return self.cleans.final[self.owners]
 
-    def clean_tap(self, name: str) -> Float[Tensor, "point width"]:
+    def clean_tap(self, name: str) -> Shaped[Tensor, "point width"]:
         """Return what a tap saw in each point's clean context."""
         return self.cleans.taps[name][self.owners]
 
@@ -153,6 +153,8 @@ class Engine:
         context: Context,
         points: Float[Tensor, "context point d_model"],
         clean: Outputs | None = None,
+        *,
+        held: Sequence[str] = (),
     ) -> tuple[Float[Tensor, "context point"], Outputs]:
         """Return how far each point's output is from the clean one, and the clean ones."""
         distance = points.new_empty(points.shape[:2], dtype=torch.float32)
@@ -161,7 +163,7 @@ class Engine:
             # A model may lie on several devices: its outputs need not be where its inputs are.
             distance[chunk.contexts, chunk.places] = chunk.distance.to(distance.device)
 
-        return distance, self.run(context, points, see, clean)
+        return distance, self.run(context, points, see, clean, held=held)
 
     def _width(self, context: Context, num_points: int) -> int:
         """Return how many points share a row: more for long prompts, which every row copies."""
