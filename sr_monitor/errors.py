@@ -13,7 +13,8 @@ import logging
 import operator
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -26,6 +27,7 @@ _SIGNS = (
     "CUBLAS_STATUS_ALLOC_FAILED",
 )
 _MOST_CHARACTERS = 60
+_MOST_SAID = 200
 _log = logging.getLogger("sr_monitor")
 
 
@@ -43,6 +45,10 @@ class PeerError(RuntimeError):
 
 class PeerInputError(PeerError, InputError):
     """Another rank refused its input, and would do so again."""
+
+
+class NothingFitsError(RuntimeError):
+    """Even the smallest forward is out of memory."""
 
 
 def refused(name: str, value: Any, fix: str, *, call: str | None = None) -> InputError:
@@ -70,10 +76,12 @@ def check_word(name: str, value: Any, words: Any) -> None:
         raise refused(name, value, f"pass one of {', '.join(map(str, get_args(words)))}")
 
 
-def check_kind(name: str, value: Any, kind: type | UnionType, fix: str) -> None:
-    """Refuse a value of another type."""
+def check_kind(
+    name: str, value: Any, kind: type | UnionType, fix: str, *, call: str | None = None
+) -> None:
+    """Refuse a value of another type, as part of `call`."""
     if not isinstance(value, kind):
-        raise refused(name, value, fix)
+        raise refused(name, value, fix, call=call)
 
 
 def check_folder_name(name: str, value: Any) -> None:
@@ -121,6 +129,41 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def reason_of(error: BaseException) -> str:
+    """Return the kind of an error and the beginning of what it says, in one line."""
+    said = ""
+    with suppress(Exception):  # a stranger's class may have no text
+        lines = [line.strip() for line in str(error).splitlines()]
+        said = next(filter(None, lines), "")
+        if said.endswith(":"):  # it goes on in the next line
+            said = " ".join(lines)
+    return f"{type(error).__name__}: {said[:_MOST_SAID]}".rstrip(": ")
+
+
+@contextmanager
+def explained(
+    what: str, fix: str = "", *, reason: Callable[[BaseException], str] = reason_of
+) -> Iterator[None]:
+    """Turn whatever a stranger's file causes while it is read into one line, an `InputError`.
+
+        with explained(f"{str(path)!r} is damaged", "download it again"):
+            step = json.loads(path.read_text())["step"]
+
+    Damaged files raise nearly anything; `reason` says what happened.
+    """
+    try:
+        yield
+    except (InputError, PeerError):
+        raise
+    except Exception as error:
+        said = reason(error)
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
+            told = f"{what}: memory ran out ({said}); pass dtype='bfloat16' or another device, "
+            raise InputError(f"{told}unless its files are damaged") from error
+        told = f"{what} ({said}); {fix}" if fix else f"{what}: {said}"
+        raise InputError(told) from error
+
+
 def describe(error: BaseException) -> str:
     """Say in one line what is wrong and what helps."""
     reason = ""
@@ -130,10 +173,10 @@ def describe(error: BaseException) -> str:
     if isinstance(error, InputError | PeerError):
         return reason
     if is_out_of_memory(error):
-        return (
-            f"memory ran out ({reason[:200]}); pass a smaller max_tokens= (tokens in one forward) "
-            "or slice_resolution="
-        )
+        fix = "pass a smaller max_tokens= (tokens in one forward) or slice_resolution="
+        if isinstance(error, NothingFitsError):
+            fix = "not even the smallest forward fits beside this model: use a larger device"
+        return f"memory ran out ({reason[:_MOST_SAID]}); {fix}"
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -146,6 +189,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether memory ran out, on a device or in the CPU's allocator."""
     import torch  # here, so that the command line can refuse bad input without waiting for it
 
-    return isinstance(error, torch.OutOfMemoryError) or (
+    return isinstance(error, torch.OutOfMemoryError | NothingFitsError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
     )

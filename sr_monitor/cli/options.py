@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get
 
 import typer
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, check_word, refused, whole
 from sr_monitor.options import Options, declared
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
 
     def run(**given: Any) -> None:
         for name, kind in kinds.items():
-            values = {field: given.pop(f"{name}_{field}") for field in _on_the_line(kind)}
+            values = {field: _taken(given, name, field, kind) for field in _on_the_line(kind)}
             if "probes" in values:
                 values["probes"] = [parse_probe(text) for text in values["probes"]]
             given[name] = kind(**values)
@@ -83,15 +83,42 @@ def _on_the_line(options: type[Options]) -> dict[str, Field[Any]]:
 def _parameters_of(name: str, options: type[Options]) -> Iterator[Parameter]:
     hints: dict[str, Any] = get_type_hints(options) | _ON_THE_LINE
     for field, each in _on_the_line(options).items():
-        parameter = f"{name}_{field}"
+        read_here = _spelling(hints[field])
         default = typer.Option(
             each.default,
-            _FLAGS.get(parameter, f"--{field.replace('_', '-')}"),
-            min=each.metadata["least"],
-            metavar=_METAVARS.get(field),
+            _flag(name, field),
+            metavar=_METAVARS.get(field, read_here),
             help=each.metadata["doc"],
         )
-        yield Parameter(parameter, Parameter.KEYWORD_ONLY, default=default, annotation=hints[field])
+        kind = _TEXT if read_here else hints[field]
+        parameter = f"{name}_{field}"
+        yield Parameter(parameter, Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _flag(name: str, field: str) -> str:
+    return _FLAGS.get(f"{name}_{field}", f"--{field.replace('_', '-')}")
+
+
+def _spelling(hint: Any) -> str | None:
+    """Return how a word or a whole number is written, which are read here, in words of ours."""
+    if get_origin(hint) is Literal:
+        return f"<{'|'.join(get_args(hint))}>"
+    return "<int>" if int in (hint, *get_args(hint)) else None
+
+
+def _taken(given: dict[str, Any], name: str, field: str, options: type[Options]) -> Any:
+    """Take an option's value out of what is given on the line."""
+    hint, flag = (get_type_hints(options) | _ON_THE_LINE)[field], _flag(name, field)
+    value = given.pop(f"{name}_{field}")
+    if get_origin(hint) is Literal:
+        check_word(flag, value, hint)
+    elif value is not None and _spelling(hint):
+        try:
+            number = int(value)
+        except ValueError:
+            raise refused(flag, value, "pass a whole number") from None
+        return whole(flag, number, least=declared(options)[field].metadata["least"])
+    return value
 
 
 def parse_probe(text: str) -> "Probe":

@@ -16,7 +16,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sr_monitor.errors import InputError, PeerError, is_out_of_memory
+from sr_monitor.errors import (
+    InputError,
+    NothingFitsError,
+    PeerError,
+    first_line,
+    is_out_of_memory,
+)
 from sr_monitor.model.anatomy import Anatomy
 from sr_monitor.model.forward import Arrangement, Forward
 from sr_monitor.model.hooks import first_tensor
@@ -68,7 +74,9 @@ def examine(forward: Forward, sample: Int[Tensor, "1 token"]) -> Findings:
             except _Unfit as error:
                 errors.append(error)
             except Exception as error:
-                is_final = isinstance(error, InputError | PeerError) or is_out_of_memory(error)
+                if is_out_of_memory(error):  # two prompts are the least there is
+                    raise NothingFitsError(first_line(error)) from error
+                is_final = isinstance(error, InputError | PeerError)
                 if is_final or (in_step and not errors):
                     raise
                 errors.append(error)

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, explained, reason_of
 from sr_monitor.options import Options, option
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -60,7 +60,9 @@ def load_model(
 ) -> nn.Module:
     """Load the causal language model in a folder or on the hub, ready to be measured."""
     place = find_device(device)
-    load_config(source, trust_remote_code=trust_remote_code)  # refused before weights are read
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    with explained(f"{source!r} cannot be loaded"):
+        _check_size(config, Path(source))  # both before anything is built
     # Otherwise a model without safetensors is sent to a converter on the hub.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
     model, report = _load(
@@ -72,7 +74,8 @@ def load_model(
         weights_only=True,
     )
     _check_complete(model, report["missing_keys"], source)
-    return model.eval().to(place)  # type: ignore[no-any-return]
+    with explained(f"{source!r} cannot be moved to {place}"):
+        return model.eval().to(place)  # type: ignore[no-any-return]
 
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
@@ -87,12 +90,8 @@ def load_config(source: str, *, trust_remote_code: bool = False) -> Any:
 def make_config(entries: dict[str, Any], source: str) -> Any:
     """Make the config of a causal language model from its entries, as a config.json holds them."""
     transformers = require_transformers("loading a model")
-    try:
-        with quiet(transformers):
-            config = transformers.AutoConfig.for_model(**entries)
-    except Exception as error:  # what a damaged file says may raise nearly anything
-        said = f"{type(error).__name__}: {_first_line(error)}"
-        raise InputError(f"{source!r} describes no {entries['model_type']}: {said}") from error
+    with explained(f"{source!r} describes no {entries['model_type']}"), quiet(transformers):
+        config = transformers.AutoConfig.for_model(**entries)
     _check_config(config, source)
     return config
 
@@ -115,6 +114,19 @@ def _check_config(config: Any, source: str) -> None:
                 f"{source!r}: its config says {name}={value!r}, expected a whole number from 1 to "
                 f"{most:,}; the file is damaged"
             )
+
+
+def _check_size(config: Any, folder: Path) -> None:
+    """Refuse a config whose embedding alone has more numbers than its files have half bytes."""
+    files = folder.glob("*.safetensors")
+    size = sum(file.stat().st_size for file in files)
+    text = config.get_text_config(decoder=True)
+    if size and text.vocab_size * text.hidden_size > 2 * size:
+        raise InputError(
+            f"{str(folder)!r}: its config asks for an embedding of {text.vocab_size:,} x "
+            f"{text.hidden_size:,} numbers, and its weights are {size:,} bytes; the config is of "
+            "another model, or damaged"
+        )
 
 
 def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> Any:
@@ -247,16 +259,14 @@ def _check_source(source: str) -> None:
 def _load(auto_class: str, source: str, **options: Any) -> Any:
     """Call `from_pretrained`; whatever it raises is the source's fault."""
     transformers = require_transformers("loading a model")
-    try:
-        with quiet(transformers):
-            return getattr(transformers, auto_class).from_pretrained(source, **options)
-    except MemoryError:
-        raise
-    except Exception as error:  # damaged files raise nearly anything
-        text = f"{type(error).__name__}: {error}"
-        reason = next((reason for sign, reason in _REASONS.items() if sign in text), "{}")
-        said = reason.format(_first_line(error))
-        raise InputError(f"{source!r} cannot be loaded: {said}") from error
+    with explained(f"{source!r} cannot be loaded", reason=_reason), quiet(transformers):
+        return getattr(transformers, auto_class).from_pretrained(source, **options)
+
+
+def _reason(error: BaseException) -> str:
+    text = f"{type(error).__name__}: {error}"
+    known = next((reason for sign, reason in _REASONS.items() if sign in text), None)
+    return reason_of(error) if known is None else known.format(_first_line(error))
 
 
 def _check_complete(model: Any, missing: Any, source: str) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sr_monitor.errors import is_out_of_memory
+from sr_monitor.errors import NothingFitsError, first_line, is_out_of_memory
 
 # Measured: larger forwards are no faster; on a CPU they are slower, as they leave its caches.
 _FAST_TOKENS = {"cpu": 1024}
@@ -58,8 +58,10 @@ def in_chunks(
             start = chunk.stop
             continue
         except RuntimeError as error:
-            if budget.fixed or budget.tokens == 1 or not is_out_of_memory(error):
+            if budget.fixed or not is_out_of_memory(error):
                 raise
+            if budget.tokens == 1:
+                raise NothingFitsError(first_line(error)) from error
         # Only here, outside of `except`, is the traceback gone, and with it all that work held.
         gc.collect()
         if torch.cuda.is_available():

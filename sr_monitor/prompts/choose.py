@@ -56,11 +56,23 @@ def choose_prompts(chosen: PromptOptions, tokenizer: Tokenizer, num_prompts: int
     name = os.fspath(chosen.prompts)
     if name == "meaning":
         return PromptSet.from_meaning(tokenizer)
-    if not source.is_dir():
+    if source.is_dir():
+        _check_rows(source)
+    else:
         if source.suffix in {".txt", ".json", ".jsonl"}:
             raise InputError(f"--prompts {name!r}: there is no such file")
         check_hub(name, "dataset")
     return PromptSet.from_dataset(name, tokenizer, **options)
+
+
+def _check_rows(folder: Path) -> None:
+    """Refuse JSON files of nothing but nulls, on which the reader of `datasets` crashes."""
+    for file in folder.rglob("*.json*"):
+        if file.is_file():
+            with file.open("rb") as opened:
+                begins = opened.read(100).lstrip()
+            if begins.startswith(b"null"):
+                raise InputError(f"--prompts: {str(file)!r} holds no rows; leave it out")
 
 
 def help_topics() -> list[str]:

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from sr_monitor.errors import InputError, check_kind
+from sr_monitor.errors import InputError, check_kind, explained
 from sr_monitor.prompts.token_ids import token_ids_of
 
 _BLOCK = 4000
@@ -51,7 +51,8 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
         options["verbose"] = False  # a corpus may be longer than the model's context
     # Tokenizers refuse half a surrogate pair, which is common in scraped JSON.
     text = text.encode("utf-8", "replace").decode("utf-8")
-    return list(tokenizer(text, **options)["input_ids"])
+    with explained("the tokenizer fails", "its files are damaged: save or download them again"):
+        return list(tokenizer(text, **options)["input_ids"])
 
 
 def decode_all(tokenizer: object, ids: Int64[Tensor, "prompt token"]) -> tuple[str, ...] | None:
@@ -206,9 +207,5 @@ def open_dataset(name: str, config: str | None, split: str, call: str) -> Iterat
     except ImportError as error:
         fix = "pip install 'sr-monitor[transformers]'"
         raise InputError(f"{call}: the package `datasets` is missing; run: {fix}") from error
-    try:
+    with explained(f"{call}: cannot open {name!r} (config={config!r}, split={split!r})"):
         yield from load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # whatever a stranger's file causes, in whichever reader
-        what = f"cannot open {name!r} (config={config!r}, split={split!r})"
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{call}: {what}: {reason}") from error

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, check_kind, explained
 from sr_monitor.files import write_whole
 from sr_monitor.prompts import files
 from sr_monitor.prompts.corpora import (
@@ -69,10 +69,14 @@ class PromptSet:
             raise InputError(f'PromptSet: pairing is "chain" or "explicit", not {self.pairing!r}')
         if self.pairing == "explicit" and num_prompts % 2:
             raise InputError(f"PromptSet: {num_prompts} prompts cannot form explicit pairs")
+        check_kind("source", self.source, str, "pass text", call="PromptSet")
+        check_kind("seed", self.seed, int | None, "pass a whole number", call="PromptSet")
         for name, expected in (("texts", num_prompts), ("labels", self.num_pairs)):
             values = getattr(self, name)
             if values is not None and len(values) != expected:
                 raise InputError(f"PromptSet: got {len(values)} {name}, expected {expected}")
+            for value in values or ():
+                check_kind(name, value, str, "pass text for each", call="PromptSet")
 
     @property
     def num_tokens(self) -> int:
@@ -169,7 +173,7 @@ class PromptSet:
     def from_json(cls, text: str, *, call: str = "PromptSet.from_json") -> "PromptSet":
         """Read what `to_json` wrote; error messages begin with `call`."""
         content = files.parse_saved(text, call)
-        try:
+        with explained(f"{call}: the file is damaged", "save it again"):
             texts = tuple(prompt["text"] for prompt in content["prompts"])
             prompts = cls(
                 token_ids=token_matrix([prompt["tokens"] for prompt in content["prompts"]], call),
@@ -180,8 +184,6 @@ class PromptSet:
                 pairing=content["pairing"],
             )
             fingerprint = content["fingerprint"]
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{call}: the file is damaged ({error!r}); save it again") from error
         if prompts.fingerprint != fingerprint:
             raise InputError(
                 f"{call}: the file says fingerprint {fingerprint}, but its prompts have "

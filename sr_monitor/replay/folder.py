@@ -17,7 +17,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from sr_monitor.display.writers.base import WriterError
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, explained
 from sr_monitor.files import write_whole
 from sr_monitor.probes.base import Probe
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -141,19 +141,18 @@ class Folder:
         path = self.path / _FILE
         if not path.is_file():
             return {}, {}
-        try:
+        what = f"--out {str(self.path)!r} holds a {_FILE} that is damaged"
+        with explained(what, "delete it and what was measured, or name another folder"):
             there = json.loads(path.read_text(encoding="utf-8"))
             options, runs = dict(there["options"]), dict(there["runs"])
             schema = int(there["schema"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            reason = f"holds a {_FILE} that is damaged ({error!r}); delete it and what was measured"
-            raise self._refused(f"{reason}, or") from error
+            outside = [run for run in runs if not self._is_inside(run)]
         if schema > _SCHEMA:
             raise self._refused(
                 f"has schema {schema}, and this sr-monitor reads up to {_SCHEMA}; run: "
                 "pip install --upgrade sr-monitor, or"
             )
-        if outside := [run for run in runs if not self._is_inside(run)]:
+        if outside:
             raise self._refused(
                 f"holds a {_FILE} that names a folder outside of it, {outside[0]!r}"
             )

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from torch import nn
 
-from sr_monitor.errors import InputError, describe
+from sr_monitor.errors import InputError, describe, explained
 from sr_monitor.model.engine import Way
 from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.probes.measuring import Bar, no_bar
@@ -98,7 +98,8 @@ class Job:
         try:
             local, progress = find_local(), bar("loading")
             progress(0, 1)
-            model = keeper.load(local)
+            with explained(f"{str(local.path)!r} cannot be loaded"):
+                model = keeper.load(local)
             progress(1, 1)
             prompts = find_prompts()
             try:

@@ -11,17 +11,16 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, explained
 from sr_monitor.files import write_whole
 from sr_monitor.probes.base import Part, Probe, built_in, pack
 from sr_monitor.probes.keys import FAILURES, NUM_POINTS, PREFIX, SECONDS, SHARE_OF_TIME, TOKENS, Key
@@ -30,6 +29,7 @@ from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.slices import Slices
 from sr_monitor.prompts.prompt_set import PromptSet
 
+_DAMAGED = "the file is damaged or cannot be read"
 _FORMAT, _SCHEMA = "sr-monitor record", 2
 _FOLDER = PREFIX.rstrip("/")
 _FILE = re.compile(r"step-(?:\d{9}|[1-9]\d{9,})\.safetensors")
@@ -56,7 +56,8 @@ class Record:
 
     def __post_init__(self) -> None:
         """Refuse what could not be saved, or not be found again."""
-        for name, value in (("step", self.step), ("tokens", self.tokens or 0)):
+        tokens = 0 if self.tokens is None else self.tokens
+        for name, value in (("step", self.step), ("tokens", tokens)):
             if not isinstance(value, int) or not 0 <= value < 2**63:  # as TensorBoard's steps
                 raise InputError(
                     f"Record({name}={value!r}): pass a whole number, 0 or more, below 2**63"
@@ -143,7 +144,8 @@ class Record:
         Built-in probes and `probes` explain their parts. Those of others stay mappings, and come
         back as they were if the record is saved.
         """
-        with _explained(call := f"Record.load({os.fspath(path)!r})"):
+        call = f"Record.load({os.fspath(path)!r})"
+        with explained(f"{call}: {_DAMAGED}", "measure again"):
             with safe_open(path, "pt") as file:
                 content = _content(file.metadata() or {}, call)
                 # NOTE: cloned because what safetensors returns lies in the file until it is used.
@@ -169,31 +171,18 @@ class Outline:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Outline":
         """Read the header of a file that `Record.save` wrote, and check that the file is whole."""
-        with _explained(call := f"Outline.load({os.fspath(path)!r})"):
+        call = f"Outline.load({os.fspath(path)!r})"
+        with explained(f"{call}: {_DAMAGED}", "measure again"):
             with safe_open(path, "pt") as file:
                 content = _content(file.metadata() or {}, call)
             metadata, way = dict(content.get("metadata", {})), content["parts"]["paths"]["engine"]
-            return cls(step=content["step"], metadata=metadata, way=way)
+            checked = Record(step=content["step"], metadata=metadata)
+            return cls(step=checked.step, metadata=metadata, way=str(way))
 
     @classmethod
     def of(cls, record: Record) -> "Outline":
         """Return the outline of a record in memory."""
         return cls(step=record.step, metadata=record.metadata, way=record.paths.engine)
-
-
-@contextmanager
-def _explained(call: str) -> Iterator[None]:
-    """Turn any error while a file is read into one line about it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(f"{call}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise InputError(f"{call}: no whole safetensors file ({error})") from error
-    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{call}: the file is damaged ({error!r}); measure again") from error
 
 
 def record_path(log_dir: str | os.PathLike[str], step: int) -> Path:

@@ -50,7 +50,9 @@ def test_help_says_what_every_option_is(name: str, capsys: Capture) -> None:
         flag = {"engine": "way", "probes": "probe"}.get(option, option).replace("_", "-")
         assert f" --{flag} " in said
         assert field.metadata["doc"] in said
-        assert isinstance(field.default, tuple | None) or f"[default: {field.default}" in said
+        assert (
+            isinstance(field.default, tuple | bool | None) or f"[default: {field.default}" in said
+        )
 
 
 @pytest.mark.parametrize(
@@ -62,8 +64,14 @@ def test_help_says_what_every_option_is(name: str, capsys: Capture) -> None:
         ("demo --out run/checkpoint-1/config.json", "is not a folder; name another"),
         (f"demo --out {300 * 'a'}", "File name too long; name another"),
         ("measure run/checkpoint-1 --out=", "Invalid value for '--out': it is empty"),
-        ("measure run/checkpoint-1 --layer -1", "Invalid value for '--layer'"),
-        ("measure run/checkpoint-1 --sampling random", "is not one of 'grid', 'adaptive'"),
+        ("measure run/checkpoint-1 --layer -1", "--layer=-1: pass 0 or more"),
+        (
+            "measure run/checkpoint-1 --sampling random",
+            "--sampling='random': pass one of grid, adaptive",
+        ),
+        ("measure run/checkpoint-1 --dtype fp16", "--dtype='fp16': pass one of auto, float32,"),
+        ("measure run/checkpoint-1 --num-pairs many", "--num-pairs='many': pass a whole number"),
+        ("measure run/checkpoint-1 --way fast", "--way='fast': pass one of auto, shared,"),
         ("replay run --out out --probe regoins", "there is no probe 'regoins'"),
         ("measure run/checkpoint-1 --out a\0b", "'a\\x00b': an argument cannot hold a NUL byte"),
         ("measure \33[2J", "there is no folder '\\x1b[2J'"),

@@ -172,7 +172,7 @@ def test_text_lines_and_folders_are_read(saved: Path) -> None:
         ("--layer 4", "layer=4: LlamaForCausalLM has layers 0"),
         ("--num-pairs 100000", "the text has "),
         ("--device gpu", "name one that can: cpu"),
-        ("--dtype int8", "'int8' is not one of 'auto', 'float32', 'bfloat16', 'float16'"),
+        ("--dtype int8", "--dtype='int8': pass one of auto, float32, bfloat16, float16"),
         ("--prompts taken", "the file is empty"),
         ("--prompts missing.txt", "--prompts 'missing.txt': there is no such file"),
         ("--prompts somebody/text", "there is no file 'somebody/text' here, and the hub cannot be"),

@@ -153,8 +153,11 @@ def halve(folder: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "no config.json.*save_pretrained wrote"),
         (lambda folder: edit_config(folder, hidden_size=64), "weights do not have the shapes"),
         (lambda folder: edit_config(folder, model_type="new"), "pip install --upgrade"),
-        (lambda folder: edit_config(folder, model_type=["llama"]), "cannot be loaded: "),
-        (lambda folder: edit_config(folder, num_hidden_layers="two"), "cannot be loaded: "),
+        (lambda folder: edit_config(folder, model_type=["llama"]), "cannot be loaded: TypeError"),
+        (lambda folder: edit_config(folder, num_hidden_layers="two"), "expected int, got str"),
+        (lambda folder: edit_config(folder, vocab_size=10**8), "weights are .* bytes; the config"),
+        (lambda folder: edit_config(folder, intermediate_size=10**12), "do not have the shapes"),
+        (lambda folder: edit_config(folder, text_config="x"), "cannot be loaded: AttributeError"),
         (lambda folder: edit_config(folder, model_type="t5"), "is no decoder-only"),
     ],
 )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sr_monitor import measure_slices
-from sr_monitor.errors import is_out_of_memory
+from sr_monitor.errors import NothingFitsError, describe, is_out_of_memory
 from sr_monitor.model.memory import TokenBudget, in_chunks
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.probes.paths import Paths
@@ -151,13 +151,18 @@ def test_adaptive_sampling_counts_the_points_of_a_piece_done_again_once() -> Non
 def test_what_halving_cannot_help_comes_through(name: str, engine: EngineName) -> None:
     """Where not even one point fits, and any other error, at once."""
     specimen = zoo.build(name)
-    for most, error, most_failures in ((0, torch.OutOfMemoryError, 20), (40, RuntimeError, 1)):
+    for most, error, comes, most_failures in (
+        (0, torch.OutOfMemoryError, NothingFitsError, 20),
+        (40, RuntimeError, RuntimeError, 1),
+    ):
         with (
             _memory_for(specimen, most, error) as failures,
-            pytest.raises(error, match="do not fit"),
+            pytest.raises(comes, match="do not fit") as caught,
         ):
             _measure(specimen, engine)
         assert 1 <= len(failures) <= most_failures
+        assert "max_tokens" not in describe(caught.value)
+        assert most or "use a larger device" in describe(caught.value)
     _measure(specimen, engine)
 
 

@@ -189,7 +189,7 @@ _CUT = r"no file that PromptSet\.save wrote"
         (lambda c: c["prompts"][0]["tokens"].reverse(), "fingerprint .*, but its prompts have"),
         (lambda c: c.update(pairing="explicit"), "fingerprint .*, but its prompts have"),
         (lambda c: c.update(schema=2), "schema 2, this sr-monitor reads schema 1; .*--upgrade"),
-        (lambda c: c.pop("fingerprint"), "damaged .KeyError.'fingerprint'"),
+        (lambda c: c.pop("fingerprint"), "damaged .KeyError: 'fingerprint'"),
         (lambda c: c["prompts"].insert(0, 3), "damaged .TypeError"),
         (lambda c: c["prompts"][1]["tokens"].append(5), r"prompt 1 has the shape \(4,\)"),
         (lambda c: c.update(pairing="circle"), 'pairing is "chain" or "explicit", not .circle'),

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sr_monitor import errors
 from sr_monitor.errors import InputError
 from sr_monitor.replay.readers.inert import REFUSED
 
@@ -58,26 +59,25 @@ def explained(path: Path) -> Iterator[Path]:
         raise InputError(f"{str(path)!r} is missing; copy or download it again")
     if path.is_file() and path.stat().st_size == 0:
         raise InputError(f"{str(path)!r} is empty; copy or download it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an old pickle protocol
+    what = f"{str(path)!r} is damaged or no file of weights"
+    with errors.explained(what, "copy or download it again"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an old pickle protocol
+        try:
             yield path
-    except (InputError, MemoryError):
-        raise
-    except PermissionError as error:
-        raise InputError(f"{str(path)!r} cannot be read: {error}; check its permissions") from error
-    except Exception as error:  # damaged files raise nearly anything
-        raise InputError(f"{str(path)!r} {_describe(error)}") from error
+        except PermissionError as error:
+            told = f"{str(path)!r} cannot be read: {error}; check its permissions"
+            raise InputError(told) from error
+        except Exception as error:
+            _refuse_code(path, error)
+            raise
 
 
-def _describe(error: Exception) -> str:
+def _refuse_code(path: Path, error: Exception) -> None:
+    """Say that a file holds more than weights, if that is why it was not read."""
     lines = [line.strip().split(". ")[0][:_MOST_CHARACTERS] for line in str(error).splitlines()]
-    for line in lines:
-        if REFUSED in line:
-            return (
-                f"holds more than weights ({line}) and is not run; if you trust it, load it with "
-                "torch.load(..., weights_only=False) and save its state_dict alone, as "
-                "safetensors or with torch.save"
-            )
-    reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
-    return f"is damaged or no file of weights ({reason}); copy or download it again"
+    if found := [line for line in lines if REFUSED in line]:
+        raise InputError(
+            f"{str(path)!r} holds more than weights ({found[0]}) and is not run; if you trust it, "
+            "load it with torch.load(..., weights_only=False) and save its state_dict alone, as "
+            "safetensors or with torch.save"
+        ) from error
