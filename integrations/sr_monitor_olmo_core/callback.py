@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from sr_monitor import InputError
 from sr_monitor.options import explains
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import of_run
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.watcher import Training, Watcher
 
@@ -165,6 +165,6 @@ def _measure(
         record = watcher.at_step(model, step, tokens=tokens, also=also, last=last)
     if record is not None and watcher.monitor is not None and step == trainer.global_step:
         # Every rank, or the ranks' metrics would differ.
-        folder = f"{watcher.monitor.store.name}/"
+        run = watcher.monitor.store.name
         for name, value in record.scalars.items():
-            trainer.record_metric(name.replace(PREFIX, folder, 1), value)
+            trainer.record_metric(of_run(name, run), value)

@@ -21,7 +21,7 @@ from sr_monitor.files import write_whole
 from sr_monitor.model.loading import LoadOptions, TokenizerOnDemand, load_model
 from sr_monitor.probes.base import ALWAYS, RGB, Page, Part, Probe
 from sr_monitor.probes.drawing import pixels
-from sr_monitor.probes.keys import NUM_POINTS, PREFIX
+from sr_monitor.probes.keys import NUM_POINTS, short
 from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
 from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.probes.slices_pictures import draw_slice
@@ -119,7 +119,7 @@ def _pictures(record: Record, prompts: PromptSet, title: str) -> Iterator[tuple[
         page = Page(title=title, part=part, parts=record.parts, prompts=prompts)
         for key, image in probe.pictures(page, ()):
             if key.kind == "image":
-                yield key.name.removeprefix(PREFIX).replace("/", "-") + ".png", image
+                yield short(key.name).replace("/", "-") + ".png", image
 
 
 def _others(record: Record) -> list[tuple[Probe, Part]]:

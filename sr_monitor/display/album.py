@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from sr_monitor.display.writers.base import Writer, WriterError
 from sr_monitor.probes.base import Page
-from sr_monitor.probes.keys import PREFIX, PROMPTS, Key, Kind
+from sr_monitor.probes.keys import NAME, PROMPTS, Key, Kind, of_run
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 
@@ -33,10 +33,10 @@ class Album:
     `WriterError` is raised.
     """
 
-    def __init__(self, writers: Sequence[Writer], *, prefix: str = PREFIX) -> None:
-        """Start empty. Another `prefix` tells two runs in one log apart: "stable_regions-2/"."""
+    def __init__(self, writers: Sequence[Writer], *, name: str = NAME) -> None:
+        """Start empty. Another `name` tells two runs in one log apart: "stable_regions-2"."""
         self._writers = tuple(writers)
-        self.prefix = prefix
+        self.name = name
         self._pages: dict[int, dict[str, Page]] = {}  # of the picture steps: by step, by probe
         self._before: dict[str, Page] = {}  # of the last record, by probe
         self._numbered: int | None = None  # the step whose numbers were written last
@@ -124,7 +124,7 @@ class Album:
             coming = iter(entries)
             while left and (entry := next(coming, None)):
                 kind, name, value = entry  # a kind is the name of the writers' method for it
-                call(kind, self.prefix + name.removeprefix(PREFIX), value, step)
+                call(kind, of_run(name, self.name), value, step)
         finally:
             call("flush")
         if failures:

@@ -20,7 +20,7 @@ def export_run(run: Run, writers: Sequence[Writer]) -> int:
     Names begin with that of the run's folder, as they did in the run. Records that cannot be read
     are in `run.damaged`.
     """
-    album = Album(writers, prefix=f"{run.folder.name}/")
+    album = Album(writers, name=run.logged_as)
     last = next((record.step for record in run.records(newest_first=True)), None)
     fingerprint, count = "", 0
     for record in run.records():

@@ -144,15 +144,21 @@ class PathsProbe(PathsOptions, Probe):
             "max_slope/low", "The lower end of the median's 95% interval: how sure it is."
         ),
         MAX_SLOPE_HIGH := Key.scalar("max_slope/high", "The upper end of that interval."),
-        LOCATION := Key.scalar("location", "The alpha of the steepest rise: the boundary."),
-        WIDTH := Key.scalar("width", "The alpha from a quarter to three quarters of the way."),
-        END_DISTANCE := Key.scalar("end_distance", "How far the output moves in all: d(1)."),
-        INPUT_DISTANCE := Key.scalar("input_distance", "How far the activation moves in all."),
+        LOCATION := Key.scalar("paths/location", "The alpha of the steepest rise: the boundary."),
+        WIDTH := Key.scalar(
+            "paths/width", "The alpha from a quarter to three quarters of the way."
+        ),
+        END_DISTANCE := Key.scalar("paths/end_distance", "How far the output moves in all: d(1)."),
+        INPUT_DISTANCE := Key.scalar(
+            "paths/input_distance", "How far the activation moves in all."
+        ),
         NOISE_FLOOR := Key.scalar(
-            "noise_floor", "How far points that should be equal land apart, relative to d(1)."
+            "diagnostics/noise_floor",
+            "How far points that should be equal land apart, relative to d(1).",
         ),
         PAIRS_LEFT_OUT := Key.scalar(
-            "pairs_left_out", "Pairs whose d(1) is noise, or with an output that was not finite."
+            "diagnostics/pairs_left_out",
+            "Pairs whose d(1) is noise, or with an output that was not finite.",
         ),
         MAX_SLOPE := Key.histogram("max_slope", "The maximum slopes of the pairs that count."),
         CURVES := Key.image(

@@ -87,7 +87,7 @@ class SlicesProbe(SlicesOptions, Probe):
     keys = (
         SLICE := Key.image("slice/<k>", "The plane through three prompts, which are marked."),
         FILM := Key.image("film/<k>", "The same slice at chosen steps, side by side."),
-        ANIMATION := Key.animation("animation/<k>", "The same slice at chosen steps, as a GIF."),
+        ANIMATION := Key.animation("video/<k>", "The same slice at chosen steps, as a GIF."),
     )
 
     def measure(self, run: Run) -> Slices | None:

@@ -31,7 +31,7 @@ Slices: TypeAlias = "sr_monitor.probes.slices.Slices"
 
 CORNERS = {"A": "#b0182b", "B": "#117a37", "C": "#2340b8"}
 """Red, green and blue, dark enough to read."""
-_FRAMES_IN_A_ROW = 8
+_CARD = 1.8  # how many times as wide as high the card is in which a dashboard shows a film
 # Of a film, in inches; each a whole number of pixels, so that a frame fits anywhere in it.
 _FRAME, _ACROSS, _UP, _MARGIN = 1.6, 1.725, 1.925, 0.1
 
@@ -74,9 +74,9 @@ def draw_frame(slices: Slices, triple: int, title: str) -> Figure:
 def join_frames(
     frames: Sequence[UInt8[np.ndarray, "row column 3"]],
 ) -> UInt8[np.ndarray, "film_row film_column 3"]:
-    """Join the pixels of frames to a film that runs left to right, in rows of at most 8."""
-    num_rows = math.ceil(len(frames) / _FRAMES_IN_A_ROW)
-    num_columns = math.ceil(len(frames) / num_rows)
+    """Join the pixels of frames to a film that runs left to right, in rows that fill a card."""
+    num_columns = _columns(len(frames))
+    num_rows = math.ceil(len(frames) / num_columns)
     across, up, margin = (round(inches * DPI) for inches in (_ACROSS, _UP, _MARGIN))
     height, width, _ = frames[0].shape
     shape = height + up * (num_rows - 1), width + across * (num_columns - 1), 3
@@ -88,6 +88,17 @@ def join_frames(
         top, left = up * row + rim, across * column + rim
         film[top : top + up, left : left + inner.shape[1]] = inner
     return film
+
+
+def _columns(count: int) -> int:
+    """Return how many frames a row has: near the shape of a card, few places left empty."""
+
+    def misfit(columns: int) -> float:
+        rows = math.ceil(count / columns)
+        shape = abs(math.log(columns * _ACROSS / (rows * _UP) / _CARD))
+        return shape + (columns * rows - count) / count
+
+    return min(range(1, count + 1), key=misfit)
 
 
 def paint_slice(axes: Axes, slices: Slices, triple: int, *, mark_size: float) -> None:

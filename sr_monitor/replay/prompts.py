@@ -16,7 +16,7 @@ from typing import TypeAlias, get_args
 from sr_monitor.errors import InputError
 from sr_monitor.model.engine import Way
 from sr_monitor.model.loading import TokenizerOnDemand
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import NAME
 from sr_monitor.prompts.choose import choose_prompts
 from sr_monitor.prompts.corpora import encode
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -26,7 +26,7 @@ from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import MonitorConfig
 
-RECORDS = PREFIX.rstrip("/")
+RECORDS = NAME
 """The folder of records in that of a run."""
 Ways: TypeAlias = dict[str, int]
 """The first step of a curve that was measured in each way, `record.paths.engine`."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from sr_monitor.errors import InputError, explained
 from sr_monitor.files import write_whole
 from sr_monitor.probes.base import Part, Probe, built_in, pack
-from sr_monitor.probes.keys import FAILURES, NUM_POINTS, PREFIX, SECONDS, SHARE_OF_TIME, TOKENS, Key
+from sr_monitor.probes.keys import FAILURES, NAME, NUM_POINTS, SECONDS, SHARE_OF_TIME, TOKENS, Key
 from sr_monitor.probes.measuring import derived
 from sr_monitor.probes.paths import Paths
 from sr_monitor.probes.slices import Slices
@@ -31,7 +31,7 @@ from sr_monitor.prompts.prompt_set import PromptSet
 
 _DAMAGED = "the file is damaged or cannot be read"
 _FORMAT, _SCHEMA = "sr-monitor record", 2
-_FOLDER = PREFIX.rstrip("/")
+_FOLDER = NAME
 _FILE = re.compile(r"step-(?:\d{9}|[1-9]\d{9,})\.safetensors")
 
 
@@ -105,7 +105,7 @@ class Record:
         found[NUM_POINTS] = sum(number for number in points if isinstance(number, int))
         found[TOKENS] = self.tokens
         for key in (SECONDS, SHARE_OF_TIME, FAILURES):
-            found[key] = self.metadata.get(key.name.removeprefix(PREFIX))
+            found[key] = self.metadata.get(key.name.split("/")[-1])
         return {key.name: float(v) for key, v in found.items() if isinstance(v, int | float)}
 
     def prompts_in(self, given: PromptSet) -> PromptSet:

@@ -15,7 +15,7 @@ from typing import TypeAlias
 
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import Probe
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import NAME
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import NewerError, Record, list_records, step_of
 from sr_monitor.results.store import RecordStore
@@ -32,6 +32,12 @@ class Run:
         self.damaged: dict[str, str] = {}
         """Why a file was left out, by its name, once it was to be read."""
         self._prompts: dict[int | None, PromptSet | None] = {}
+
+    @property
+    def logged_as(self) -> str:
+        """What its logged names begin with: its folder, and for a set of prompts that around it."""
+        parent = self.folder.parent.name
+        return f"{parent}/{self.folder.name}" if parent.startswith(NAME) else self.folder.name
 
     @property
     def steps(self) -> list[int]:
@@ -91,15 +97,13 @@ def _below(folder: Path) -> Iterator[Path]:
     for place, inner, _ in os.walk(folder.resolve()):
         inner[:] = sorted(name for name in inner if not name.startswith((".", "superseded")))
         # NOTE: `list_records` prefers the folder of records inside, which comes next.
-        if PREFIX.rstrip("/") not in inner and list_records(place):
+        if NAME not in inner and list_records(place):
             yield Path(place)
 
 
 def _names(folders: Sequence[Path]) -> dict[Path, str]:
     """Name each folder by the shortest end of its path that no other one has."""
-    parts = {
-        folder: [part for part in folder.parts if part != PREFIX.rstrip("/")] for folder in folders
-    }
+    parts = {folder: [part for part in folder.parts if part != NAME] for folder in folders}
     names: dict[Path, str] = {}
     for length in range(1, max(map(len, parts.values())) + 1):
         ends = {folder: "/".join(each[-length:]) for folder, each in parts.items()}

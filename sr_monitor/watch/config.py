@@ -14,7 +14,7 @@ from sr_monitor.errors import check_folder_name, check_kind
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.options import Effect, Options, option
 from sr_monitor.probes.base import Probe, resolve
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import NAME
 from sr_monitor.probes.paths import PathsOptions, PathsProbe
 from sr_monitor.probes.slices import SlicesOptions, SlicesProbe
 from sr_monitor.prompts.prompt_set import PromptSet
@@ -104,7 +104,7 @@ class WatchOptions(MonitorConfig):
         None, "Where records go, in its folder `name`; by default the run's own.", effect="nothing"
     )
     name: str = option(
-        PREFIX.rstrip("/"),
+        NAME,
         "That folder, and what logged names begin with; a second callback there gets a number.",
         effect="nothing",
     )

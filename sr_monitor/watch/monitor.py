@@ -27,7 +27,7 @@ from sr_monitor.model.anatomy import check_layer, dissect
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.undisturbed import preserving_random_states
 from sr_monitor.model.wrappers import is_partitioned, is_sharded
-from sr_monitor.probes.keys import FAILURES, PREFIX
+from sr_monitor.probes.keys import FAILURES, NAME, of_run
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 from sr_monitor.results.store import RecordStore
@@ -60,7 +60,7 @@ class Monitor:
         writers: Any = (),
         schedule: Schedule | None = None,
         log_dir: str | os.PathLike[str] | RecordStore | None = None,
-        name: str = PREFIX.rstrip("/"),
+        name: str = NAME,
         on_error: OnError | ErrorGuard = "warn",
         ranks: RankGroup | None = None,
     ) -> None:
@@ -261,7 +261,7 @@ class Monitor:
         """Take up the records of the run that this one continues; return those of each curve."""
         for writer in self.writers:
             if len(self.series) > 1 and hasattr(writer, "compare"):
-                writer.compare([series.prefix for series in self.series])
+                writer.compare([series.store.name for series in self.series])
         for series in self.series:
             series.last_step = self.last_step
         earlier = [series.open(self.writers, step, new=new) for series in self.series]
@@ -276,7 +276,7 @@ class Monitor:
         with self.guard.catching(what, final=final):
             yield
         if self.guard.failures > failures and self.ranks.is_leader:
-            name = FAILURES.name.replace(PREFIX, f"{self.store.name}/", 1)
+            name = of_run(FAILURES.name, self.store.name)
             for writer in self.writers:
                 with suppress(Exception), preserving_random_states():
                     writer.scalar(name, float(self.guard.failures), step)

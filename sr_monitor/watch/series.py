@@ -36,14 +36,9 @@ class Series:
         """What was measured last."""
         self._album = Album([])
 
-    @property
-    def prefix(self) -> str:
-        """What its logged names begin with."""
-        return f"{self.store.name}/"
-
     def open(self, writers: Sequence[Writer], step: int, *, new: Sequence[Writer]) -> list[Record]:
         """Take up the records of the run that this one continues, and return them if any is new."""
-        self._album = Album(writers, prefix=self.prefix)
+        self._album = Album(writers, name=self.store.name)
         config, prompts = self.config.recorded("curve"), self.sample.prompts
         earlier: list[Record] = []
         for record in self.store.open(step, {"config": config, "prompts": prompts.fingerprint}):
@@ -56,7 +51,7 @@ class Series:
     def introduce(self, step: int, earlier: Sequence[Record], new: Sequence[Writer]) -> None:
         """Show the prompts; writers that start anew, as of a resumed run elsewhere, get all."""
         self._album.introduce(self.sample.prompts, step)
-        late = Album(new, prefix=self.prefix)
+        late = Album(new, name=self.store.name)
         for record in earlier:
             late.repeat(record, prompts=self.sample.prompts)
 

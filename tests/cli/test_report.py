@@ -44,7 +44,7 @@ def test_a_probe_derives_its_part_of_records_that_lack_it(
     monkeypatch.setattr("sr_monitor.probes.base.probe_class", lambda name: Rise)
     assert main(["report", "run", "-o", "deep/page.html", "--probe", "rise:at=0.2"]) == 0
     shown = PageReader.of(Path("deep/page.html")).data["runs"][0]
-    assert "stable_regions/rise/median" in shown["numbers"]
+    assert "stable_regions_rise/median" in shown["numbers"]
 
 
 @pytest.mark.filterwarnings("always:left out")

@@ -30,8 +30,12 @@ from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 from tests.made import PROMPTS, Rise, make_prompts, make_record, make_slices
 
-NAME = "stable_regions/"
-RISE, RISES, PICTURE = f"{NAME}rise/median", f"{NAME}rise", f"{NAME}rise/picture"
+NAME, VIDEO = "stable_regions/", "stable_regions_video/"
+RISE, RISES, PICTURE = (
+    "stable_regions_rise/median",
+    "stable_regions_rise",
+    "stable_regions_rise/picture",
+)
 
 
 def small_record(step: int, *, has_part: bool = True, probe: Rise | None = None) -> Record:
@@ -85,11 +89,14 @@ def test_what_is_logged_is_what_is_documented() -> None:
 
 def test_another_prefix_takes_the_place_of_the_usual_one() -> None:
     usual, other = MemoryWriter(), MemoryWriter()
-    for album in (Album([usual]), Album([other], prefix="stable_regions-2/")):
+    for album in (Album([usual]), Album([other], name="stable_regions-2")):
         album.introduce(PROMPTS, 0)
         album.show(small_record(0), prompts=PROMPTS)
     assert RISE in usual.names
-    assert other.names == {name.replace(NAME, "stable_regions-2/") for name in usual.names}
+    assert other.names == {
+        name.replace("stable_regions", "stable_regions-2") for name in usual.names
+    }
+    assert {"stable_regions-2_rise/median", "stable_regions-2/prompts"} <= other.names
 
 
 @pytest.mark.parametrize(
@@ -180,7 +187,7 @@ def test_the_pictures_are_those_of_the_figures_each_drawn_once(
         prompts = [f"prompt {number}" for number in range(index, index + 3)]
         alone = draw_slice(records[1].parts["slices"], index, prompts=prompts)
         expected |= {f"slice/{index}": pixels(alone), f"film/{index}": join_frames(frames)}
-        found = writer.animations[f"{NAME}animation/{index}"][-1][1]
+        found = writer.animations[f"{VIDEO}{index}"][-1][1]
         np.testing.assert_array_equal(found, np.stack(frames))
     for name, image in expected.items():
         np.testing.assert_array_equal(writer.images[NAME + name][-1][1], image)
@@ -195,7 +202,7 @@ def test_a_film_shows_the_steps_that_have_its_slice() -> None:
     frames = {
         name: {step: len(each) for step, each in found} for name, found in writer.animations.items()
     }
-    assert frames == {f"{NAME}animation/0": {1: 1, 2: 2, 4: 3}, f"{NAME}animation/1": {1: 1, 4: 2}}
+    assert frames == {f"{VIDEO}0": {1: 1, 2: 2, 4: 3}, f"{VIDEO}1": {1: 1, 4: 2}}
 
 
 def test_pictures_leave_little_to_the_garbage_collector() -> None:
@@ -355,4 +362,4 @@ def test_changes_are_since_the_record_before_whether_shown_or_kept() -> None:
     for step, last in ((3, False), (9, False), (9, True)):
         album.show(small_record(step, probe=Moved()), prompts=PROMPTS, last=last)
     album.show(small_record(10, has_part=False, probe=Moved()), prompts=PROMPTS)
-    assert writer.scalars[f"{NAME}rise/moved"] == [(3, 1.0), (9, 6.0)]
+    assert writer.scalars["stable_regions_rise/moved"] == [(3, 1.0), (9, 6.0)]

@@ -28,7 +28,7 @@ from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.display.writers.trackio import TrackioWriter
 from sr_monitor.display.writers.wandb import WandbWriter
 from sr_monitor.errors import InputError
-from sr_monitor.probes.keys import STEP
+from sr_monitor.probes.keys import STEP, Key, of_run
 from tests.made import INF, NAN
 
 NAME = "stable_regions/"
@@ -427,15 +427,17 @@ def test_a_median_with_its_quartiles_or_its_interval_is_a_chart(tmp_path: Path) 
 
 def test_sets_of_prompts_are_curves_of_one_chart(tmp_path: Path) -> None:
     with closing(TensorBoardWriter(tmp_path)) as writer:
-        writer.compare(prefixes := [f"{NAME}{each}/" for each in ("train", "train-resampled")])
+        writer.compare(runs := [f"{NAME}{each}" for each in ("train", "train-resampled")])
         for stem in ("max_slope", "exponent/random", "radius/random"):
-            for prefix in prefixes[: 1 + (stem != "radius/random")]:
+            for run in runs[: 1 + (stem != "radius/random")]:
                 for edge in ("q25", "median", "q75"):
-                    writer.scalar(f"{prefix}{stem}/{edge}", 1.0, 0)
+                    key = Key.scalar(f"{stem}/{edge}", "")
+                    writer.scalar(of_run(key.name, run), 1.0, 0)
     charts = [chart for chart in charts_of(tmp_path) if chart.HasField("multiline")]
     titles = ("max slope", "exponent/random")
     assert [chart.title for chart in charts] == [f"{each}: median, by prompts" for each in titles]
-    names = [[f"{prefix}{stem}/median" for prefix in prefixes] for stem in ("max_slope", titles[1])]
+    stems = ("stable_regions/{}/max_slope", "stable_regions_exponent/{}/random")
+    names = [[f"{s.format(r)}/median" for r in ("train", "train-resampled")] for s in stems]
     assert [list(chart.multiline.tag) for chart in charts] == names
 
 

@@ -13,6 +13,7 @@ import torch
 
 from sr_monitor import InputError, PromptSet, measure_paths
 from sr_monitor.display.writers.memory import MemoryWriter
+from sr_monitor.probes.keys import SECONDS, TOKENS
 from sr_monitor.probes.paths import PathsProbe
 from tests import training
 from tests.display.test_writers import WandbSink
@@ -219,7 +220,7 @@ def test_numbers_are_metrics_of_the_trainer_and_a_run_of_tensorboard(
     assert (list(first), list(second)) == ([0, 2, 4], [0, 3, 4])
     for found, name in ((first, NAME), (second, f"{NAME}-2")):
         for step, record in found.items():
-            assert record.scalars.keys() >= {MEDIAN, f"{NAME}/tokens", f"{NAME}/seconds"}
+            assert record.scalars.keys() >= {MEDIAN, TOKENS.name, SECONDS.name}
             for key, value in record.scalars.items():
                 told = metrics.seen[step][key.replace(NAME, name, 1)]
                 assert told == pytest.approx(value)

@@ -135,7 +135,7 @@ def test_prompts_stand_below_in_the_colours_of_their_corners() -> None:
             assert not text.get_parse_math()
 
 
-@pytest.mark.parametrize(("count", "rows"), [(1, [1]), (3, [3]), (9, [5, 4])])
+@pytest.mark.parametrize(("count", "rows"), [(1, [1]), (3, [3]), (8, [4, 4]), (9, [5, 4])])
 def test_a_film_runs_left_to_right_and_goes_on_in_the_next_row(count: int, rows: list[int]) -> None:
     """Each frame lies whole under its title; what lies beside frames is white."""
     titles = [NASTY[index % 3] if index % 4 == 3 else f"step {3**index}" for index in range(count)]

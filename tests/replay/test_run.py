@@ -97,9 +97,9 @@ def board(out: Path) -> EventAccumulator:
     return EventAccumulator(str(out / "stable_regions")).Reload()
 
 
-def shown(out: Path, name: str = "num_points") -> list[tuple[int, float]]:
+def shown(out: Path, name: str = "diagnostics/num_points") -> list[tuple[int, float]]:
     """The step and the value of each scalar in TensorBoard."""
-    return [(event.step, event.value) for event in board(out).Scalars(f"stable_regions/{name}")]
+    return [(event.step, event.value) for event in board(out).Scalars(Key.scalar(name, "").name)]
 
 
 def steps_shown(out: Path) -> list[int]:
@@ -275,7 +275,7 @@ def test_there_is_one_curve_also_after_more_checkpoints(hub: HubServer, out: Pat
         run(f"{OLMO}@{glob}", out=out)
     records = records_in(out)
     told = [(record.step, record.tokens) for record in records]
-    assert told == [(1000 * n, 2 * n * 10**9) for n in range(4)] == shown(out, "tokens")
+    assert told == [(1000 * n, 2 * n * 10**9) for n in range(4)] == shown(out, "diagnostics/tokens")
     assert len(list(out.rglob("events.out.tfevents.*"))) == 1
     medians = [record.scalars["stable_regions/max_slope/median"] for record in records]
     steps, values = zip(*shown(out, "max_slope/median"), strict=True)
@@ -298,9 +298,9 @@ def test_probes_of_others_join_a_curve(tmp_path: Path, out: Path) -> None:
     assert last.parts["norms"]["norm"].shape == last.paths.distance.shape
     assert last.metadata["config"]["probes"] == {"norms": {"power": 1.0}, "steepness": {}}
     records = [Record.load(path).with_derived([Steepness()]) for path in paths]
-    medians = [(r.step, r.scalars["stable_regions/steepness/median"]) for r in records]
+    medians = [(r.step, r.scalars["stable_regions_steepness/median"]) for r in records]
     assert shown(out, "steepness/median") == medians
-    assert shown(out, "norms/largest") == [(3, last.scalars["stable_regions/norms/largest"])]
+    assert shown(out, "norms/largest") == [(3, last.scalars["stable_regions_norms/largest"])]
     assert len(run(tmp_path / "run", out=out).kept) == 3  # and without them
     with pytest.raises(InputError, match=r"probe norms is .*1.0.* there and .*2.0.* now"):
         run(tmp_path / "run", out=out, probes=[Norms()])

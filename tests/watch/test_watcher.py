@@ -329,7 +329,7 @@ def test_log_dir_and_name_are_the_users(make: Make, tmp_path: Path) -> None:
     assert framework.asked == ["second_half"]
     assert len(list_records(elsewhere / "second_half")) == 1
     assert not (tmp_path / "run").exists()
-    assert all(name.startswith("second_half/") for name in memory.names)
+    assert all(name.startswith("second_half") for name in memory.names)
 
 
 # ---- steps ---------------------------------------------------------------------------------------

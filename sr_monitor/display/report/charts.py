@@ -13,14 +13,13 @@ from typing import Any
 
 from sr_monitor.display.report.course import Course
 from sr_monitor.probes.base import Probe
-from sr_monitor.probes.keys import PREFIX, RUN_KEYS, Key
+from sr_monitor.probes.keys import RUN_KEYS, Key, short
 from sr_monitor.probes.paths import PathsProbe
 
 _BAND = re.compile(r"/(median|q25|q75|low|high)$")
 _NUMBER = re.compile(r"/\d+(?=/|$)")
 _MAIN = PathsProbe.MAX_SLOPE_MEDIAN.name.removesuffix("/median")
 _PATHS = "Where boundaries are, how wide they are, and how far output and activation move in all."
-_DIAGNOSTIC = {PathsProbe.NOISE_FLOOR.name, PathsProbe.PAIRS_LEFT_OUT.name}
 
 
 def make_groups(courses: Sequence[Course]) -> list[dict[str, Any]]:
@@ -34,7 +33,7 @@ def make_groups(courses: Sequence[Course]) -> list[dict[str, Any]]:
     owners = {key.name: probe for probe in probes.values() for key in probe.keys}
     names = [name for name in _names(courses) if not name.startswith(f"{_MAIN}/")]
     of = {name: owners.get(name, owners.get(_NUMBER.sub("/<k>", name))) for name in names}
-    last = [name for name in names if of[name] is None or name in _DIAGNOSTIC]
+    last = [name for name in names if of[name] is None or short(name).startswith("diagnostics/")]
     groups = [
         _group(probe.name, _about(probe), own, probe.keys)
         for probe in probes.values()
@@ -98,4 +97,4 @@ def _line(stem: str, names: list[str]) -> dict[str, str]:
 
 
 def _label(name: str) -> str:
-    return name.removeprefix(PREFIX).replace("_", " ").replace("/<k>", "").replace("/", " · ")
+    return short(name).replace("_", " ").replace("/<k>", "").replace("/", " · ")

@@ -1,7 +1,7 @@
 """What a report says of a run without a picture: its numbers by step, its headline, its facts.
 
 course = Course.of(run)
-course.points[-1].slope.median, course.numbers["stable_regions/width"]
+course.points[-1].median, course.numbers["stable_regions_paths/width"]
 """
 
 import math
@@ -13,7 +13,7 @@ from typing import Any
 from sr_monitor.display.album import changes, make_pages
 from sr_monitor.display.report.headline import Point
 from sr_monitor.probes.base import Page, Probe
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import FAILURES, SECONDS, SHARE_OF_TIME
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
@@ -96,21 +96,20 @@ class Course:
         facts = {"measurements": f"{len(self.steps)}, {unit} {_range(self.steps, '{:,}')}"}
         if tokens := [count for count in self.tokens if count]:
             facts["tokens"] = f"{max(tokens):,}"
-        seconds = self._all("seconds")
+        seconds = self._all(SECONDS.name)
         if seconds:
             facts["seconds"] = f"{median(seconds):.1f} each (median), {sum(seconds):,.0f} in all"
-        if shares := self._all("share_of_time"):
+        if shares := self._all(SHARE_OF_TIME.name):
             facts["share of time"] = f"{shares[-1]:.1%} of the run's wall time"
         if floors := self._all(PathsProbe.NOISE_FLOOR.name):
             facts["noise floor"] = f"{max(floors):.1e} of d(1) at most"
         if left_out := self._all(PathsProbe.PAIRS_LEFT_OUT.name):
             facts["pairs left out"] = _range(left_out, "{:.0f}")
-        failures = self._all("failures")
+        failures = self._all(FAILURES.name)
         return facts | ({"failures": f"{failures[-1]:.0f}"} if any(failures) else {})
 
     def _all(self, name: str) -> list[float]:
-        """Return a number wherever it was logged, by its name with or without the prefix."""
-        name = name if name.startswith(PREFIX) else PREFIX + name
+        """Return a number wherever it was logged."""
         values = (scalars.get(name, math.nan) for scalars in self.scalars)
         return [value for value in values if math.isfinite(value)]
 

@@ -18,7 +18,7 @@ from sr_monitor.display.report.drawings import draw_numbers, draw_slope_by_step,
 from sr_monitor.display.report.gallery import draw_all, spread
 from sr_monitor.files import write_whole
 from sr_monitor.probes.drawing import Figure, own_style, pixels
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import short
 from sr_monitor.probes.paths_pictures import draw_curves, draw_slopes
 from sr_monitor.probes.slices_pictures import draw_frame, draw_slice, join_frames
 from sr_monitor.results.record import Record
@@ -60,7 +60,7 @@ def _of_run(course: Course) -> Iterator[tuple[str, Figure]]:
     yield from _slices(course, [record for record in records if record.slices is not None])
     drawn = {picture.key.name: picture for picture in draw_all(course.run, steps)}
     for name, picture in drawn.items():
-        yield _slug(name.removeprefix(PREFIX)), frame_pixels(picture.rgb)
+        yield _slug(short(name)), frame_pixels(picture.rgb)
 
 
 def _slices(course: Course, records: Sequence[Record]) -> Iterator[tuple[str, Figure]]:

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from sr_monitor.display.report.course import Course
 from sr_monitor.files import write_whole
-from sr_monitor.probes.keys import PREFIX, TOKENS
+from sr_monitor.probes.keys import TOKENS, short
 from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.probes.statistics import median_curve
 from sr_monitor.results.record import Record
@@ -40,7 +40,7 @@ def write_tables(courses: Sequence[Course], folder: Path) -> list[Path]:
 def _numbers(courses: Sequence[Course]) -> Iterator[Sequence[Any]]:
     logged = dict.fromkeys(name for each in courses for name in each.numbers)
     names = [name for name in logged if name != TOKENS.name]  # which has a column of its own
-    yield ["run", "step", "tokens", "parameters", *(name.removeprefix(PREFIX) for name in names)]
+    yield ["run", "step", "tokens", "parameters", *(short(name) for name in names)]
     for course in courses:
         about = zip(course.steps, course.tokens, course.parameters, course.scalars, strict=True)
         for step, tokens, parameters, scalars in about:

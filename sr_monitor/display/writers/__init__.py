@@ -1,7 +1,7 @@
 """Where results go: one file for each dashboard or file format.
 
 writers = as_writers("writers", SummaryWriter("runs/1"))
-writers[0].scalar("stable_regions/width", 0.21, step)
+writers[0].scalar("stable_regions_paths/width", 0.21, step)
 """
 
 from sr_monitor.display.writers.base import Writer

@@ -4,7 +4,7 @@ Anything with the methods of `Writer` will do. One that has an attribute `is_new
 gets the earlier numbers of a resumed run again.
 
     with closing(JSONLWriter("runs/1/stable_regions.jsonl")) as writer:
-        writer.scalar("stable_regions/width", 0.21, step)
+        writer.scalar("stable_regions_paths/width", 0.21, step)
 """
 
 import errno

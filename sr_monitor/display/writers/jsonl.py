@@ -1,12 +1,12 @@
 """Append every value to a file of JSON lines that any tool can read.
 
-    {"step": 500, "name": "stable_regions/width", "kind": "scalar", "value": 0.21}
+    {"step": 500, "name": "stable_regions_paths/width", "kind": "scalar", "value": 0.21}
 
 The value of a picture is its file, in the folder `<stem>-images/` beside the lines; that of a
 number that is not finite is null.
 
     with closing(JSONLWriter("runs/1/log.jsonl")) as writer:
-        writer.scalar("stable_regions/width", 0.21, 500)
+        writer.scalar("stable_regions_paths/width", 0.21, 500)
 """
 
 import json

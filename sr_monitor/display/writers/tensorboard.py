@@ -1,7 +1,7 @@
 """Write event files that TensorBoard shows; it is imported when a writer is made.
 
 with closing(TensorBoardWriter("runs/1")) as writer:      # then: tensorboard --logdir runs
-    writer.scalar("stable_regions/width", 0.21, 500)
+    writer.scalar("stable_regions_paths/width", 0.21, 500)
 """
 
 import os
@@ -17,7 +17,7 @@ from torch import Tensor
 from sr_monitor.display.writers.base import Frames, encode_gif, finite, import_or_refuse
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import RGB
-from sr_monitor.probes.keys import PREFIX
+from sr_monitor.probes.keys import short, without_run
 
 # TensorBoard's margin chart takes the middle line first, then the band's lower and upper edge.
 _BANDS = {
@@ -61,7 +61,7 @@ class TensorBoardWriter:
             raise InputError(f"{call}: give `purge_step` to the SummaryWriter when it is made")
         self._folder = Path(self._open.log_dir)
         self._bands: dict[str, set[str]] = {}
-        self._prefixes: tuple[str, ...] = ()
+        self._runs: tuple[str, ...] = ()
 
     @property
     def is_new(self) -> bool:
@@ -78,9 +78,9 @@ class TensorBoardWriter:
                 if any(edge in band and found.issuperset(band) for band in _BANDS.values()):
                     self._lay_out(writer)
 
-    def compare(self, prefixes: Sequence[str]) -> None:
-        """Give medians that differ in these beginnings of their names a chart together."""
-        self._prefixes = tuple(prefixes)
+    def compare(self, runs: Sequence[str]) -> None:
+        """Give medians that differ in their set of prompts a chart together; see `of_run`."""
+        self._runs = tuple(runs)
 
     def histogram(self, name: str, values: Float[Tensor, " value"], step: int) -> None:
         if len(values := finite(values)):
@@ -132,7 +132,7 @@ class TensorBoardWriter:
         for stem, found in self._bands.items():
             for what, band in _BANDS.items():
                 if found.issuperset(band):
-                    title = f"{stem.removeprefix(PREFIX).replace('_', ' ')}: {what}"
+                    title = f"{short(stem).replace('_', ' ')}: {what}"
                     charts[title] = ["Margin", [f"{stem}/{edge}" for edge in band]]
         for what, names in self._side_by_side().items():
             charts[f"{what.replace('_', ' ')}: median, by prompts"] = ["Multiline", names]
@@ -142,8 +142,8 @@ class TensorBoardWriter:
         """Return the medians of each quantity that has several, by prompts."""
         found: dict[str, list[str]] = {}
         for stem in (stem for stem, edges in self._bands.items() if "median" in edges):
-            begins = [prefix for prefix in self._prefixes if stem.startswith(prefix)]
-            what = stem.removeprefix(max(begins, key=len, default=""))
+            names = (without_run(stem, run) for run in reversed(self._runs))
+            what = next((short(name) for name in names if name is not None), stem)
             found.setdefault(what, []).append(f"{stem}/median")
         return {what: names for what, names in found.items() if len(names) > 1}
 

@@ -29,7 +29,7 @@ class WandbWriter(RowWriter):
         missing = "WandbWriter: wandb is not installed; run: pip install wandb"
         self._wandb: Any = import_or_refuse("wandb", missing)
         self._run = run
-        self._prefixes: set[str] = set()
+        self._defined: set[str] = set()
         run.define_metric(STEP)
 
     @property
@@ -58,10 +58,11 @@ class WandbWriter(RowWriter):
         self._add(name, self._wandb.Html(f"<pre>{html.escape(markdown)}</pre>"), step)
 
     def _add(self, name: str, value: Any, step: int) -> None:
-        prefix, _, _ = name.partition("/")
-        if prefix not in self._prefixes:
-            self._prefixes.add(prefix)
-            self._run.define_metric(f"{prefix}/*", step_metric=STEP)
+        group, slash, _ = name.partition("/")
+        metrics = f"{group}/*" if slash else name
+        if metrics not in self._defined:
+            self._defined.add(metrics)
+            self._run.define_metric(metrics, step_metric=STEP)
         super()._add(name, value, step)
 
     def _send(self, row: dict[str, Any], step: int) -> None:

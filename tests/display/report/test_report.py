@@ -24,7 +24,7 @@ from sr_monitor.display.report.course import Course
 from sr_monitor.display.report.frames import extreme_pairs
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import Page
-from sr_monitor.probes.keys import Key
+from sr_monitor.probes.keys import TOKENS, Key, short
 from sr_monitor.probes.sharpness import fill_gaps
 from sr_monitor.results.record import NewerError, Record, list_records, record_path
 from sr_monitor.results.runs import find_runs
@@ -32,7 +32,7 @@ from tests.made import NAN, PROMPTS, Rise, make_paths, make_prompts, make_record
 from tests.reports import PageReader, rising, save_run
 
 STEPS = [0, 10, 20, 30]
-PREFIX = "stable_regions/"
+PREFIX, GROUP = "stable_regions/", "stable_regions_"
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_points_that_are_not_finite_are_transparent_and_numbers_null(tmp_path: P
     picture = shown["frames"][0]["slices"][0]["png"].split(",")[1]
     alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))[..., 3]
     assert [*zip(*np.nonzero(alpha == 0), strict=True)] == [(4 - 1 - 2, 3)]
-    assert shown["numbers"][f"{PREFIX}noise_floor"] == [None]
+    assert shown["numbers"][f"{GROUP}diagnostics/noise_floor"] == [None]
     pair = shown["frames"][0]["pairs"][shown["pairs"].index(2)]
     filled = fill_gaps(broken.alphas, broken.relative)
     np.testing.assert_allclose(pair, filled[2], atol=6e-4)
@@ -217,7 +217,7 @@ def test_a_probe_of_another_package_appears_by_itself(tmp_path: Path, run: Path)
     (group,) = [each for each in data["groups"] if each["title"] == "rise"]
     assert group["about"] == "How far each curve has risen in the middle, computed from the paths."
     assert [chart["title"] for chart in group["charts"]] == ["rise"]
-    assert group["charts"][0]["lines"] == [{"median": f"{PREFIX}rise/median", "label": ""}]
+    assert group["charts"][0]["lines"] == [{"median": f"{GROUP}rise/median", "label": ""}]
     (picture,) = data["runs"][0]["pictures"]
     assert (picture["title"], picture["group"]) == ("rise picture", "rise")
     assert [shown["step"] for shown in picture["shown"]] == STEPS
@@ -247,7 +247,7 @@ def test_numbers_that_compare_a_measurement_with_the_one_before(tmp_path: Path, 
     numbers = PageReader.of(path).data["runs"][0]["numbers"]
     records = [record_of(run, step).with_derived([Rise()]) for step in STEPS]
     means = [float(record.parts["rise"]["rise"].nanmean()) for record in records]
-    grown = numbers[f"{PREFIX}rise/grown"]
+    grown = numbers[f"{GROUP}rise/grown"]
     assert grown[0] is None
     assert grown[1:] == pytest.approx([b - a for a, b in pairwise(means)])
 
@@ -264,16 +264,16 @@ def test_numbers_that_differ_in_a_number_share_a_chart(run: Path) -> None:
     for scalars in course.scalars:
         for block in (1, 2):
             for edge in ("median", "q25", "q75"):
-                scalars[f"{PREFIX}depth/{block}/{edge}"] = 1.0
-        scalars |= {f"{PREFIX}sure/{edge}": 1.0 for edge in ("low", "high", "median")}
-        scalars[f"{PREFIX}never"] = NAN
+                scalars[f"{GROUP}depth/{block}/{edge}"] = 1.0
+        scalars |= {f"{GROUP}sure/{edge}": 1.0 for edge in ("low", "high", "median")}
+        scalars[f"{GROUP}never"] = NAN
     charts = {c["title"]: c for group in make_groups([course]) for c in group["charts"]}
     sure = {"median": "sure/median", "q25": "sure/low", "q75": "sure/high"}
-    expected = [{edge: PREFIX + name for edge, name in sure.items()} | {"label": ""}]
+    expected = [{edge: GROUP + name for edge, name in sure.items()} | {"label": ""}]
     assert charts["sure"]["lines"] == expected
     chart = charts["depth"]
     expected = [
-        {**{e: f"{PREFIX}depth/{n}/{e}" for e in ("median", "q25", "q75")}, "label": f"{n}"}
+        {**{e: f"{GROUP}depth/{n}/{e}" for e in ("median", "q25", "q75")}, "label": f"{n}"}
         for n in (1, 2)
     ]
     assert chart["lines"] == expected
@@ -325,7 +325,7 @@ def test_the_tables_are_the_records_to_the_last_digit(tmp_path: Path, run: Path)
         record = expected[row["run"], row["step"]]
         assert row["tokens"] == ("" if record.tokens is None else str(record.tokens))
         for name, value in record.scalars.items():
-            shown = row[name.removeprefix(PREFIX)]
+            shown = row["tokens" if name == TOKENS.name else short(name)]
             assert float(shown) == value if math.isfinite(value) else shown == "", name
     assert len(pairs) == 5 * 6
     for row in pairs:
