@@ -31,7 +31,8 @@ def _write_keys(_: Any) -> None:
     lines = [
         "# Logged names",
         "",
-        "Every name that is logged, with the prefix `stable_regions/` (a second monitor in one log has `stable_regions-2/`).",
+        "Every name that is logged. What is before the slash is its group on a dashboard; a second monitor in one log has",
+        "`stable_regions-2` in the place of `stable_regions`.",
         "This page is made from the probes themselves.",
     ]
     groups = {"of every measurement": RUN_KEYS}
