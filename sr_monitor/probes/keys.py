@@ -76,7 +76,7 @@ def short(name: str) -> str:
 def of_run(name: str, run: str) -> str:
     """Return a logged name for another run in the log, and maybe a set of prompts of it.
 
-    For "stable_regions-2/code": "stable_regions-2/code/curves", "stable_regions-2_paths/code/width".
+    Of "x/code": "x/code/curves", "x_paths/code/width".
     """
     run, slash, prompts = run.partition("/")
     group, *rest = name.split("/", 1)

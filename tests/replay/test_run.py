@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sr_monitor import MonitorConfig, PromptSet, Record
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import load_model, load_tokenizer
+from sr_monitor.probes.keys import Key
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.replay import Report, replay
 from sr_monitor.results.record import list_records

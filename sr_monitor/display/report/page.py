@@ -62,7 +62,9 @@ def _data(courses: Sequence[Course]) -> dict[str, Any]:
 def _run(course: Course, most_frames: int, room: int) -> dict[str, Any]:
     """Return the data of one run: numbers of every step, frames of some."""
     last = course.last
-    pairs = extreme_pairs(last.paths) if last is not None and "paths" in last.parts else []
+    # Of a resampled run, a number is another pair at every step.
+    has_pairs = last is not None and "paths" in last.parts and not last.metadata.get("resampled")
+    pairs = extreme_pairs(last.paths) if last is not None and has_pairs else []
     steps = set(spread(course.steps, most_frames))
     found = emergence(course.points)
     frames: list[dict[str, Any]] = []
