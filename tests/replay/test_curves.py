@@ -100,7 +100,7 @@ def test_records_that_came_late_or_were_never_shown_are_shown_in_their_place(
 def test_a_probe_that_is_derived_is_shown_for_earlier_records_too(tmp_path: Path) -> None:
     run(folder := tmp_path / "stable_regions", STEPS[:3])
     run(folder, STEPS[3:], probes=[Rise()])
-    name = "scalars stable_regions/rise/median"
+    name = "scalars stable_regions_rise/median"
     assert [step for step, _ in shown(folder)[name]] == list(STEPS)
 
 
