@@ -92,6 +92,8 @@ class HubServer:
         """Hashes of small files, likewise."""
         self.titles: dict[str, list[tuple[str, str]]] = {}
         """The titles of a repository's commits, each with its revision, the newest first."""
+        self.gated: set[str] = set()
+        """Repositories that list their files, and give none out."""
         self.window: Window | None = None
         """How many questions to the API are answered in how much time; None: all."""
         self.requests: list[str] = []
@@ -204,6 +206,10 @@ class _Hub(BaseHTTPRequestHandler):
         pass
 
     def _route(self, path: str) -> None:
+        if re.search("/auth-check|/resolve/", path) and any(
+            repo in path for repo in self.hub.gated
+        ):
+            raise _Refused(403, "GatedRepo")
         # Another host to the client, which then leaves the user's token away.
         if self.headers["Host"].startswith("localhost"):
             self._store(path.rpartition("/")[2])
@@ -211,6 +217,8 @@ class _Hub(BaseHTTPRequestHandler):
             self._refs(found[1])
         elif found := re.fullmatch(r"/api/models/(.+?)/commits/main", path):
             self._commits(found[1])
+        elif found := re.fullmatch(r"/api/models/(.+?)/auth-check", path):
+            self._answer(200, b"")
         elif "/tree/" in path:  # transformers asks for a folder of chat templates
             raise _Refused(404, "EntryNotFound")
         elif found := re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path):
@@ -309,7 +317,8 @@ class _Hub(BaseHTTPRequestHandler):
             {"rfilename": file} | (self._details(file, body) if detailed else {})
             for file, body in revision.files.items()
         ]
-        self._json({"id": repo, "modelId": repo, "sha": revision.commit, "siblings": siblings})
+        about = {"id": repo, "modelId": repo, "gated": "auto" if repo in self.hub.gated else False}
+        self._json(about | {"sha": revision.commit, "siblings": siblings})
 
     def _details(self, name: str, body: bytes) -> dict[str, Any]:
         size = self.hub.claimed_sizes.get(name, len(body))

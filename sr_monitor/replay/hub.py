@@ -118,11 +118,13 @@ def list_files(
     errors: list[InputError] = []
     gone: list[HubGone] = []
     stop = Event()
-    limit = Limit(_AT_ONCE, stop)
+    limit, gated = Limit(_AT_ONCE, stop), set[str]()
 
     def look_up(checkpoint: HubCheckpoint) -> HubCheckpoint:
         try:
-            files = retry(partial(_files, checkpoint, limit), checkpoint.label, wait=stop.wait)
+            files = retry(
+                partial(_files, checkpoint, limit, gated), checkpoint.label, wait=stop.wait
+            )
         except HubGone as error:
             gone.append(error)
             stop.set()
@@ -148,7 +150,21 @@ def list_files(
             stop.set()
     if errors and len(errors) == total:
         raise errors[0]
-    return found
+    locked = {repo: problem for repo in gated if (problem := _locked(repo))}
+    if found and locked.keys() >= {each.repo for each in found}:
+        raise InputError(next(iter(locked.values())))
+    return [replace(each, problem=locked.get(each.repo, each.problem)) for each in found]
+
+
+def _locked(repo: str) -> str | None:
+    """Return why files of a gated repository, whose listing is public, are not given out."""
+    try:
+        retry(lambda: _hub().HfApi().auth_check(repo), repo)
+    except HubGone:
+        raise
+    except InputError as error:
+        return str(error)
+    return None
 
 
 def _hub() -> Any:
@@ -156,7 +172,8 @@ def _hub() -> Any:
     return import_or_refuse("huggingface_hub", missing)
 
 
-def _files(checkpoint: HubCheckpoint, limit: Limit) -> tuple[File, ...]:
+def _files(checkpoint: HubCheckpoint, limit: Limit, gated: set[str]) -> tuple[File, ...]:
+    """Look up the files of a revision; add its repository to `gated` if it is."""
     limit.wait()
     # NOTE: what `HfApi.model_info` does, which does not show the headers of the answer.
     hub = _hub()
@@ -169,6 +186,7 @@ def _files(checkpoint: HubCheckpoint, limit: Limit) -> tuple[File, ...]:
     limit.note(answer.headers)
     hub.hf_raise_for_status(answer)
     info = hub.ModelInfo(**answer.json())
+    gated |= {checkpoint.repo} if info.gated else set()
     named = {sibling.rfilename: sibling for sibling in info.siblings or []}
     # Code is small, and needed with --trust-remote-code; it is not run by being here.
     code = (name for name in named if name.endswith(".py") and "/" not in name)

@@ -83,7 +83,7 @@ def retry(
         except (InputError, Stopped, *_BUGS):
             raise
         except Exception as error:  # the client's HTTP library has no common base across versions
-            if reason := next(filter(None, map(_refusal, _chain(error))), None):
+            if reason := next(filter(None, (_refusal(link, what) for link in _chain(error))), None):
                 raise InputError(f"{what} cannot be downloaded: {reason}") from error
             tries += 1
             if tries == _TRIES or time.monotonic() - started > _BUDGET:
@@ -107,9 +107,9 @@ def _is_reachable() -> bool:
     return bool(answer.status_code < 500)
 
 
-def _refusal(error: BaseException) -> str | None:
+def _refusal(error: BaseException, what: str) -> str | None:
     """Return why a retry cannot help, and what to do; None if it may help."""
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     said = _first_line(error)
     match error:
@@ -118,7 +118,8 @@ def _refusal(error: BaseException) -> str | None:
         case errors.HFValidationError():
             return f"this is no name of a repository ({said}); it looks like owner/name"
         case errors.GatedRepoError():
-            return f"the repository is gated; accept its terms on its page, then {_LOG_IN}"
+            page = f"{constants.ENDPOINT}/{what.partition('@')[0]}"
+            return f"the repository is gated; accept its terms at {page}, then {_LOG_IN}"
         case errors.RepositoryNotFoundError():
             return f"the hub has no such repository, or hides it; check the name, or {_LOG_IN}"
         case errors.RevisionNotFoundError():

@@ -19,6 +19,7 @@ from tests.replays import (
     olmo_files,
     olmo_repo,
     put,
+    some_prompts,
     steps_in,
     talk_to,
 )
@@ -135,6 +136,21 @@ def test_a_listing_is_counted_where_there_is_no_terminal(
     assert main(["replay", f"{OLMO}@step[01]*", "--dry-run"]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["listing: 1 of 2 revisions", "listing: 2 of 2 revisions"]
+
+
+@pytest.mark.parametrize("more", [["--dry-run"], []])
+def test_a_gated_repository_is_refused_before_anything_is_downloaded(
+    hub: HubServer, capsys: Capture, more: list[str]
+) -> None:
+    hub.gated = {OLMO}
+    page = f"accept its terms at {hub.endpoint}/{OLMO}, then log in"
+    prompts = put({"p.json": some_prompts().to_json().encode()}, Path("prompts")) / "p.json"
+    words = ["replay", f"{OLMO}@step[01]*", "--out", "out", "--prompts", f"{prompts}", *FEW, *more]
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert page in line
+    assert "(hf auth login)" in line
+    assert (hub.count("/auth-check"), hub.count("GET .*/resolve/")) == (1, 0)
 
 
 def test_equal_weights_and_failures_are_named_at_the_end(hub: HubServer, capsys: Capture) -> None:

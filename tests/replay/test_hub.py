@@ -236,7 +236,11 @@ def test_the_hub_is_given_the_time_it_asks_for(hub: HubServer) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "words"),
     [
-        (403, "GatedRepo", "the repository is gated; accept its terms"),
+        (
+            403,
+            "GatedRepo",
+            "the repository is gated; accept its terms at http.*/lab/tiny, then log in",
+        ),
         (403, "", r"the hub does not give it out \(.*403.*\); log in"),
         (404, "EntryNotFound", r"the hub refuses it \(.*404.*\); check"),
         (404, "RevisionNotFound", "the repository has no such revision"),
