@@ -64,6 +64,8 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
             values = {field: _taken(given, name, field, kind) for field in _on_the_line(kind)}
             if "probes" in values:
                 values["probes"] = [parse_probe(text) for text in values["probes"]]
+            if "prompts" in values:
+                values["prompts"] = named_prompts(values["prompts"])
             given[name] = kind(**values)
         command(**given)
 
@@ -74,6 +76,14 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__doc__ = command.__doc__
     return run
+
+
+def named_prompts(prompts: str | None) -> str | dict[str, str] | None:
+    """Return NAME=FILE,NAME=FILE as a dict, unless there is a file of that name."""
+    if prompts is None or "=" not in prompts or Path(prompts).exists():
+        return prompts
+    each = (part.partition("=") for part in re.split(r",(?=[\w-]+=)", prompts))
+    return {name: file for name, _, file in each}
 
 
 def _on_the_line(options: type[Options]) -> dict[str, Field[Any]]:

@@ -4,26 +4,30 @@ prompts = choose_prompts(PromptOptions(prompts="corpus.txt"), tokenizer, num_pro
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from sr_monitor.errors import InputError, check_kind
+from sr_monitor.errors import InputError, refused
 from sr_monitor.model.loading import check_hub
 from sr_monitor.options import Options, option
 from sr_monitor.prompts.corpora import Tokenizer
 from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.prompts.sets import check_sets
+
+Source: TypeAlias = PromptSet | str | os.PathLike[str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOptions(Options):
     """Which prompts are measured."""
 
-    prompts: PromptSet | str | os.PathLike[str] | None = option(
+    prompts: Source | Mapping[str, Source] | None = option(
         None,
         "A saved set, a file of text or JSONL, a data set's name on the hub, or the word meaning: "
         "labelled pairs that come with the package; by default those of the live run if there was "
-        "one, else Python's help topics.",
+        "one, else Python's help topics. A replay takes several, NAME=FILE,NAME=FILE.",
         effect="nothing",
     )
     num_tokens: int = option(
@@ -35,13 +39,15 @@ class PromptOptions(Options):
         """Refuse values of the wrong type."""
         super().__post_init__()
         fix = "pass a PromptSet, a file, or a data set's name"
-        check_kind("prompts", self.prompts, PromptSet | str | os.PathLike | None, fix)
+        check_sets(self.prompts, PromptSet | str | os.PathLike | None, fix)
 
 
 def choose_prompts(chosen: PromptOptions, tokenizer: Tokenizer, num_prompts: int) -> PromptSet:
     """Take a set as it is, or draw from a file, a data set or, by default, Python's help topics."""
     if isinstance(chosen.prompts, PromptSet):
         return chosen.prompts
+    if isinstance(chosen.prompts, Mapping):
+        raise refused("prompts", list(chosen.prompts), "name one set; a replay takes several")
     options: Any = {
         "num_tokens": chosen.num_tokens,
         "num_prompts": num_prompts,

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.curves import Curve
 from sr_monitor.replay.plan import SIZES, PlannedCheckpoint
 from sr_monitor.replay.prompts import RECORDS, Ways
-from sr_monitor.results.record import Outline, Record, list_records
+from sr_monitor.results.record import Outline, Record
 
 _SCHEMA = 1
 _FILE = "replay.json"
@@ -40,23 +41,26 @@ class Folder:
         options: Mapping[str, Any],
         curves: Mapping[str, str],
         probes: Sequence[Probe] = (),
+        sets: Sequence[str] = ("",),
     ) -> None:
         """Refuse what contradicts the folder's contents; change nothing yet.
 
         All its records share the `options`. `curves` proposes a folder inside for each curve, as
         {folder: curve}; a curve that was begun keeps its own. `probes` explain what is measured.
+        `sets` are the names of the sets of prompts, each a curve of its own there.
         """
-        self.path, self._probes = path, probes
+        self.path, self._probes, self._sets = path, probes, sets
         with self._explained():
             there, known = self._read()
-            if not any(list_records(self._folder_of(run)) for run in known):
+            if not any(any(self._folder_of(run).rglob("step-*")) for run in known):
                 # Nothing was measured, perhaps because of a mistake in the first call.
                 there, known = {}, known | {run: curves[run] for run in known.keys() & curves}
             self._run_of = self._placed(known, curves)
         self._runs = known | {run: curve for curve, run in self._run_of.items()}
         self._options = self._joined(there, json.loads(json.dumps(dict(options), default=str)))
         self._stack = ExitStack()
-        self.curves: dict[str, Curve] = {}
+        self.curves: dict[tuple[str, str], Curve] = {}
+        """By the folder of the run and the set of prompts."""
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -64,33 +68,33 @@ class Folder:
         with self._explained(), ExitStack() as self._stack:
             self.path.mkdir(parents=True, exist_ok=True)
             self._stack.enter_context(FileLock(self.path / ".lock", timeout=0))
-            for run in self._runs:
-                self._open(run)
+            for run, name in product(self._runs, self._sets):
+                self._open(run, name)
             yield
 
-    def find(self, planned: PlannedCheckpoint) -> Outline | None:
+    def find(self, planned: PlannedCheckpoint, name: str = "") -> Outline | None:
         """Return what the record of a checkpoint says; None if its revision has moved since."""
-        curve = self._curve_with(planned)
+        curve = self._curve_with(planned, name)
         return None if curve is None else curve.outlines[planned.label]
 
-    def load(self, planned: PlannedCheckpoint) -> Record | None:
+    def load(self, planned: PlannedCheckpoint, name: str = "") -> Record | None:
         """Return the record that `find` finds, whole."""
-        curve = self._curve_with(planned)
+        curve = self._curve_with(planned, name)
         return None if curve is None else curve.load(planned.label)
 
-    def ways(self, planned: PlannedCheckpoint) -> Ways:
+    def ways(self, planned: PlannedCheckpoint, name: str = "") -> Ways:
         """Return the ways on its curve so far."""
-        return self._curve_of(planned).ways
+        return self._curve_of(planned, name).ways
 
     def begin(self, todo: Iterable[PlannedCheckpoint]) -> None:
         """Show what was measured before; refuse a checkpoint whose step is taken by another."""
-        for planned in todo:
-            other = self._curve_of(planned).at(planned.name.step)
+        for planned, name in product(todo, self._sets):
+            other = self._curve_of(planned, name).at(planned.name.step)
             if other not in (None, planned.label) and planned.curve != SIZES:
                 step = planned.name.step
                 raise self._refused(f"holds {other} at step {step}, where {planned.label} belongs")
         for folder in (self.path, *map(self._folder_of, self._runs)):
-            for unfinished in folder.glob(_UNFINISHED):
+            for unfinished in (*folder.glob(_UNFINISHED), *folder.glob(f"*/{_UNFINISHED}")):
                 unfinished.unlink()
         self._write()
         for curve in self.curves.values():
@@ -98,12 +102,12 @@ class Folder:
 
     def save(self, planned: PlannedCheckpoint, record: Record, prompts: PromptSet) -> None:
         """Add a record to its curve; a second model of the same size begins one beside it."""
-        curve = self._curve_of(planned)
+        curve = self._curve_of(planned, record.set_name)
         if curve.at(record.step) not in (None, planned.label):
             run = re.sub(r"[^\w.=-]+", "--", planned.label).strip("-")
             self._runs[run] = f"{SIZES}, {planned.label}"
             self._write()
-            curve = self._open(run)
+            curve = self._open(run, record.set_name)
         curve.add(record, prompts)
 
     def finish(self) -> None:
@@ -111,22 +115,23 @@ class Folder:
         for curve in self.curves.values():
             curve.finish()
 
-    def _open(self, run: str) -> Curve:
-        if run not in self.curves:
-            self.curves[run] = Curve(self._folder_of(run), self._probes)
-            self._stack.callback(self.curves[run].close)
-        return self.curves[run]
+    def _open(self, run: str, name: str) -> Curve:
+        if (run, name) not in self.curves:
+            curve = Curve(self._folder_of(run) / name, self._probes)
+            self.curves[run, name] = curve
+            self._stack.callback(curve.close)
+        return self.curves[run, name]
 
-    def _curve_with(self, planned: PlannedCheckpoint) -> Curve | None:
+    def _curve_with(self, planned: PlannedCheckpoint, name: str) -> Curve | None:
         # In a sweep, a second model of the same size has a curve of its own.
-        own = self._curve_of(planned)
-        for curve in self.curves.values() if planned.curve == SIZES else (own,):
+        runs = self._runs if planned.curve == SIZES else (self._run_of[planned.curve],)
+        for curve in (self._open(run, name) for run in runs):
             if (outline := curve.outlines.get(planned.label)) is not None:
                 return curve if outline.metadata.get("commit") == planned.source.commit else None
         return None
 
-    def _curve_of(self, planned: PlannedCheckpoint) -> Curve:
-        return self.curves[self._run_of[planned.curve]]
+    def _curve_of(self, planned: PlannedCheckpoint, name: str) -> Curve:
+        return self._open(self._run_of[planned.curve], name)
 
     def _folder_of(self, run: str) -> Path:
         return self.path / run / RECORDS

@@ -1,17 +1,17 @@
 """Turn a planned checkpoint into its record: fetch it, load it, measure it, delete the download.
 
 job = Job(config=MonitorConfig(), options=ReplayOptions(), downloads=Path("out/.downloads"))
-outcome = job.outcome(planned, partial(job.fetch, planned), lambda: prompts, ModelKeeper(options))
+outcome = job.outcome(planned, partial(job.fetch, planned), lambda: samples, ModelKeeper(options))
 """
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from torch import nn
@@ -20,7 +20,6 @@ from sr_monitor.errors import InputError, describe, explained
 from sr_monitor.model.engine import Way
 from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.probes.measuring import Bar, no_bar
-from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
 from sr_monitor.replay.fetch import fetch
 from sr_monitor.replay.hashes import check_downloads
@@ -32,6 +31,10 @@ from sr_monitor.replay.retry import HubGone, Stopped, raise_if_stopped
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
+from sr_monitor.watch.samples import Sample
+
+WayOf: TypeAlias = Mapping[str, Way | None]
+"""The slowest way so far, by the name of the sample."""
 
 _PAUSES = (30, 60, 120, 240, 480)  # seconds, while the hub is unreachable
 _log = logging.getLogger("sr_monitor")
@@ -89,21 +92,27 @@ class Job:
         self,
         planned: PlannedCheckpoint,
         find_local: Callable[[], LocalCheckpoint],
-        find_prompts: Callable[[], PromptSet],
+        find_samples: Callable[[], Sequence[Sample]],
         keeper: ModelKeeper,
         bar: Bar = no_bar,
-        way: Way | None = None,
-    ) -> Record | Failure:
-        """Return the record, or the reason why there is none; take no faster way than `way`."""
+        ways: WayOf | None = None,
+    ) -> list[Record] | Failure:
+        """Return a record of each sample, or the reason why there are none.
+
+        No faster way is taken than `ways` says, by the sample's name.
+        """
         try:
             local, progress = find_local(), bar("loading")
             progress(0, 1)
             with explained(f"{str(local.path)!r} cannot be loaded"):
                 model = keeper.load(local)
             progress(1, 1)
-            prompts = find_prompts()
+            samples = find_samples()
             try:
-                return self._measure(planned, model, prompts, bar, way)
+                return [
+                    self._measure(planned, model, each, bar, (ways or {}).get(each.name))
+                    for each in samples
+                ]
             except InputError as error:
                 return Failure(reason=str(error), is_general=not self.sweep)
         except Exception as error:
@@ -120,7 +129,7 @@ class Job:
         self,
         planned: PlannedCheckpoint,
         model: nn.Module,
-        prompts: PromptSet,
+        sample: Sample,
         bar: Bar,
         way: Way | None,
     ) -> Record:
@@ -130,8 +139,8 @@ class Job:
             about = {"commit": planned.source.commit, "files_sha256": planned.source.fingerprint}
         return take_record(
             model,
-            prompts,
-            self.config,
+            sample,
+            sample.measured_as(self.config),
             step=size if self.sweep else planned.name.step,
             tokens=planned.name.tokens,
             way=way,
@@ -139,6 +148,6 @@ class Job:
             source=planned.label,
             parameters=size,
             x_axis="parameters" if self.sweep else "step",
-            texts=prompts.source,
+            texts=sample.prompts.source,
             **about,
         )

@@ -17,17 +17,21 @@ from sr_monitor.errors import InputError
 from sr_monitor.model.engine import Way
 from sr_monitor.model.loading import TokenizerOnDemand
 from sr_monitor.probes.keys import NAME
-from sr_monitor.prompts.choose import choose_prompts
+from sr_monitor.prompts.choose import PromptOptions, Source, choose_prompts
 from sr_monitor.prompts.corpora import encode
 from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.prompts.sets import by_name
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.samples import Sample, is_resampled
 
 RECORDS = NAME
 """The folder of records in that of a run."""
+NamedSets: TypeAlias = dict[str, PromptSet]
+"""Sets of prompts by name; "" is that of the only one."""
 Ways: TypeAlias = dict[str, int]
 """The first step of a curve that was measured in each way, `record.paths.engine`."""
 
@@ -44,23 +48,27 @@ class PromptChoice:
     options: ReplayOptions
     num_prompts: int = 257
 
-    def for_trainings(self, checkpoints: Iterable[PlannedCheckpoint]) -> dict[str, PromptSet]:
-        """Map each training to the prompts of its live run, or else `for_model`."""
-        prompts: dict[str, PromptSet] = {}
+    def for_trainings(self, checkpoints: Iterable[PlannedCheckpoint]) -> dict[str, NamedSets]:
+        """Map each training to the sets of its live run, or else `for_model`."""
+        prompts: dict[str, NamedSets] = {}
         for each in checkpoints:
             if each.training not in prompts:
-                store = _live_store(each) if self.options.prompts is None else None
-                live = store and store.load_prompts()
+                live = _live_sets(each) if self.options.prompts is None else {}
                 prompts[each.training] = live or self.for_model(each)
         return prompts
 
-    def for_model(self, planned: PlannedCheckpoint) -> PromptSet:
-        """Return the given set, or draw from the given text with this model's tokenizer."""
+    def for_model(self, planned: PlannedCheckpoint) -> NamedSets:
+        """Return the given sets, or draw from the given texts with this model's tokenizer."""
         trust = self.options.trust_remote_code
         tokenizer = TokenizerOnDemand(self.tokenizer_of(planned), trust)
-        prompts = choose_prompts(self.options, tokenizer, self.num_prompts)
-        _check_tokenizer(tokenizer, prompts)
-        return prompts
+        sets: NamedSets = {}
+        for name, given in by_name(self.options.prompts).items():
+            options = PromptOptions(
+                prompts=given, num_tokens=self.options.num_tokens, seed=self.options.seed
+            )
+            sets[name] = choose_prompts(options, tokenizer, self.num_prompts)
+            _check_tokenizer(tokenizer, sets[name])
+        return sets
 
     def tokenizer_of(self, planned: PlannedCheckpoint) -> str:
         """Return the folder or repository whose tokenizer is used: the nearest that has one."""
@@ -74,7 +82,10 @@ class PromptChoice:
 
     def described(self) -> str:
         """Describe the source of a sweep's prompts, for a later replay to compare."""
-        given = self.options.prompts
+        named = by_name(self.options.prompts).items()
+        return "; ".join(f"{name}: " * bool(name) + self._describe(given) for name, given in named)
+
+    def _describe(self, given: Source | None) -> str:
         if isinstance(given, PromptSet):
             return given.fingerprint
         text = os.fspath(given or "the help topics of Python")
@@ -84,11 +95,13 @@ class PromptChoice:
         return f"{text}, {self.options.num_tokens} tokens a prompt, seed {self.options.seed}"
 
 
-def live_ways(planned: PlannedCheckpoint, prompts: PromptSet, config: MonitorConfig) -> Ways:
+def live_ways(planned: PlannedCheckpoint, sample: Sample, config: MonitorConfig) -> Ways:
     """Return the ways of those records of the live run that were measured as `config` says."""
-    wanted = {"prompts": prompts.fingerprint} | config.recorded("curve")
+    wanted = {"prompts": sample.prompts.fingerprint}
+    wanted |= sample.measured_as(config).recorded("curve")
     wanted.pop("probes", None)
     store = _live_store(planned)
+    store = store.of_set(sample.name) if store and sample.name else store
     ways: Ways = {}
     for outline in () if store is None else store.outlines():
         found = outline.metadata | outline.metadata.get("config", {})
@@ -104,13 +117,29 @@ def slowest_way(curves: Iterable[Ways], step: int) -> Way | None:
     return found[-1] if found else None
 
 
+def _live_sets(planned: PlannedCheckpoint) -> NamedSets:
+    """Return the sets of a live run by name: the only one, or those in folders of their own."""
+    if (store := _live_store(planned)) is None or store.folder is None:
+        return {}
+    if (only := store.load_prompts()) is not None:
+        return {"": only}
+    found = {path.parent.name: PromptSet.load(path) for path in _inner_prompts(store.folder)}
+    return {name: prompts for name, prompts in found.items() if not is_resampled(name)}
+
+
+def _inner_prompts(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*/prompts.json"))
+    return [file for file in files if not file.parent.name.startswith("superseded")]
+
+
 def _live_store(planned: PlannedCheckpoint) -> RecordStore | None:
     """Return the records that a live run left beside its checkpoints or beside their folder."""
     folder = Path(planned.training)
     places = [folder, folder.parent] if folder.name == "checkpoints" else [folder]
     stores = [RecordStore.at(place / RECORDS) for place in places]
     is_local = isinstance(planned.source, LocalCheckpoint)
-    return next((s for s in stores if is_local and s.prompts_path().is_file()), None)
+    there = (s for s in stores if s.prompts_path().is_file() or _inner_prompts(s.folder or folder))
+    return next(there, None) if is_local else None
 
 
 def _has_tokenizer(folder: Path) -> bool:

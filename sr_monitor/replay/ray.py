@@ -2,7 +2,7 @@
 
 Outcomes come back in the order of the checkpoints; a worker that dies is started again by Ray.
 
-    for planned, outcome in on_ray(checkpoints, find_prompts, find_way, job):
+    for planned, outcome in on_ray(checkpoints, find_samples, find_ways, job):
         ...
 """
 
@@ -22,11 +22,11 @@ from typing import Any, get_args
 from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError
 from sr_monitor.model.engine import Way
-from sr_monitor.prompts.prompt_set import PromptSet
-from sr_monitor.replay.job import Failure, Job
+from sr_monitor.replay.job import Failure, Job, WayOf
 from sr_monitor.replay.models import ModelKeeper
 from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.results.record import Record
+from sr_monitor.watch.samples import Sample
 
 _RETRIES = 3
 _PARTING_SECONDS = 10
@@ -35,38 +35,38 @@ _ADDRESS = re.compile(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)")
 
 def on_ray(
     checkpoints: Sequence[PlannedCheckpoint],
-    find_prompts: Callable[[PlannedCheckpoint], PromptSet],
-    find_way: Callable[[PlannedCheckpoint], Way | None],
+    find_samples: Callable[[PlannedCheckpoint], Sequence[Sample]],
+    find_ways: Callable[[PlannedCheckpoint], WayOf],
     job: Job,
-) -> Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]:
-    """Yield the record of each checkpoint, or why there is none.
+) -> Generator[tuple[PlannedCheckpoint, list[Record] | Failure], None, None]:
+    """Yield the records of each checkpoint, or why there are none.
 
-    `find_way` says how the earlier steps of a checkpoint's curve, as far as they are known, ran
+    `find_ways` says how the earlier steps of a checkpoint's curve, as far as they are known, ran
     points.
     """
     ray = import_ray()
     with _running(ray, job.options.ray_address):
         task, at_once = _task(ray)
 
-        def begin(planned: PlannedCheckpoint, way: Way | None) -> Any:
+        def begin(planned: PlannedCheckpoint, ways: WayOf) -> Any:
             try:
-                return task.remote(planned, find_prompts(planned), way, job)
+                return task.remote(planned, find_samples(planned), ways, job)
             except InputError as error:
                 return Failure(reason=str(error))
 
-        waiting: deque[tuple[PlannedCheckpoint, Way | None, Any]] = deque()
+        waiting: deque[tuple[PlannedCheckpoint, WayOf, Any]] = deque()
         todo = deque(checkpoints)
         try:
             while todo or waiting:
                 # Two for each worker: one runs, one is ready, and the disk is not filled.
                 while todo and len(waiting) < 2 * at_once:
                     planned = todo.popleft()
-                    way = find_way(planned)
-                    waiting.append((planned, way, begin(planned, way)))
-                planned, way, begun = waiting[0]
+                    ways = find_ways(planned)
+                    waiting.append((planned, ways, begin(planned, ways)))
+                planned, ways, begun = waiting[0]
                 outcome = _answer(ray, begun)
-                slowest = find_way(planned)
-                if slowest != way and _is_faster(outcome, slowest):
+                slowest = find_ways(planned)
+                if slowest != ways and _is_faster(outcome, slowest):
                     # Since it was begun, an earlier step has fallen back to a slower way.
                     waiting[0] = planned, slowest, begin(planned, slowest)
                     outcome = _answer(ray, waiting[0][-1])
@@ -119,12 +119,12 @@ def _task(ray: Any) -> tuple[Any, int]:
     return ray.remote(max_retries=_RETRIES, **options)(_measure), max(1, workers)
 
 
-def _answer(ray: Any, begun: Any) -> Record | Failure:
+def _answer(ray: Any, begun: Any) -> list[Record] | Failure:
     """Wait for a task's outcome; a failure to begin it is one already."""
     if isinstance(begun, Failure):
         return begun
     try:
-        answer: Record | Failure = ray.get(begun)
+        answer: list[Record] | Failure = ray.get(begun)
     except ray.exceptions.RayError as error:
         reason = f"its Ray task was lost ({type(error).__name__}: {_line(error)})"
         return Failure(reason=reason)
@@ -135,19 +135,21 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def _is_faster(outcome: Record | Failure, way: Way | None) -> bool:
+def _is_faster(outcome: list[Record] | Failure, slowest: WayOf) -> bool:
     ways: tuple[str, ...] = get_args(Way)
-    if way is None or isinstance(outcome, Failure):
-        return False
-    return ways.index(outcome.paths.engine) < ways.index(way)
+    for record in [] if isinstance(outcome, Failure) else outcome:
+        way = slowest[record.set_name]
+        if way is not None and ways.index(record.paths.engine) < ways.index(way):
+            return True
+    return False
 
 
 def _measure(
-    planned: PlannedCheckpoint, prompts: PromptSet, way: Way | None, job: Job
-) -> Record | Failure:
+    planned: PlannedCheckpoint, samples: Sequence[Sample], ways: WayOf, job: Job
+) -> list[Record] | Failure:
     job = replace(job, downloads=_on_this_machine(job.downloads))
     find_local = partial(job.fetch, planned)
-    return job.outcome(planned, find_local, lambda: prompts, ModelKeeper(job.options), way=way)
+    return job.outcome(planned, find_local, lambda: samples, ModelKeeper(job.options), ways=ways)
 
 
 def _on_this_machine(downloads: Path) -> Path:

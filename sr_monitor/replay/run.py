@@ -18,15 +18,14 @@ from typing import Any
 
 from sr_monitor.display.writers.base import import_or_refuse
 from sr_monitor.errors import InputError, check_kind, refused
-from sr_monitor.model.engine import Way
 from sr_monitor.model.loading import find_device
 from sr_monitor.options import declared, explains
 from sr_monitor.probes.measuring import Bar, no_bar
-from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.prompts.sets import as_given, by_name
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.fetch import one_ahead, temporary_folder
 from sr_monitor.replay.folder import Folder
-from sr_monitor.replay.job import Failure, Job
+from sr_monitor.replay.job import Failure, Job, WayOf
 from sr_monitor.replay.models import ModelKeeper, config_of
 from sr_monitor.replay.options import ReplayOptions, check_list
 from sr_monitor.replay.plan import (
@@ -41,6 +40,7 @@ from sr_monitor.replay.ray import import_ray, on_ray
 from sr_monitor.replay.retry import HubGone
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
+from sr_monitor.watch.samples import Sample, sample_names, samples_of
 
 _log = logging.getLogger("sr_monitor")
 
@@ -115,23 +115,26 @@ class _Replay:
         self.job = Job(config=config, options=options, downloads=downloads, sweep=self.sweep)
         self.choice = PromptChoice(options, config.num_prompts)
         self.report = Report()
-        self.live: dict[str, Ways] = {}
+        self.live: dict[tuple[str, str], Ways] = {}
         self.prompts = {} if self.sweep else self.choice.for_trainings(planned)
         self.duplicates: dict[str, PlannedCheckpoint] = {}
         recorded = config.recorded("curve", "record") | options.recorded("curve")
         # One entry for each probe and each training, so that a later replay may add some.
         probes = recorded.pop("probes", {}).items()
         recorded |= {f"probe {name}": described for name, described in probes}
-        recorded |= {f"prompts of {name}": each.fingerprint for name, each in self.prompts.items()}
+        for training, sets in self.prompts.items():
+            of = {f"{name} " * bool(name): each.fingerprint for name, each in sets.items()}
+            recorded |= {f"{name}prompts of {training}": print for name, print in of.items()}
         if self.sweep:
             recorded["prompts"] = self.choice.described()
         curves = {each.run: each.curve for each in planned}
-        self.folder = Folder(out, recorded, curves, config.measured)
+        names = dict.fromkeys(name for each in planned for name in self._names_of(each))
+        self.folder = Folder(out, recorded, curves, config.measured, list(names))
 
     def run(self) -> Report:
         """Measure what is not measured yet."""
         with self.folder.open(), temporary_folder(self.job.downloads):
-            todo = [each for each in self.planned if self.folder.find(each) is None]
+            todo = [each for each in self.planned if self._missing(each)]
             left = {each.label for each in todo}
             self.report.kept = [each.label for each in self.planned if each.label not in left]
             self.folder.begin(todo)
@@ -154,7 +157,7 @@ class _Replay:
         measuring = (
             self._locally(alone)
             if self.options.engine == "local"
-            else on_ray(alone, self._prompts_of, self._way_of, self.job)
+            else on_ray(alone, self._to_measure, self._ways_of, self.job)
         )
         with closing(measuring):
             for number, planned in enumerate(todo, start=total - len(todo) + 1):
@@ -170,7 +173,7 @@ class _Replay:
 
     def _locally(
         self, planned: Sequence[PlannedCheckpoint]
-    ) -> Generator[tuple[PlannedCheckpoint, Record | Failure], None, None]:
+    ) -> Generator[tuple[PlannedCheckpoint, list[Record] | Failure], None, None]:
 
         def fetch(each: PlannedCheckpoint, stop: Event) -> LocalCheckpoint:
             return self.job.fetch(each, stop, self.bar("download"))
@@ -180,43 +183,71 @@ class _Replay:
             for each, local in fetched:
                 if isinstance(gone := local.exception(), HubGone):
                     raise gone
-                prompts, way = partial(self._prompts_of, each), self._way_of(each)
-                yield each, self.job.outcome(each, local.result, prompts, keeper, self.bar, way)
+                samples, ways = partial(self._to_measure, each), self._ways_of(each)
+                yield each, self.job.outcome(each, local.result, samples, keeper, self.bar, ways)
 
-    def _prompts_of(self, planned: PlannedCheckpoint) -> PromptSet:
-        """Return the prompts of its training, or in a sweep its own, drawn when they are needed."""
+    def _names_of(self, planned: PlannedCheckpoint) -> list[str]:
+        """Return the names of its samples; in a sweep, before there are prompts."""
+        sets = by_name(self.options.prompts) if self.sweep else self.prompts[planned.training]
+        return sample_names(sets, self.job.config)
+
+    def _missing(self, planned: PlannedCheckpoint) -> list[str]:
+        """Return the names of the samples that it has no record of."""
+        return [name for name in self._names_of(planned) if self.folder.find(planned, name) is None]
+
+    def _samples_of(self, planned: PlannedCheckpoint) -> dict[str, Sample]:
+        """Return those of its training, or in a sweep its own, drawn when they are needed."""
         owner = planned.label if self.sweep else planned.training
         if owner not in self.prompts:
             self.prompts[owner] = self.choice.for_model(planned)
-        return self.prompts[owner]
+        samples = samples_of(as_given(self.prompts[owner]), self.job.config)
+        return {sample.name: sample for sample in samples}
 
-    def _way_of(self, planned: PlannedCheckpoint) -> Way | None:
-        """Return the slowest way that earlier steps took, in its live run and on its curve."""
+    def _to_measure(self, planned: PlannedCheckpoint) -> list[Sample]:
+        samples = self._samples_of(planned)
+        return [samples[name] for name in self._missing(planned)]
+
+    def _ways_of(self, planned: PlannedCheckpoint) -> WayOf:
+        """Return the slowest way that earlier steps took, in the live run and on the curve."""
         if self.sweep:
-            return None
-        if planned.training not in self.live:
-            prompts = self._prompts_of(planned)
-            self.live[planned.training] = live_ways(planned, prompts, self.job.config)
-        ways = self.live[planned.training], self.folder.ways(planned)
-        return slowest_way(ways, planned.name.step)
+            return dict.fromkeys(self._names_of(planned))
+        for name, sample in self._samples_of(planned).items():
+            if (key := (planned.training, name)) not in self.live:
+                self.live[key] = live_ways(planned, sample, self.job.config)
+        return {
+            name: slowest_way(
+                (self.live[planned.training, name], self.folder.ways(planned, name)),
+                planned.name.step,
+            )
+            for name in self._names_of(planned)
+        }
 
     def _same_measurements(self, todo: Sequence[PlannedCheckpoint]) -> dict[str, PlannedCheckpoint]:
         """Map the label of each duplicate to the checkpoint with its weights and its prompts."""
+        if self.job.config.resample:  # at another step, other pairs are measured
+            return {}
         listed = {each.label: each for each in todo}
         every = [listed.get(each.label, each) for each in self.planned]
-        records = {each.label: self.folder.find(each) for each in self.planned}
+        names = {each.label: self._names_of(each) for each in self.planned}
+        records = {
+            each.label: self.folder.find(each, names[each.label][0]) for each in self.planned
+        }
         recorded = {label: r.metadata.get("files_sha256") for label, r in records.items() if r}
         training_of = {each.label: each.training for each in self.planned}
-        prompts = {name: each.fingerprint for name, each in self.prompts.items()}
+        prompts = {
+            training: {name: each.fingerprint for name, each in sets.items()}
+            for training, sets in self.prompts.items()
+        }
         return {
             label: first
             for label, first in find_duplicates(every, recorded).items()
             if prompts[training_of[label]] == prompts[first.training]
         }
 
-    def _keep(self, planned: PlannedCheckpoint, outcome: Record | Failure) -> None:
-        if isinstance(outcome, Record):
-            self._save(planned, outcome)
+    def _keep(self, planned: PlannedCheckpoint, outcome: list[Record] | Failure) -> None:
+        if not isinstance(outcome, Failure):
+            for record in outcome:
+                self._save(planned, record)
             self.report.measured.append(planned.label)
         elif outcome.is_general and not any(c.outlines for c in self.folder.curves.values()):
             raise InputError(outcome.reason)
@@ -226,18 +257,21 @@ class _Replay:
     def _keep_duplicate(self, planned: PlannedCheckpoint, first: PlannedCheckpoint) -> None:
         """Keep a copy of the first record of these weights, at the step of the duplicate."""
         label, name = planned.label, planned.name
-        record = self.folder.load(first)
-        if record is None:
+        found = [self.folder.load(first, each) for each in self._names_of(planned)]
+        records = [record for record in found if record is not None]
+        if len(records) < len(found):
             reason = f"its weights are those of {first.label}: {self.report.failures[first.label]}"
             self.report.failures[label] = reason
             return
         own = {"source": label, "commit": planned.source.commit, "same_weights_as": first.label}
-        metadata = record.metadata | own
-        self._save(planned, replace(record, step=name.step, tokens=name.tokens, metadata=metadata))
+        for record in records:
+            metadata = record.metadata | own
+            copy = replace(record, step=name.step, tokens=name.tokens, metadata=metadata)
+            self._save(planned, copy)
         self.report.same[label] = first.label
 
     def _save(self, planned: PlannedCheckpoint, record: Record) -> None:
-        prompts = self._prompts_of(planned)
+        prompts = self._samples_of(planned)[record.set_name].prompts
         if self.sweep:
             tokenizer = self.choice.tokenizer_of(planned)
             record = replace(record, metadata=record.metadata | {"tokenizer": tokenizer})

@@ -108,6 +108,11 @@ class Record:
             found[key] = self.metadata.get(key.name.split("/")[-1])
         return {key.name: float(v) for key, v in found.items() if isinstance(v, int | float)}
 
+    @property
+    def set_name(self) -> str:
+        """Which of several sets of prompts it is of; "" where there is one."""
+        return str(self.metadata.get("set", ""))
+
     def prompts_in(self, given: PromptSet) -> PromptSet:
         """Return the prompts it measured: those given, drawn anew at its step if they were."""
         return given.reordered(self.step) if self.metadata.get("resampled") else given

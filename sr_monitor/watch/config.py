@@ -18,9 +18,9 @@ from sr_monitor.probes.keys import NAME
 from sr_monitor.probes.paths import PathsOptions, PathsProbe
 from sr_monitor.probes.slices import SlicesOptions, SlicesProbe
 from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.prompts.sets import check_sets
 from sr_monitor.watch.guard import OnError
 from sr_monitor.watch.schedule import Schedule, check_schedule, every
-from sr_monitor.watch.sets import check_sets
 
 Prompts: TypeAlias = PromptSet | str | os.PathLike[str]
 _PROMPTS_TO_DRAW_FROM = 4  # times as many as are measured at once

@@ -29,6 +29,7 @@ from sr_monitor.model.undisturbed import preserving_random_states
 from sr_monitor.model.wrappers import is_partitioned, is_sharded
 from sr_monitor.probes.keys import FAILURES, NAME, of_run
 from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.prompts.sets import as_given, by_name
 from sr_monitor.results.record import Record
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import MonitorConfig
@@ -37,7 +38,6 @@ from sr_monitor.watch.pace import Pace
 from sr_monitor.watch.samples import Sample, Sets, samples_of
 from sr_monitor.watch.schedule import Schedule, check_schedule, every
 from sr_monitor.watch.series import Series
-from sr_monitor.watch.sets import as_given, by_name
 
 Tokens: TypeAlias = int | Callable[[], int | None] | None
 """A number of tokens, or a function that returns it."""

@@ -4,14 +4,14 @@ samples = samples_of({"train": one, "code": other}, MonitorConfig(resample=True)
 [sample.name for sample in samples]   # train, train-resampled, code, code-resampled
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from sr_monitor.errors import InputError
 from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.prompts.sets import by_name, check_sets
 from sr_monitor.watch.config import MonitorConfig
-from sr_monitor.watch.sets import by_name, check_sets
 
 Sets: TypeAlias = PromptSet | Mapping[str, PromptSet]
 """One set of prompts, or several by name."""
@@ -48,18 +48,27 @@ class Sample:
         return name | ({"resampled": True} if self.is_resampled else {})
 
 
+def sample_names(sets: Iterable[str], config: MonitorConfig) -> list[str]:
+    """Return the names of the samples of these sets."""
+    return [each for name in sets for each in (name, _other(name))[: 1 + config.resample]]
+
+
+def is_resampled(name: str) -> bool:
+    """Return whether this is the name of pairs that are drawn anew."""
+    return name == RESAMPLED or name.endswith(f"-{RESAMPLED}")
+
+
 def samples_of(sets: Sets, config: MonitorConfig) -> list[Sample]:
     """Return a sample for each set and, with `resample`, one of other pairs beside it."""
     check_sets(sets, PromptSet, _FIX)
     named = by_name(sets)
-    samples = [sample for each in named.items() for sample in _both(*each, config)]
-    names = [sample.name for sample in samples]
+    names = sample_names(named, config)
     if len(set(names)) < len(names):
         raise InputError(
             f"prompts={{{', '.join(map(repr, named))}}}, resample=True: two curves would have one "
             f"name; pass names that do not end in {RESAMPLED!r}"
         )
-    return samples
+    return [sample for each in named.items() for sample in _both(*each, config)]
 
 
 def _both(name: str, prompts: PromptSet, config: MonitorConfig) -> Iterator[Sample]:
@@ -71,5 +80,8 @@ def _both(name: str, prompts: PromptSet, config: MonitorConfig) -> Iterator[Samp
                 f"{prompts.num_pairs} explicit pairs, so there are no others to draw; pass a "
                 "smaller num_pairs="
             )
-        other = "-".join(filter(None, (name, RESAMPLED)))
-        yield Sample(name=other, prompts=prompts, is_resampled=True)
+        yield Sample(name=_other(name), prompts=prompts, is_resampled=True)
+
+
+def _other(name: str) -> str:
+    return "-".join(filter(None, (name, RESAMPLED)))

@@ -32,6 +32,7 @@ from sr_monitor.model.ranks import RankGroup
 from sr_monitor.model.undisturbed import preserving_random_states
 from sr_monitor.prompts.corpora import WindowRequest
 from sr_monitor.prompts.prompt_set import PromptSet
+from sr_monitor.prompts.sets import as_given, by_name
 from sr_monitor.prompts.token_ids import token_ids_of
 from sr_monitor.prompts.training_data import prompts_from_batch, prompts_from_dataset
 from sr_monitor.results.record import Record
@@ -39,7 +40,6 @@ from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.guard import ErrorGuard
 from sr_monitor.watch.monitor import Monitor, Tokens, check_state
-from sr_monitor.watch.sets import as_given, by_name
 from sr_monitor.watch.tokens import TokenCount
 
 _MOST_BATCHES = 100  # to collect prompts from

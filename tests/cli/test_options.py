@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from sr_monitor.cli.options import parse_probe
+from sr_monitor.cli.options import named_prompts, parse_probe
 from sr_monitor.errors import InputError
 from sr_monitor.options import option
 from sr_monitor.probes.base import Probe
@@ -41,6 +42,14 @@ def test_every_field_of_a_probe_is_an_option() -> None:
         must=2, top=3, scale=1, signed=True, mode="slow", most=None, label="7", edges=(0.5, 1, 2)
     )
     assert type(probe.scale) is float
+
+
+def test_several_sets_of_prompts_are_given_by_name(tmp_path: Path) -> None:
+    (odd := tmp_path / "a=b.txt").touch()
+    several = named_prompts("train=a.json,the-code=x,y.json")
+    assert several == {"train": "a.json", "the-code": "x,y.json"}
+    for text in (None, "a.json", str(odd)):
+        assert named_prompts(text) == text
 
 
 @pytest.mark.parametrize(

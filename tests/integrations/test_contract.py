@@ -430,10 +430,14 @@ def test_sets_are_measured_side_by_side(
     assert not list_records(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "by hand")) for n in DRIVERS]
+)
 def test_sets_of_a_resumed_run_are_those_of_the_uninterrupted_one(
-    driver: ByHand, tmp_path: Path
+    name: str, tmp_path: Path
 ) -> None:
     """A set that a killed run had not measured yet is measured again with the others."""
+    driver = DRIVERS[name]
     options: dict[str, Any] = {"every": 1, "prompts": sets(), "resample": True}
     driver.train(tmp_path / "whole", driver.watch(**options), model=driver.without_dropout())
     folder, saving = tmp_path / "run", {"save_steps": 2}
@@ -445,10 +449,10 @@ def test_sets_of_a_resumed_run_are_those_of_the_uninterrupted_one(
     checkpoint = driver.checkpoint(folder, 2)
     resumed = driver.watch(**options)
     driver.train(folder, resumed, model=driver.without_dropout(), resume=checkpoint, **saving)
-    for name in CURVES:
-        curve = f"{NAME}/{name}"
+    for each in CURVES:
+        curve = f"{NAME}/{each}"
         assert_same_curve(records(folder, curve), records(tmp_path / "whole", curve))
-        assert (folder / NAME / name / "superseded" / "step-000000003.safetensors").exists()
+        assert (folder / curve / "superseded" / "step-000000003.safetensors").exists()
 
 
 def test_pairs_that_are_kept_are_those_without_resampling(driver: ByHand, tmp_path: Path) -> None:

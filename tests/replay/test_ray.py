@@ -130,7 +130,7 @@ def run_deadly(*sources: str, out: Path, flag: Path, deaths: int = 1, **options:
     class Deadly(Job):
         def outcome(
             self, planned: Any, find_local: Any, *rest: Any, **more: Any
-        ) -> Record | Failure:
+        ) -> list[Record] | Failure:
             def come() -> LocalCheckpoint:
                 local: LocalCheckpoint = find_local()
                 # Not below `out`, which may be on no disk of the worker's machine.

@@ -123,6 +123,42 @@ def assert_equal_to_live(live: list[Record], out: Path, steps: list[int]) -> Non
         assert record.metadata["prompts"] == before[step].metadata["prompts"]
 
 
+def test_sets_and_pairs_drawn_anew_are_equal_to_those_of_the_live_run(
+    tmp_path: Path, out: Path
+) -> None:
+    """By default those of the run; a set that joins later is measured alone."""
+    specimen = build("gpt2")
+    sets = {
+        name: PromptSet.from_token_ids(specimen.prompts(8, 5, seed=seed))
+        for seed, name in enumerate("ab")
+    }
+    measure: dict[str, Any] = {"num_pairs": 3, "num_steps": 4, "num_slices": 0, "resample": True}
+    options = measure | {"device": "cpu"}
+    watch = training.watch(every=2, prompts=sets, **measure)
+    training.train(tmp_path / "live", watch, max_steps=4, save_strategy="steps", save_steps=2)
+    curves = [f"stable_regions/{name}{end}" for name in sets for end in ("", "-resampled")]
+
+    def assert_equal(curves: list[str]) -> None:
+        for curve in curves:
+            found, live = (training.records(each, curve) for each in (out, tmp_path / "live"))
+            assert list(found) == [2, 4]
+            for step, record in found.items():
+                assert measured(record) == measured(live[step])
+                assert record.set_name == curve.partition("/")[2]
+            assert training.logged(out / curve) == [2, 4]
+
+    report = replay([tmp_path / "live"], out, prompts={"a": sets["a"]}, **options)
+    assert len(report.measured) == 2
+    assert_equal(curves[:2])
+    assert not (out / curves[2]).exists()
+    before = what_is_in(out / "stable_regions/a-resampled")
+    report = replay([tmp_path / "live"], out, **options)
+    assert len(report.measured) == 2  # only of the set that was missing
+    assert_equal(curves)
+    assert what_is_in(out / "stable_regions/a-resampled") == before
+    assert replay([tmp_path / "live"], out, **options).measured == []
+
+
 def test_a_replay_over_its_own_checkpoints_is_equal_to_a_live_run(
     tmp_path: Path, out: Path
 ) -> None:

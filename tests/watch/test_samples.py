@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sr_monitor import InputError, MonitorConfig, PromptSet
+from sr_monitor.prompts.sets import as_given, by_name, check_sets
 from sr_monitor.watch.samples import Sample, samples_of
-from sr_monitor.watch.sets import as_given, by_name, check_sets
 from tests.made import PROMPTS
 from tests.outside_probe import Norms, Steepness
 
