@@ -30,6 +30,8 @@ def run(words: list[str]) -> int:
     for word in words:
         if "\0" in word:  # no system call takes it, and each would raise an error of its own
             raise InputError(f"{word!r}: an argument cannot hold a NUL byte; leave it out")
+        if word != word.encode("utf-8", "replace").decode():  # TensorBoard and safetensors fail
+            raise InputError(f"{word!r}: a name has to be UTF-8; rename it, or name another")
     command = typer.main.get_command(_app(words[0]))
     with one_line_warnings(), command.make_context("sr-monitor", words) as context:
         command.invoke(context)

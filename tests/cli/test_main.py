@@ -74,6 +74,7 @@ def test_help_says_what_every_option_is(name: str, capsys: Capture) -> None:
         ("measure run/checkpoint-1 --way fast", "--way='fast': pass one of auto, shared,"),
         ("replay run --out out --probe regoins", "there is no probe 'regoins'"),
         ("measure run/checkpoint-1 --out a\0b", "'a\\x00b': an argument cannot hold a NUL byte"),
+        ("replay run --out a\udcff", "'a\\udcff': a name has to be UTF-8; rename it"),
         ("measure \33[2J", "there is no folder '\\x1b[2J'"),
     ],
 )
