@@ -11,13 +11,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from sr_monitor import PromptSet
+from sr_monitor.model.engine import Chunk
 from sr_monitor.model.gates import Gates
-from sr_monitor.model.outputs import Tap
+from sr_monitor.model.outputs import Outputs, Tap
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.probes.base import Page, Part
 from sr_monitor.probes.measuring import measure_probes
 from sr_monitor.probes.paths import PathsProbe
-from sr_monitor.probes.polytopes import Crossings, Polytopes, pack_signs
+from sr_monitor.probes.polytopes import Crossings, Polytopes, _Reader, pack_signs
 from sr_monitor.probes.sampling import Sampling
 from tests import zoo
 from tests.oracle import last_of, on_input, on_output, run, wrapped
@@ -136,6 +137,18 @@ def test_adaptive_sampling_counts_between_the_points_it_looked_at() -> None:
     totals, most = found.sum(dim=1), every.sum(dim=1)
     assert (totals <= most + 1e-3).all()
     assert (totals >= 0.8 * most).all()
+
+
+def test_signs_are_kept_only_until_the_neighbours_have_come() -> None:
+    signs = torch.arange(12, dtype=torch.uint8)[:, None]
+    reader = _Reader(1, 12)
+    for places in torch.tensor([[4, 5], [3, 2], [0, 1], [6, 8], [7, 9], [10, 11]]):
+        seen = Outputs(torch.zeros(2, 1), {"gate signs 2": signs[places]})
+        none = torch.zeros_like(places)
+        reader.read(Chunk(none, places, seen, seen[:1], none))
+        assert len(reader._waiting[0]) <= 2
+    expected = [(one ^ (one + 1)).bit_count() for one in range(11)]
+    assert reader.part(lambda rows: rows)["changes"].flatten().tolist() == expected
 
 
 def test_signs_are_bits_of_the_gates_alone() -> None:
