@@ -7,7 +7,6 @@ l(alpha)  = the logit of the top token at alpha = 0, minus that of the top token
 record.parts["divergence"]["js"]              # "pair step"; NaN where adaptive did not look
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -46,6 +45,8 @@ FLIPS = Key.scalar(
 CURVES = Key.image(
     "divergence/curves", "Distance, divergences, logits and top token, around the boundary too."
 )
+
+_ROWS_ON_A_CPU = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,14 +152,17 @@ def divergences(
     own: Float[Tensor, " token"], others: Float[Tensor, "point token"]
 ) -> tuple[Float[Tensor, " point"], Float[Tensor, " point"]]:
     """Return KL and JS between the distribution of some logits and those of others."""
-    own, others = own.log_softmax(dim=-1), others.log_softmax(dim=-1)
-    p, q = own.exp(), others.exp()
-    middle = torch.logaddexp(own, others) - math.log(2)
-
-    def expect(
-        weight: Tensor, log: Tensor, other: Float[Tensor, "point token"]
-    ) -> Float[Tensor, " point"]:
-        # A token without probability adds nothing: its logarithm is -Inf, and so may be the other.
-        return (weight * (log - other).masked_fill(log.isneginf(), 0)).sum(dim=-1).clamp_min(0)
-
-    return expect(p, own, others), (expect(p, own, middle) + expect(q, others, middle)) / 2
+    # Tokens without probability, of logarithm -Inf, add nothing: 0 times a number is 0.
+    lowest, tiny = torch.finfo(own.dtype).min, torch.finfo(own.dtype).tiny
+    own = own.log_softmax(dim=-1).clamp_min(lowest)
+    p, found = own.exp(), list[Float[Tensor, "2 point"]]()
+    # A few rows at once stay in the cache of a CPU: five times faster than all of them.
+    for rows in torch.split(others, _ROWS_ON_A_CPU if own.device.type == "cpu" else len(others)):
+        here = rows.log_softmax(dim=-1).clamp_min_(lowest)
+        q = here.exp()
+        middle = (p + q).div_(2).clamp_min_(tiny).log_()
+        kl = (own - here).mul_(p).sum(dim=-1)
+        js = ((own - middle).mul_(p).sum(dim=-1) + (here - middle).mul_(q).sum(dim=-1)) / 2
+        found.append(torch.stack([torch.where(kl > -lowest / 1e18, torch.inf, kl), js]))
+    both = torch.cat(found, dim=1).clamp_min(0)
+    return both[0], both[1]
