@@ -105,7 +105,7 @@ def _draw_tokens(
         image[(labels == token).numpy(), :3] = palette[rank % _NUM_COLORS]
     low, high = coordinates[0].item(), coordinates[-1].item()
     half = (high - low) / (len(coordinates) - 1) / 2
-    extent = (low - half, high + half) * 2
+    extent = (low - half, high + half, low - half, high + half)
     axes.imshow(image, origin="lower", extent=extent, interpolation="nearest")
     axes.patch.set(facecolor="#bfc2c6", hatch="////")
     axes.spines[:].set_visible(True)
