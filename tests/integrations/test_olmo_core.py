@@ -166,9 +166,9 @@ def composed(folder: Path, **options: Any) -> Any:
 
 
 LOADERS: dict[str, Any] = {
-    "a file of tokens": (olmo_runs.loader, "the training data"),
-    "composed sources": (composed, "the training data"),
-    "somebody's own": (Foreign, "the first 2 batches of the training data"),
+    "a file of tokens": (olmo_runs.loader, "the training data", 60),
+    "composed sources": (composed, "the training data", 30),
+    "somebody's own": (Foreign, "the first 2 batches of the training data", 9),
 }
 
 
@@ -176,9 +176,9 @@ LOADERS: dict[str, Any] = {
 def test_prompts_are_windows_of_the_training_data_and_its_loader_is_left_alone(
     tmp_path: Path, name: str
 ) -> None:
-    data, source = LOADERS[name]
+    data, source, num_pairs = LOADERS[name]
     plain = train(tmp_path / "plain", data=data)
-    watched = train(tmp_path / "run", watch(every=1, num_pairs=9), data=data)
+    watched = train(tmp_path / "run", watch(every=1, num_pairs=num_pairs), data=data)
     assert watched.differences(plain) == []
     assert watched.trainer.data_loader.state_dict() == plain.trainer.data_loader.state_dict()
     measured, prompts = list(records(tmp_path / "run")), prompts_in(tmp_path / "run")
@@ -188,7 +188,8 @@ def test_prompts_are_windows_of_the_training_data_and_its_loader_is_left_alone(
         assert 0 not in prompts.token_ids
     seen = {tuple(ids) for row in training.rows(32) for ids in _windows(row["input_ids"])}
     inside = sum(tuple(ids) in seen for ids in prompts.token_ids.tolist())
-    assert inside >= len(prompts.token_ids) // 2  # others reach over the end of a row or a text
+    assert len(prompts.token_ids) == num_pairs + 1
+    assert inside > num_pairs / 3  # others reach over the end of a row or a text
 
 
 def _windows(row: torch.Tensor) -> list[list[int]]:
@@ -245,6 +246,16 @@ def test_steps_that_are_measured(tmp_path: Path) -> None:
     # One that is canceled has no time for another measurement.
     train(tmp_path / "canceled", watch(every=2), _Canceled())
     assert list(records(tmp_path / "canceled")) == [0, 2]
+
+
+def test_a_run_resumed_in_another_folder_takes_its_records_along(tmp_path: Path) -> None:
+    """Its state lies in the trainer's checkpoint."""
+    train(tmp_path / "old", watch(every=1), max_steps=3, save_steps=2)
+    again = watch(every=1, seed=7)
+    train(tmp_path / "new", again, resume=tmp_path / "old" / "step2", max_steps=4)
+    found = records(tmp_path / "new")
+    assert list(found) == [0, 1, 2, 3, 4]
+    assert len({record.metadata["prompts"] for record in found.values()}) == 1
 
 
 def test_evaluating_checkpoints_leaves_records_alone(tmp_path: Path) -> None:
