@@ -68,8 +68,8 @@ class Sinks(Probe):
         blocks = attend(run.session.stream, share.prompts[0])
         paid = [each.weights[:, :, -1, 0] for each in blocks.values()]
         most = max(each.shape[1] for each in paid)
-        heads = [share.gather(each).mean(dim=0) for each in paid]
-        written = [share.gather(_written(each)).mean(dim=0) for each in blocks.values()]
+        heads = [share.gather(each).nanmean(dim=0) for each in paid]
+        written = [share.gather(_written(each)).nanmean(dim=0) for each in blocks.values()]
         padded = [torch.cat([each, each.new_full((most - len(each),), math.nan)]) for each in heads]
         return {
             "block": torch.tensor(list(blocks)),

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from sr_monitor import Paths, PromptSet
+from sr_monitor.model.engine import Chunk
+from sr_monitor.model.outputs import Outputs
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.probes.base import Page, Part
 from sr_monitor.probes.measuring import derived, measure_probes
@@ -16,6 +18,7 @@ from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.regions import Regions, same_corner, same_slopes
 from sr_monitor.probes.sampling import Sampling
 from sr_monitor.probes.slices import Slices
+from sr_monitor.probes.trajectory import Trajectory
 from tests import zoo
 from tests.oracle import run
 
@@ -101,6 +104,9 @@ def test_the_same_regions_are_recognised() -> None:
     after = {"paths": _paths(CURVES.flip(0)), "slices": _slices(moved)}
     assert same_corner(before, before) == 1.0
     assert same_corner(before, after) == 0.75
+    broken = _slices(moved)
+    broken.distance[0, 0, 0, :2] = torch.inf  # two of the four that moved
+    assert same_corner(before, {"slices": broken}) == pytest.approx(12 / 14)
     assert same_slopes(before, before) == pytest.approx(1.0)
     assert same_slopes(before, after) == pytest.approx(0.6)  # ranks 1 4 3 2 and 2 3 4 1
     assert same_corner(before, {"paths": before["paths"]}) != same_corner(before, before)
@@ -172,6 +178,17 @@ def test_networks_whose_way_is_known() -> None:
     numbers = Regions().scalars(found["regions"])
     assert numbers[Regions.COUNT] == numbers[Regions.WAY_COUNT] == 2.0
     assert numbers[Regions.LENGTH] == 1.0
+
+
+def test_points_may_come_in_any_order_and_again() -> None:
+    outputs = torch.tensor([[0.0, 0.0], [9.0, 9.0], [3.0, 4.0], [9.0, 9.0], [3.0, 5.0]])
+    reader = Trajectory(1, 5)
+    for places in ([0, 4], [2], [4, 0]):
+        chosen, zeros = torch.tensor(places), torch.zeros(len(places), dtype=torch.long)
+        clean = Outputs(outputs[:1])
+        reader.read(Chunk(zeros, chosen, Outputs(outputs[chosen]), clean, zeros))
+    way = reader.part(lambda mine: mine)
+    assert way.nan_to_num(-1).tolist() == [[0, -1, 5, -1, 6]]
 
 
 def test_adaptive_sampling_sees_a_way_that_is_a_little_shorter() -> None:

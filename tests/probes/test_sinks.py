@@ -70,6 +70,25 @@ def test_what_is_written_is_the_sum_by_hand() -> None:
     assert not any(module._forward_hooks for module in specimen.model.modules())
 
 
+def test_a_prompt_that_is_not_finite_says_nothing() -> None:
+    specimen = zoo.build("llama")
+    ids = specimen.prompts(NUM_PROMPTS + 1, LENGTH)
+    probes = [PathsProbe(num_steps=3), Sinks()]
+
+    def measured(ids: torch.Tensor) -> Any:
+        prompts = PromptSet.from_token_ids(ids)
+        return measure_probes(specimen.model, prompts, probes, SessionOptions())["sinks"]
+
+    broken = min({*range(zoo.VOCAB)} - {*ids.flatten().tolist()})
+    ids[1, 0] = broken
+    expected = measured(ids[[0, 2, 3]])
+    model: Any = specimen.model
+    model.model.embed_tokens.weight.data[broken] = torch.nan
+    found = measured(ids)
+    for name in ("attention", "written", "value"):
+        torch.testing.assert_close(found[name], expected[name])
+
+
 def test_a_perfect_sink_is_paid_all_and_writes_what_little_it_has() -> None:
     weights, values = torch.zeros(1, 1, 3, 3), torch.ones(1, 1, 3, 4)
     weights[..., 0] = 0.9
