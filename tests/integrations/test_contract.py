@@ -404,8 +404,10 @@ CURVES = ("held_out", "held_out-resampled", "code", "code-resampled")
 
 
 def test_sets_are_measured_side_by_side(
-    driver: ByHand, tmp_path: Path, unwatched: Unwatched
+    driver: ByHand, tmp_path: Path, unwatched: Unwatched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for probe in (PathsProbe, SlicesProbe):  # pictures would take most of the time
+        monkeypatch.setattr(probe, "pictures", lambda *_: iter(()))
     given, writer = sets(), MemoryWriter()
     options: dict[str, Any] = {"every": 4, "num_slices": 1, "resample": True}
     callback = driver.watch(prompts=given, writer=writer, **options)
