@@ -23,6 +23,10 @@ _GLOB = re.compile(r"[*?\[]")
 _LAST = re.compile(r"last(-v\d+)?\.ckpt")
 
 
+class NothingYet(InputError):
+    """The source holds no checkpoint that can be read, or none so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalCheckpoint:
     """One saved state of a model, on this machine."""
@@ -91,9 +95,9 @@ def find_checkpoints(source: str | Path) -> list[LocalCheckpoint]:
     path = outermost(path)
     found = distinct(_inside(path))
     if not found:
-        raise InputError(f"{str(source)!r} holds no known checkpoint; {_hint(path)}")
+        raise NothingYet(f"{str(source)!r} holds no known checkpoint; {_hint(path)}")
     if all(checkpoint.problem for checkpoint in found):
-        raise InputError(found[0].problem)
+        raise NothingYet(found[0].problem)
     return sorted(found, key=lambda checkpoint: checkpoint.name)
 
 

@@ -46,6 +46,12 @@ class ReplayOptions(LoadOptions, PromptOptions):
         "What a repository named without @GLOB stands for; refs: its main branch; commits: each "
         "step that a training pushed, by the titles of its commits.",
     )
+    follow: bool = _aside(
+        False,
+        "Go on: measure each new checkpoint of the sources once it is whole, until Ctrl-C or "
+        "`until`.",
+    )
+    until: int | None = _aside(None, "With `follow`: end after this step.", least=0)
     keep_downloads: bool = _aside(
         False, "Keep downloads in the hub's cache instead of deleting each once measured."
     )
@@ -65,6 +71,15 @@ class ReplayOptions(LoadOptions, PromptOptions):
             raise InputError(
                 f"replay: device={self.device!r} and device_map='auto': a model lies on one "
                 "device or on all of them; pass one of the two"
+            )
+        if self.until is not None and not self.follow:
+            raise InputError(
+                f"replay: until={self.until} ends what follow=True begins; pass that, too"
+            )
+        if self.follow and (self.num is not None or self.tokens is not None):
+            raise InputError(
+                f"replay: follow=True measures every checkpoint as it comes, and num={self.num}, "
+                f"tokens={self.tokens!r} choose among all of them; leave one of the two out"
             )
         if self.base is not None and Path(self.base).exists():
             object.__setattr__(self, "base", str(Path(self.base).resolve()))

@@ -18,6 +18,7 @@ from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.discover import (
     REPO,
     LocalCheckpoint,
+    NothingYet,
     describe_missing,
     distinct,
     find_checkpoints,
@@ -205,7 +206,7 @@ def _pushed(
     """Add the commits whose titles say a step to the revisions of a repository."""
     pushed = list_commits(repo)
     if not pushed:
-        raise InputError(
+        raise NothingYet(
             f"'{repo}@{COMMITS}': no title of a commit says a step, such as 'Training in progress, "
             f"step 500'; for branches and tags, name {repo}@GLOB"
         )

@@ -9,7 +9,7 @@ Each run of a training leaves what a live run leaves: records, prompts and a Ten
 import logging
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from sr_monitor.prompts.sets import as_given, by_name
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.fetch import one_ahead, temporary_folder
 from sr_monitor.replay.folder import Folder
+from sr_monitor.replay.follow import follow
 from sr_monitor.replay.job import Failure, Job, WayOf
 from sr_monitor.replay.models import ModelKeeper, config_of
 from sr_monitor.replay.options import ReplayOptions, check_list
@@ -35,30 +36,15 @@ from sr_monitor.replay.plan import (
     make_plan,
     with_files,
 )
-from sr_monitor.replay.prompts import PromptChoice, Ways, live_ways, slowest_way
+from sr_monitor.replay.prompts import NamedSets, PromptChoice, Ways, live_ways, slowest_way
 from sr_monitor.replay.ray import import_ray, on_ray
+from sr_monitor.replay.report import Report
 from sr_monitor.replay.retry import HubGone
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.samples import Sample, sample_names, samples_of
 
 _log = logging.getLogger("sr_monitor")
-
-
-@dataclass(kw_only=True, slots=True)
-class Report:
-    """What became of each checkpoint, by name."""
-
-    measured: list[str] = field(default_factory=list)
-    """Measured now."""
-    kept: list[str] = field(default_factory=list)
-    """Measured by an earlier replay."""
-    same: dict[str, str] = field(default_factory=dict)
-    """Duplicates, each with the checkpoint whose measurement it shares."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Not measured, and why."""
-    left: int = 0
-    """How many were not tried because the hub was unreachable."""
 
 
 @explains(ReplayOptions)
@@ -95,8 +81,13 @@ def replay(
         find_device(own.device)
     else:
         import_ray()
-    planned = make_plan(sources, num=own.num, tokens=own.tokens, revisions=own.revisions)
-    return _Replay(planned, Path(out), own, config, bar).run()
+    plan = partial(make_plan, sources, num=own.num, tokens=own.tokens, revisions=own.revisions)
+    keeper, prompts = ModelKeeper(own), dict[str, NamedSets]()
+
+    def measure(planned: list[PlannedCheckpoint]) -> Report:
+        return _Replay(planned, Path(out), own, config, bar, keeper, prompts).run()
+
+    return follow(plan, measure, own.until) if own.follow else measure(plan())
 
 
 class _Replay:
@@ -107,8 +98,13 @@ class _Replay:
         options: ReplayOptions,
         config: MonitorConfig,
         bar: Bar,
+        keeper: ModelKeeper,
+        prompts: dict[str, NamedSets],
     ) -> None:
-        """Refuse what cannot be measured, or contradicts what is in `out`."""
+        """Refuse what cannot be measured, or contradicts what is in `out`.
+
+        `prompts` has those of trainings that an earlier round has chosen for, and takes more.
+        """
         check_base(planned, options)
         self.planned, self.options, self.bar = planned, options, bar
         downloads, self.sweep = out.resolve() / ".downloads", is_sweep(planned)
@@ -116,13 +112,16 @@ class _Replay:
         self.choice = PromptChoice(options, config.num_prompts)
         self.report = Report()
         self.live: dict[tuple[str, str], Ways] = {}
-        self.prompts = {} if self.sweep else self.choice.for_trainings(planned)
+        self.keeper, self.prompts = keeper, prompts
+        if not self.sweep:
+            new = [each for each in planned if each.training not in prompts]
+            prompts |= self.choice.for_trainings(new)
         self.duplicates: dict[str, PlannedCheckpoint] = {}
         recorded = config.recorded("curve", "record") | options.recorded("curve")
         # One entry for each probe and each training, so that a later replay may add some.
         probes = recorded.pop("probes", {}).items()
         recorded |= {f"probe {name}": described for name, described in probes}
-        for training, sets in self.prompts.items():
+        for training, sets in () if self.sweep else self.prompts.items():
             of = {f"{name} " * bool(name): each.fingerprint for name, each in sets.items()}
             recorded |= {f"{name}prompts of {training}": print for name, print in of.items()}
         if self.sweep:
@@ -178,13 +177,13 @@ class _Replay:
         def fetch(each: PlannedCheckpoint, stop: Event) -> LocalCheckpoint:
             return self.job.fetch(each, stop, self.bar("download"))
 
-        keeper = ModelKeeper(self.options)
         with closing(one_ahead(planned, fetch)) as fetched:
             for each, local in fetched:
                 if isinstance(gone := local.exception(), HubGone):
                     raise gone
                 samples, ways = partial(self._to_measure, each), self._ways_of(each)
-                yield each, self.job.outcome(each, local.result, samples, keeper, self.bar, ways)
+                outcome = self.job.outcome(each, local.result, samples, self.keeper, self.bar, ways)
+                yield each, outcome
 
     def _names_of(self, planned: PlannedCheckpoint) -> list[str]:
         """Return the names of its samples; in a sweep, before there are prompts."""
