@@ -28,6 +28,7 @@ from sr_monitor.replay.models import ModelKeeper
 from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint
 from sr_monitor.replay.retry import HubGone, Stopped, raise_if_stopped
+from sr_monitor.replay.urls import UrlCheckpoint
 from sr_monitor.results.record import Record
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.measure import take_record
@@ -73,6 +74,9 @@ class Job:
         if isinstance(planned.source, LocalCheckpoint):
             check_downloads(planned.source.weights(), partial(raise_if_stopped, stop))
             return planned.source
+        if isinstance(planned.source, UrlCheckpoint):
+            planned.source.fetch(self._folder(planned), progress, stop)
+            return replace(find_checkpoints(self._folder(planned))[0], name=planned.name)
         # transformers imports a model's own code under the folder's name: a commit is unique.
         folder, keep = self._folder(planned) / planned.source.commit, self.options.keep_downloads
         pauses = list(_PAUSES)

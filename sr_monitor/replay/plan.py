@@ -37,6 +37,7 @@ from sr_monitor.replay.names import (
     split_runs,
 )
 from sr_monitor.replay.readers import outermost
+from sr_monitor.replay.urls import UrlCheckpoint, is_list, read_list
 
 COMMITS = "commits"
 """What stands for the commits of a training that pushed while it went on."""
@@ -51,7 +52,7 @@ class PlannedCheckpoint:
     name: CheckpointName
     training: str
     """The repository, or the folder that the steps of its training lie in."""
-    source: LocalCheckpoint | HubCheckpoint
+    source: LocalCheckpoint | HubCheckpoint | UrlCheckpoint
     tokens: int | None = None
     """The tokens that its name says, and those of the stages before; None if it says none."""
     wanted: tuple[int | float, ...] = ()
@@ -134,12 +135,15 @@ def _trainings(sources: Iterable[str], default: str) -> list[list[PlannedCheckpo
     `default` is the pattern for a repository that is named without one.
     """
     local: dict[str, list[LocalCheckpoint]] = {}
+    lists: list[list[PlannedCheckpoint]] = []
     globs: dict[str, list[str]] = {}
     for source in sources:
         if is_repo(source):
             repo, _, glob = source.partition("@")
             local.setdefault(repo, [])
             globs.setdefault(repo, []).append(glob or default)
+        elif is_list(source):
+            lists.append(_plan_list(source))
         else:
             for training, checkpoint in _in_folder(source):
                 local.setdefault(training, []).append(checkpoint)
@@ -148,7 +152,7 @@ def _trainings(sources: Iterable[str], default: str) -> list[list[PlannedCheckpo
         if training in globs
         else _plan_folder(training, distinct(found))
         for training, found in local.items()
-    ]
+    ] + lists
 
 
 def _in_folder(source: str) -> Iterator[tuple[str, LocalCheckpoint]]:
@@ -167,6 +171,19 @@ def _plan_folder(training: str, checkpoints: Iterable[LocalCheckpoint]) -> list[
     return [
         PlannedCheckpoint(
             name=name, training=training, run=run, source=by_name[name], tokens=tokens.get(name)
+        )
+        for run, names in split_runs(by_name).items()
+        for name in names
+    ]
+
+
+def _plan_list(source: str) -> list[PlannedCheckpoint]:
+    """Return the checkpoints of a list of addresses, which says tokens as they add up."""
+    training = source if source.startswith("http") else str(Path(source).resolve())
+    by_name = dict(read_list(source))
+    return [
+        PlannedCheckpoint(
+            name=name, training=training, run=run, source=by_name[name], tokens=name.tokens
         )
         for run, names in split_runs(by_name).items()
         for name in names

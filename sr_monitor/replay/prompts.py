@@ -24,6 +24,7 @@ from sr_monitor.prompts.sets import by_name
 from sr_monitor.replay.discover import LocalCheckpoint
 from sr_monitor.replay.options import ReplayOptions
 from sr_monitor.replay.plan import PlannedCheckpoint
+from sr_monitor.replay.urls import UrlCheckpoint
 from sr_monitor.results.store import RecordStore
 from sr_monitor.watch.config import MonitorConfig
 from sr_monitor.watch.samples import Sample, is_resampled
@@ -74,6 +75,8 @@ class PromptChoice:
         """Return the folder or repository whose tokenizer is used: the nearest that has one."""
         if self.options.base is not None:
             return self.options.base
+        if isinstance(planned.source, UrlCheckpoint):
+            return planned.source.tokenizer() or planned.training
         if not isinstance(planned.source, LocalCheckpoint):
             return planned.training
         if _has_tokenizer(planned.source.path):

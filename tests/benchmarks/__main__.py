@@ -4,7 +4,7 @@ Figures are ratios of the CPU seconds of one thread, against the plain way or a 
 in the same run: wall time on a shared machine says little. `make gpu` measures GPUs.
 
     python -m tests.benchmarks            # everything
-    python -m tests.benchmarks ratios     # one part: ratios, shares, growth, archives, memory
+    python -m tests.benchmarks ratios     # one part, by the name of its function below
 """
 
 import sys
@@ -29,6 +29,7 @@ from sr_monitor.probes.measuring import measure_probes
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
 from tests.benchmarks.archive import costs, make_archive
+from tests.benchmarks.loading import SHARD_MEGABYTES, peak_beside_the_model, save
 from tests.benchmarks.memory import peak_tensor_bytes
 from tests.benchmarks.models import block_parameters, smollm2
 from tests.benchmarks.plain import plain_paths
@@ -198,6 +199,22 @@ def archives() -> None:
     )
 
 
+def loading() -> None:
+    """What memory a checkpoint takes beside its model while it is loaded."""
+    rows = []
+    for shards in ("safetensors", "dcp"):
+        for num_blocks in (2, 8, 32):
+            with tempfile.TemporaryDirectory() as folder:
+                rows.append(
+                    (shards, *peak_beside_the_model(save(Path(folder), num_blocks, shards)))
+                )
+    show(
+        f"host memory of a load (safetensors in files of {SHARD_MEGABYTES} MB)",
+        "format | MB of the model | peak MB beside it",
+        rows,
+    )
+
+
 def memory() -> None:
     """Peak memory beyond the weights, against what docs/2-measuring.md states."""
     _, model = smollm2()
@@ -238,6 +255,6 @@ def stated_bound(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for part in (ratios, shares, growth, archives, memory):
+    for part in (ratios, shares, growth, archives, loading, memory):
         if part.__name__ in (sys.argv[1:] or [part.__name__]):
             part()

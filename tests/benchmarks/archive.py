@@ -58,7 +58,7 @@ def costs(out: Path, num: int) -> dict[str, Any]:
 def _go_on(out: str, num: int) -> None:
     more = [planned(step) for step in range(num + 1, num + 11)]
     records = [record_of(each.name.step) for each in more]
-    before, start = _megabytes(), time.process_time()
+    before, start = peak_megabytes(), time.process_time()
     folder = Folder(Path(out), {}, {"": _TRAINING})
     with folder.open():
         todo = [each for each in map(planned, range(1, num + 11)) if folder.find(each) is None]
@@ -74,11 +74,11 @@ def _go_on(out: str, num: int) -> None:
         folder.finish()
     closed = time.process_time() - start
     found = {"opened": opened, "added": sorted(times)[5], "closed": closed}
-    found |= {"megabytes": _megabytes() - before, "todo": len(todo)}
+    found |= {"megabytes": peak_megabytes() - before, "todo": len(todo)}
     sys.stdout.write(json.dumps(found))
 
 
-def _megabytes() -> float:
+def peak_megabytes() -> float:
     """Return the most memory that this process has held."""
     status = Path("/proc/self/status").read_text()
     (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))

@@ -67,7 +67,8 @@ def test_checkpoints_are_measured_as_they_come_and_never_half(
     assert seen == [[1], [1], [1, 2]]
     assert [Path(label).name for label in report.measured] == ["checkpoint-1", "checkpoint-2"]
     assert (report.failures, report.kept) == ({}, [])
-    replay([run], tmp_path / "whole", **(OPTIONS | {"follow": False}))
+    still: dict[str, Any] = OPTIONS | {"follow": False}
+    replay([run], tmp_path / "whole", **still)
     assert what_is_in(out) == what_is_in(tmp_path / "whole")
 
 

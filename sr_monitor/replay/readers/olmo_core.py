@@ -79,10 +79,7 @@ class OlmoCoreFolder(CheckpointReader):
 
     def tokenizer(self, path: Path) -> str | None:
         """Return the tokenizer of its data set."""
-        entry: Any = self._experiment(path)
-        for name in ("dataset", "tokenizer", "identifier"):
-            entry = entry.get(name) if isinstance(entry, dict) else None
-        return entry if isinstance(entry, str) else None
+        return tokenizer_in(self._experiment(path))
 
     def files(self, path: Path) -> list[Path]:
         """Return the shards."""
@@ -93,3 +90,10 @@ class OlmoCoreFolder(CheckpointReader):
             return None
         with explained(folder / "config.json") as file:
             return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+def tokenizer_in(experiment: object) -> str | None:
+    """Return the tokenizer of the data set that a config.json describes."""
+    for name in ("dataset", "tokenizer", "identifier"):
+        experiment = experiment.get(name) if isinstance(experiment, dict) else None
+    return experiment if isinstance(experiment, str) else None

@@ -61,6 +61,14 @@ class _Part(NamedTuple):
     length: int
 
 
+class Range(NamedTuple):
+    """Some bytes of a file of shards."""
+
+    name: str
+    start: int
+    length: int
+
+
 class _Weight(NamedTuple):
     """A weight in parts."""
 
@@ -95,7 +103,7 @@ def read_sharded(folder: Path) -> dict[str, Saved]:
     Those under the key "model" or "state_dict" if there is one, else every tensor.
     """
     with explained(folder / METADATA) as file:
-        weights = _read_table(file)
+        weights = _read_table(file, partial(_inside, folder))
     with explained(folder):
         _check_sizes(weights.values())
         return {
@@ -108,10 +116,31 @@ def _like(weight: _Weight) -> Tensor:
     return torch.empty(weight.shape, dtype=weight.dtype, device="meta")
 
 
-def _read_table(file: Path) -> dict[str, _Weight]:
+def listed_ranges(folder: Path) -> list[Range]:
+    """Return which bytes of which files hold weights, by the table alone: no shard is read."""
+    with explained(folder / METADATA) as file:
+        weights = _read_table(file, partial(_plain, folder))
+        parts = {part for weight in weights.values() for part in weight.parts}
+    found: list[Range] = []
+    for name, start, length in sorted((p.file.name, p.start, p.length) for p in parts):
+        if found and found[-1].name == name and found[-1].start + found[-1].length == start:
+            found[-1] = found[-1]._replace(length=found[-1].length + length)
+        else:
+            found.append(Range(name, start, length))
+    return found
+
+
+def _plain(folder: Path, name: str) -> Path:
+    """Return a file that would lie right in the folder; refuse any other."""
+    if Path(name).name != name or name.startswith("."):
+        raise ValueError(f"it names {name!r}, which is no file of shards")
+    return folder / name
+
+
+def _read_table(file: Path, find: Callable[[str], Path]) -> dict[str, _Weight]:
     """Return the weights that the table lists, by their names in the model."""
     table = fields(read_inert(file.read_bytes(), _ALLOWED))
-    entries, find = fields(table["state_dict_metadata"]), cache(partial(_inside, file.parent))
+    entries, find = fields(table["state_dict_metadata"]), cache(find)
     places: dict[object, dict[Shape, object]] = {name: {} for name in entries}
     for index, place in fields(table["storage_data"]).items():
         key = fields(index)

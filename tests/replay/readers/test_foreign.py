@@ -267,7 +267,8 @@ def test_litgpt(tmp_path: Path) -> None:
         "low_freq_factor": 1.0,
     }
     scaled |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 6}
-    other = tiny_model(**LLAMA | {"rope_parameters": scaled})
+    longer: dict[str, Any] = LLAMA | {"rope_parameters": scaled}
+    other = tiny_model(**longer)
     adjusted = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     adjusted |= {"original_max_seq_len": 6}
     save_litgpt(other, tmp_path / "long" / "step-00000002", rope_adjustments=adjusted)
