@@ -24,6 +24,7 @@ from sr_monitor.display.writers import as_writers
 from sr_monitor.display.writers.base import Writer
 from sr_monitor.errors import InputError, check_folder_name, check_kind, warn
 from sr_monitor.model.anatomy import check_layer, dissect
+from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.undisturbed import preserving_random_states
 from sr_monitor.model.wrappers import is_partitioned, is_sharded
@@ -246,7 +247,7 @@ class Monitor:
                 warn(_EXPERIMENTAL, stacklevel=4)
             new = [writer for writer in self.writers if getattr(writer, "is_new", False)]
             earlier = self._go_on(step, new) if self.ranks.is_leader else []
-        ways = [series.way for series in self.series]
+        ways: list[Way | None] = [series.way for series in self.series]
         follow = self.ranks.broadcast((self.last_step, ways, self.pace.shared))
         self.last_step, ways, self.pace.shared = follow
         for series, way in zip(self.series, ways, strict=True):
@@ -259,6 +260,7 @@ class Monitor:
 
     def _go_on(self, step: int, new: Sequence[Writer]) -> list[list[Record]]:
         """Take up the records of the run that this one continues; return those of each curve."""
+        writer: Any
         for writer in self.writers:
             if len(self.series) > 1 and hasattr(writer, "compare"):
                 writer.compare([series.store.name for series in self.series])
