@@ -224,9 +224,10 @@ def train_by_hand(
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.01)
     losses: list[float] = []
     prompts = PromptSet.from_token_ids(torch.stack([row["input_ids"][:5] for row in rows(7)]))
+    asked: Any = options.prompts
     monitors = [
         Monitor(
-            options.prompts if isinstance(options.prompts, PromptSet | dict) else prompts,
+            asked if isinstance(asked, PromptSet | dict) else prompts,
             options,
             writers=options.writer or (),
             schedule=options.when,

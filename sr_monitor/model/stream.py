@@ -47,10 +47,12 @@ def _in_calls(run: Callable[..., _Rows]) -> Callable[..., _Rows]:
     def in_calls(stream: "Stream", *inputs: Any) -> _Rows:
         if stream._forward.arrangement == "batch":
             return run(stream, *inputs)
-        rows = [
+        rows: list[Any] = [
             run(stream, *(each[row : row + 1] for each in inputs)) for row in range(len(inputs[0]))
         ]
-        return Outputs.cat(rows) if isinstance(rows[0], Outputs) else torch.cat(rows)
+        join: Any = Outputs.cat if isinstance(rows[0], Outputs) else torch.cat
+        joined: _Rows = join(rows)
+        return joined
 
     return in_calls
 

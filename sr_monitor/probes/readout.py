@@ -100,8 +100,9 @@ def _rows(target: Any) -> tuple[tuple[float, ...], ...]:
     if isinstance(target, str | Path) and Path(target).is_file():
         target = Path(target).read_text(encoding="utf-8").split("\n")
         target = [_numbers(line) for line in target if line.strip()]
+    given: Any = target
     try:
-        entries = target.tolist() if hasattr(target, "tolist") else list(target)
+        entries = given.tolist() if hasattr(given, "tolist") else list(given)
         if all(isinstance(entry, str) for entry in entries) and not isinstance(target, str):
             words = sorted(set(entries))
             entries = [[float(entry == word) for word in words] for entry in entries]

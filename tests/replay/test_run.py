@@ -133,7 +133,7 @@ def test_sets_and_pairs_drawn_anew_are_equal_to_those_of_the_live_run(
         for seed, name in enumerate("ab")
     }
     measure: dict[str, Any] = {"num_pairs": 3, "num_steps": 4, "num_slices": 0, "resample": True}
-    options = measure | {"device": "cpu"}
+    options: dict[str, Any] = measure | {"device": "cpu"}
     watch = training.watch(every=2, prompts=sets, **measure)
     training.train(tmp_path / "live", watch, max_steps=4, save_strategy="steps", save_steps=2)
     curves = [f"stable_regions/{name}{end}" for name in sets for end in ("", "-resampled")]
