@@ -175,7 +175,10 @@ def describe(error: BaseException) -> str:
     if is_out_of_memory(error):
         fix = "pass a smaller max_tokens= (tokens in one forward) or slice_resolution="
         if isinstance(error, NothingFitsError):
-            fix = "not even the smallest forward fits beside this model: use a larger device"
+            fix = (
+                "not even the smallest forward fits beside what is there: leave more memory free, "
+                "use a larger device, or measure saved checkpoints"
+            )
         return f"memory ran out ({reason[:_MOST_SAID]}); {fix}"
     if isinstance(error, OSError):
         place = f" ({error.filename})" if error.filename else ""

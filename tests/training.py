@@ -209,6 +209,11 @@ def failing_at(model: nn.Module, step: int | None) -> Iterator[None]:
 # ---- a loop of one's own -------------------------------------------------------------------------
 
 
+def _given(options: WatchOptions, otherwise: PromptSet) -> Any:
+    """The set or the sets that are asked for; a monitor takes no files."""
+    return options.prompts if isinstance(options.prompts, PromptSet | dict) else otherwise
+
+
 def train_by_hand(
     folder: Path,
     *watched: WatchOptions,
@@ -224,10 +229,9 @@ def train_by_hand(
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=0.01)
     losses: list[float] = []
     prompts = PromptSet.from_token_ids(torch.stack([row["input_ids"][:5] for row in rows(7)]))
-    asked: Any = options.prompts
     monitors = [
         Monitor(
-            asked if isinstance(asked, PromptSet | dict) else prompts,
+            _given(options, prompts),
             options,
             writers=options.writer or (),
             schedule=options.when,

@@ -536,7 +536,12 @@ TROUBLE: dict[str, tuple[dict[str, Any], str, str, int]] = {
     "encoder-decoder": ({}, "encoder_decoder", "T5.* measure a decoder-only", 1),
     "broken writer": ({"writer": Broken()}, "without_dropout", _FULL, 2),
     "NaN weights": ({}, "nan", "the weights hold NaN or Inf", 2),
-    "out of memory": ({}, "out_of_memory", "memory ran out .*pass a smaller max_tokens=", 2),
+    "out of memory": (
+        {},
+        "out_of_memory",
+        "memory ran out .*not even the smallest forward fits",
+        2,
+    ),
 }
 
 

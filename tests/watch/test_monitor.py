@@ -396,7 +396,7 @@ def test_a_success_in_between_begins_a_new_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("on_error", "error"), [("raise", torch.OutOfMemoryError("out")), ("warn", KeyboardInterrupt())]
+    ("on_error", "error"), [("raise", RuntimeError("ill")), ("warn", KeyboardInterrupt())]
 )
 def test_the_original_error_is_raised_if_asked_for(
     model: nn.Module, on_error: Any, error: BaseException
