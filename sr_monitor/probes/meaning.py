@@ -115,7 +115,7 @@ class Meaning(Probe):
         """Return each estimate with its interval."""
         keys = {key.name.split("/", 1)[1]: key for key in self.keys}
         return {
-            keys[f"meaning/{what}/{end}"]: getattr(each, end)
+            keys[f"{what}/{end}"]: getattr(each, end)
             for what, each in self.estimates(part).items()
             for end in ("value", *_ENDS)
         }
