@@ -153,12 +153,13 @@ class Monitor:
         self._open(model, step)
         began = time.perf_counter()
         try:
-            about = {
-                "tokens": tokens() if callable(tokens) else tokens,
-                "processes": self.ranks.size,
-                "share_of_time": self.pace.account.spent_share,
-                "failures": self.guard.failures,
-            }
+            with self.ranks.failing_together():
+                about = {
+                    "tokens": tokens() if callable(tokens) else tokens,
+                    "processes": self.ranks.size,
+                    "share_of_time": self.pace.account.spent_share,
+                    "failures": self.guard.failures,
+                }
             records = [self._measure(each, model, step, about, last=last) for each in self.series]
         finally:
             self.last_step = max(step, self.last_step)

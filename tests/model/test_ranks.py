@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sr_monitor.display.writers.memory import MemoryWriter
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, NothingFitsError, describe
 from sr_monitor.model.ranks import RankGroup
 from sr_monitor.model.session import Session
 from sr_monitor.probes.radius import Radius
@@ -38,10 +38,8 @@ from tests.zoo import build
 
 CONFIG = MonitorConfig(num_pairs=5, num_steps=11, num_slices=1, slice_resolution=4)
 BY_ZERO = ("ZeroDivisionError", "by 0")
-OUT_OF_MEMORY = (
-    "memory ran out (out of memory); pass a smaller max_tokens= (tokens in one forward) or "
-    "slice_resolution="
-)
+OUT_OF_MEMORY = describe(torch.OutOfMemoryError("out of memory"))
+NOTHING_FITS = describe(NothingFitsError("out of memory"))
 SCENARIOS: dict[str, Callable[[int, Path], None]] = {}
 
 
@@ -299,7 +297,7 @@ def a_fault_on_one_rank_ends_on_both(rank: int, folder: Path) -> None:
                 measured += [step] if monitor.step(model, step) is not None else []
         assert (measured, monitor.guard.failures, monitor.guard.is_off) == ([0, 3], 5, True)
         if rank == 0:
-            cause = OUT_OF_MEMORY if who == 0 else f"rank 1 of 2: {OUT_OF_MEMORY}"
+            cause = NOTHING_FITS if who == 0 else f"rank 1 of 2: {NOTHING_FITS}"
             assert texts[0].startswith(f"measuring at step 1 failed: {cause}. Training goes on")
             assert "3 times in a row" in texts[1]
         assert len(texts) == (2 if rank == 0 else 0)
@@ -592,7 +590,7 @@ def run_all(rank: int) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def failed() -> list[dict[str, str]]:
-    return in_processes(run_all, timeout=240)
+    return in_processes(run_all, timeout=150)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
