@@ -14,9 +14,11 @@ import pytest
 from nbclient import NotebookClient
 
 from sr_monitor import Record
+from sr_monitor.probes.base import available
 from sr_monitor.results.record import list_records
 from tests.hub_server import hub_server
 from tests.replays import olmo_repo
+from tests.saved import save_model, save_tokenizer
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -83,6 +85,16 @@ def test_the_history_of_olmo_is_replayed(tmp_path: Path) -> None:
     assert not list((tmp_path / "home").rglob("*.safetensors"))
 
 
+@pytest.mark.slow
+def test_a_model_is_compared_with_random_weights_by_every_probe(tmp_path: Path) -> None:
+    folder = save_tokenizer(save_model(tmp_path))
+    lines = run("-W", "ignore", str(EXAMPLES / "beside_random.py"), str(folder), "4").splitlines()
+    found = {name: values for name, *values in map(str.split, lines)}
+    for probe in set(available()) - {"readout"}:
+        assert any(name.startswith(f"stable_regions_{probe}/") for name in found), probe
+    assert all(len(values) == 2 for values in found.values())
+
+
 def test_the_notebook_holds_pictures_and_runs_without_edits() -> None:
     """In the file as it was saved; the slow test below makes them anew."""
     notebook = nbformat.read(EXAMPLES / "first_hour.ipynb", 4)
@@ -111,6 +123,7 @@ def _pictures(notebook: Any) -> list[str]:
 
 def test_every_example_is_run_here() -> None:
     ran = {
+        "beside_random",
         "hf_trainer",
         "lightning_module",
         "olmo_core_trainer",
