@@ -18,7 +18,7 @@ OLMO_CORE := .venv-olmo-core
 READY_OLMO_CORE := $(OLMO_CORE)/.ready
 
 # A file of tests has one process; one that dies ends the run, or it would be started for ever.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --max-worker-restart 0
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check docs bench gpu

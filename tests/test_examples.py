@@ -49,7 +49,7 @@ NEEDS_OLMO_CORE = pytest.mark.skipif(
 @pytest.mark.parametrize(
     "name",
     [
-        "plain_loop",
+        pytest.param("plain_loop", marks=SLOW),
         pytest.param("hf_trainer", marks=SLOW),
         pytest.param("lightning_module", marks=SLOW),
         pytest.param("olmo_core_trainer", marks=[SLOW, NEEDS_OLMO_CORE]),

@@ -33,7 +33,9 @@ TINY = DemoPlan(
 )
 
 
-@pytest.fixture(scope="module", params=["transformers", "lightning"])
+@pytest.fixture(
+    scope="module", params=["transformers", pytest.param("lightning", marks=pytest.mark.slow)]
+)
 def demo(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Demo:
     """The folder that the command left, with a tiny plan, and what it said."""
     folder, before = tmp_path_factory.mktemp(request.param), torch.get_rng_state()

@@ -5,6 +5,25 @@ from collections.abc import Iterator
 
 import pytest
 
+_LIGHTNING_IN_TEST_ALL = (
+    "test_a_killed_run",
+    "test_sets_are_measured_side_by_side",
+    "test_pairs_that_are_kept",
+    "test_a_resumed_run_keeps_to_its_way",
+    "test_a_training_that_failed_gives_up_its_folder",
+    "test_two_callbacks_at_once_and_resumed",
+    "test_one_callback_serves_one_training",
+    "test_a_callback_that_is_added_on_resume",
+)
+"""What the watcher does for all adapters; by hand and with the Trainer it is always tested."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        is_lightning = "test_contract.py" in item.nodeid and item.name.endswith("[lightning]")
+        if is_lightning and item.name.startswith(_LIGHTNING_IN_TEST_ALL):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def _quick_collection() -> Iterator[None]:

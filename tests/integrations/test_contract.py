@@ -432,9 +432,7 @@ def test_sets_are_measured_side_by_side(
     assert not list_records(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n != "by hand")) for n in DRIVERS]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow]) for n in DRIVERS])
 def test_sets_of_a_resumed_run_are_those_of_the_uninterrupted_one(
     name: str, tmp_path: Path
 ) -> None:

@@ -444,6 +444,7 @@ def test_the_run_of_the_tensorboard_logger_is_used(
     assert "sr-monitor" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_run_of_the_wandb_logger_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,9 +32,31 @@ from tests.oracle import Output, oracle_paths, oracle_slices, run
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
+# Built as one of the others in all that matters here: `make test-all` takes them, too.
+ALIKE = {
+    "gptj",
+    "opt",
+    "xglm",
+    "mpt",
+    "falcon_rope",
+    "mistral",
+    "granite",
+    "cohere",
+    "olmo",
+    "olmoe",
+}
+ALIKE |= {"qwen2", "qwen3", "smollm3", "lecture_gpt", "gpt_neo_local", "gemma2_window"}
+
+
+def _slow(name: str, *rest: Any, id: str | None = None) -> Any:
+    marks = [pytest.mark.slow] if name in ALIKE or rest == ("eager",) else []
+    return pytest.param(name, *rest, id=id or name, marks=marks)
+
+
+NAMES = [_slow(name) for name in zoo.ARCHITECTURES]
 CASES = [
-    *(pytest.param(name, None, id=name) for name in zoo.ARCHITECTURES),
-    *(pytest.param(name, "eager", id=f"{name}-eager") for name in zoo.ALSO_EAGER),
+    *(_slow(name, None) for name in zoo.ARCHITECTURES),
+    *(_slow(name, "eager", id=f"{name}-eager") for name in zoo.ALSO_EAGER),
 ]
 WINDOWED = [name for name in zoo.ARCHITECTURES if name.endswith("_window")]
 NO_CACHE = ["mamba", "qwen3_next", *zoo.OWN, "linear"]
@@ -65,7 +87,7 @@ def _assert_exact_maps(measured: Tensor, true: Tensor) -> None:
     assert gap.max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_zoo_is_worth_measuring(name: str) -> None:
     """d(1) far above float32 noise, curves that bend, and outputs that depend on the context."""
     specimen = zoo.build(name)
@@ -81,7 +103,7 @@ def test_the_zoo_is_worth_measuring(name: str) -> None:
         assert error_of(moved, distance[:1, ::2]) > 100 * TOLERANCE
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_oracle_starts_at_zero_and_ends_at_the_run_it_stands_for(name: str) -> None:
     """With the same earlier tokens, putting b into A's context is running B, at any layer."""
     specimen = zoo.build(name)
@@ -119,7 +141,7 @@ def test_paths_equal_the_oracle_at_every_layer(name: str, attention: str | None)
 
 
 @pytest.mark.parametrize("length", [2, zoo.WINDOW, zoo.WINDOW + 1, 19])
-@pytest.mark.parametrize("name", ["bloom", "packed_gpt", *WINDOWED])
+@pytest.mark.parametrize("name", [*map(_slow, ["bloom", "packed_gpt", *WINDOWED])])
 def test_paths_equal_the_oracle_at_other_lengths(name: str, length: int) -> None:
     """One earlier token, a prompt that just fills the window, one more, and many windows."""
     specimen = zoo.build(name)
@@ -129,7 +151,7 @@ def test_paths_equal_the_oracle_at_other_lengths(name: str, length: int) -> None
 
 
 @pytest.mark.parametrize("output", ["resid_final", "logits"])
-@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize("name", [*map(_slow, READ)])
 def test_every_output_equals_the_oracle(name: str, output: Output) -> None:
     specimen = zoo.build(name)
     first: Engine = "rows" if zoo.SPECIES[name].rows else "plain"

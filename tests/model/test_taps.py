@@ -33,7 +33,6 @@ CASES: list[tuple[str, EngineName, list[str]]] = [
     ("llama", "rows", ["model.layers.1", "model.layers.1.self_attn", "model.layers.1.mlp.act_fn"]),
     ("mixtral", "shared", ["model.layers.1.mlp"]),
     ("falcon_rope", "shared", ["transformer.h.1", "transformer.h.1.mlp"]),  # adds in place
-    ("nano_gpt", "plain", ["transformer.h.1", "transformer.h.1.mlp"]),
     ("sequence_gpt", "plain", ["layers.1"]),
 ]
 

@@ -243,6 +243,7 @@ def bits_of(name: str) -> str:
     return bits(_measure(zoo.build(name), [PathsProbe(), SLICES]))
 
 
+@pytest.mark.slow
 def test_measuring_again_gives_the_same_bits_in_another_process_too() -> None:
     """One that hashes names otherwise; the ways are chosen by a rule, and rules do not change."""
     names = ("llama", "mistral_window", "mamba")
