@@ -14,6 +14,8 @@ _LIGHTNING_IN_TEST_ALL = (
     "test_two_callbacks_at_once_and_resumed",
     "test_one_callback_serves_one_training",
     "test_a_callback_that_is_added_on_resume",
+    "test_a_probe_of_another_package",
+    "test_steps_that_are_measured",
 )
 """What the watcher does for all adapters; by hand and with the Trainer it is always tested."""
 
