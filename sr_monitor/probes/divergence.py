@@ -114,14 +114,14 @@ class _Reader:
 
     def read(self, chunk: Chunk) -> None:
         ends = chunk.some(chunk.places == self._top.shape[1] - 1)
-        for piece in self._next_tokens.pieces(ends):
+        for piece in self._next_tokens.pieces(len(ends.contexts)):
             tops = self._next_tokens.logits(ends.outputs[piece]).argmax(dim=-1)
             self._ends[ends.contexts[piece]] = tops.cpu()
         coming, self._waiting = [*self._waiting, chunk], []
         for each in coming:  # what came earlier first: a later chunk replaces its points
             known = self._ends[each.contexts] >= 0
             ready = each.some(known)
-            for piece in self._next_tokens.pieces(ready):
+            for piece in self._next_tokens.pieces(len(ready.contexts)):
                 self._read(ready, piece)
             if not bool(known.all()):
                 self._waiting.append(each.some(~known))

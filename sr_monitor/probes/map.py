@@ -124,7 +124,7 @@ class _Reader:
     tops: Int[Tensor, "context place"]
 
     def read(self, chunk: Chunk) -> None:
-        for piece in self.next_tokens.pieces(chunk):
+        for piece in self.next_tokens.pieces(len(chunk.contexts)):
             tops = self.next_tokens.logits(chunk.outputs[piece]).argmax(dim=-1)
             self.tops[chunk.contexts[piece], chunk.places[piece]] = tops.int().cpu()
 

@@ -1,7 +1,7 @@
-"""Make next-token logits of the points that a reader sees, never of all at once.
+"""Make next-token logits of points, never of all at once.
 
 next_tokens = NextTokens(session.stream)
-for piece in next_tokens.pieces(chunk):
+for piece in next_tokens.pieces(len(chunk.contexts)):
     tops = next_tokens.logits(chunk.outputs[piece]).argmax(dim=-1)
 """
 
@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sr_monitor.model.engine import Chunk
 from sr_monitor.model.stream import Stream
 
 # Logits at once: a quarter of a gigabyte in float32.
@@ -25,9 +24,9 @@ class NextTokens:
         self._stream = stream
         self._at_once = max(1, _MOST_LOGITS // (stream.anatomy.vocabulary or 2**17))
 
-    def pieces(self, chunk: Chunk) -> list[Int[Tensor, " point"]]:
-        """Cut the points of a chunk into as many as are looked at together."""
-        numbers = torch.arange(len(chunk.contexts))
+    def pieces(self, count: int) -> list[Int[Tensor, " row"]]:
+        """Cut the numbers of rows into as many as are looked at together."""
+        numbers = torch.arange(count)
         return [numbers[n : n + self._at_once] for n in range(0, len(numbers), self._at_once)]
 
     def logits(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sr_monitor.errors import InputError, MissingPartError
+from sr_monitor.errors import InputError
 from sr_monitor.model.engine import Chunk
 from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.stream import Stream
@@ -26,11 +26,10 @@ from sr_monitor.probes.crossing import NUM_ROUNDS, first_crossing
 from sr_monitor.probes.directions import KINDS, Around, look_around, typical, unit
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
+from sr_monitor.probes.next_tokens import NextTokens
 from sr_monitor.probes.radius_pictures import draw_radii
 from sr_monitor.probes.statistics import Summary, summarise
 
-# Logits at once: a quarter of a gigabyte in float32.
-_MOST_LOGITS = 2**26
 _OF_KIND = {
     "random": "in random directions",
     "activations": "toward the activations of other prompts",
@@ -303,20 +302,17 @@ class _Divergence:
     """KL from the predictions at some final vectors, and its curvature there; logits in pieces."""
 
     def __init__(self, stream: Stream, final: Float[Tensor, "prompt d_output"]) -> None:
-        self.stream, self.final = stream, final
-        self.at_once = max(1, _MOST_LOGITS // (stream.anatomy.vocabulary or 2**17))
-        try:
-            self.own = self._logits(final).log_softmax(dim=-1)  # "prompt token"
-        except InputError as error:  # there is no unembedding
-            raise MissingPartError(str(error)) from error
+        self.final, self.next_tokens = final, NextTokens(stream)
+        self.own = self.next_tokens.logits(final).log_softmax(dim=-1)  # "prompt token"
 
     def __call__(
         self, owners: Tensor, outputs: Float[Tensor, "row d_output"]
     ) -> Float[Tensor, " row"]:
         """Return KL(p of each row's owner || p of the row)."""
         found = []
-        for rows, piece in self._pieces(owners, outputs):
-            own, here = self.own[rows], self._logits(piece).log_softmax(dim=-1)
+        for piece in self.next_tokens.pieces(len(outputs)):
+            own = self.own[owners[piece]]
+            here = self.next_tokens.logits(outputs[piece]).log_softmax(dim=-1)
             # Tokens to which the owner gives no probability add nothing.
             terms = torch.where(own.isneginf(), 0.0, own.exp() * (own - here))
             found.append(terms.sum(dim=-1))
@@ -327,22 +323,16 @@ class _Divergence:
     ) -> Float[Tensor, " row"]:
         """Return u'Gu: the variance, under p, of how fast the logits change along u."""
         found = []
-        for rows, line in self._pieces(owners, lines):
-            final = self.final[rows]
-            step = 0.01 * final.norm(dim=-1, keepdim=True) * line  # "row d_output"
-            up, down = self._logits(final + step), self._logits(final - step)
+        logits = self.next_tokens.logits
+        for piece in self.next_tokens.pieces(len(lines)):
+            final = self.final[owners[piece]]
+            step = 0.01 * final.norm(dim=-1, keepdim=True) * lines[piece]  # "row d_output"
+            up, down = logits(final + step), logits(final - step)
             slope = (up - down) / (2 * step.norm(dim=-1, keepdim=True))
-            p = self.own[rows].exp()
+            p = self.own[owners[piece]].exp()
             mean = (p * slope).sum(dim=-1, keepdim=True)
             found.append((p * (slope - mean).square()).sum(dim=-1))
         return torch.cat(found)
-
-    def _pieces(self, owners: Tensor, vectors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        both = (torch.split(each, self.at_once) for each in (owners, vectors))
-        return zip(*both, strict=True)
-
-    def _logits(self, outputs: Float[Tensor, "row d_output"]) -> Float[Tensor, "row token"]:
-        return self.stream.unembed(outputs).float()
 
 
 def _orthogonal(
