@@ -25,6 +25,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from tests.xet import reconstruction, xorb
+
 Files = Mapping[str, bytes] | Path
 """A revision's files by name, or the folder they lie in."""
 Repos = Mapping[str, Mapping[str, Files]]
@@ -94,6 +96,8 @@ class HubServer:
         """The titles of a repository's commits, each with its revision, the newest first."""
         self.gated: set[str] = set()
         """Repositories that list their files, and give none out."""
+        self.xet = False
+        """Whether weights come by Xet, for clients that can."""
         self.window: Window | None = None
         """How many questions to the API are answered in how much time; None: all."""
         self.requests: list[str] = []
@@ -133,7 +137,7 @@ class HubServer:
             "HF_HUB_CACHE": str(home / "hub"),
             "HF_TOKEN_PATH": str(home / "token"),
             "HF_HUB_OFFLINE": False,
-            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DISABLE_XET": not self.xet,
         }.items():
             monkeypatch.setattr(constants, name, value)
         for name, value in self.environment(home).items():
@@ -147,7 +151,7 @@ class HubServer:
             "HF_HUB_CACHE": str(home / "hub"),
             "HF_HUB_OFFLINE": "0",
             "TRANSFORMERS_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": str(int(not self.xet)),
             "HF_HUB_DISABLE_TELEMETRY": "1",
         }
 
@@ -212,13 +216,17 @@ class _Hub(BaseHTTPRequestHandler):
             raise _Refused(403, "GatedRepo")
         # Another host to the client, which then leaves the user's token away.
         if self.headers["Host"].startswith("localhost"):
-            self._store(path.rpartition("/")[2])
+            self._store(path)
         elif found := re.fullmatch(r"/api/models/(.+?)/refs", path):
             self._refs(found[1])
         elif found := re.fullmatch(r"/api/models/(.+?)/commits/main", path):
             self._commits(found[1])
         elif found := re.fullmatch(r"/api/models/(.+?)/auth-check", path):
             self._answer(200, b"")
+        elif found := re.fullmatch(r"/api/models/(.+?)/xet-read-token/(.+)", path):
+            self._xet_token()
+        elif found := re.fullmatch(r"/xet/v2/reconstructions/(.+)", path):
+            self._reconstruction(found[1])
         elif "/tree/" in path:  # transformers asks for a folder of chat templates
             raise _Refused(404, "EntryNotFound")
         elif found := re.fullmatch(r"/api/models/(.+?)(?:/revision/([^/]+))?", path):
@@ -242,11 +250,15 @@ class _Hub(BaseHTTPRequestHandler):
             self._send(body)
 
     def _answer_range(self, body: bytes, **headers: str) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked else 0
-        if start:
-            headers["Content_Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-        self._answer(206 if start else 200, body[start:], **headers)
+        start, end = self._range(len(body))
+        if start or end < len(body):
+            headers["Content_Range"] = f"bytes {start}-{end - 1}/{len(body)}"
+        self._answer(206 if "Content_Range" in headers else 200, body[start:end], **headers)
+
+    def _range(self, size: int) -> tuple[int, int]:
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start, end = (asked[1], asked[2]) if asked else (0, "")
+        return int(start), min(int(end) + 1, size) if end else size
 
     def _send(self, body: bytes) -> None:
         match self.fault:
@@ -266,11 +278,36 @@ class _Hub(BaseHTTPRequestHandler):
             case _:
                 self.wfile.write(body)
 
-    def _store(self, digest: str) -> None:
+    def _store(self, path: str) -> None:
         assert not self.headers.get("Authorization"), "a token must not leave the hub"
+        body = self._body(path.rpartition("/")[2])
+        self._answer_range(xorb(body) if path.startswith("/xorbs/") else body)
+
+    def _body(self, digest: str) -> bytes:
         revisions = (r for names in self.hub.repos.values() for r in names.values())
         every = (body for revision in revisions for body in revision.files.values())
-        self._answer_range(next(body for body in every if sha256(body).hexdigest() == digest))
+        return next(body for body in every if sha256(body).hexdigest() == digest)
+
+    @property
+    def _storage(self) -> str:
+        return self.hub.endpoint.replace("127.0.0.1", "localhost")
+
+    def _xet_token(self) -> None:
+        token = {
+            "X_Xet_Cas_Url": f"{self.hub.endpoint}/xet",
+            "X_Xet_Access_Token": "xet_for_a_while",
+            "X_Xet_Token_Expiration": str(int(time.time()) + 3600),
+        }
+        self._answer(200, b"", **token)
+
+    def _reconstruction(self, name: str) -> None:
+        assert self.headers["Authorization"] == "Bearer xet_for_a_while"
+        body = self._body(name)
+        start, _ = self._range(len(body))
+        if start >= len(body):
+            raise _Refused(416, "")
+        url = f"{self._storage}/xorbs/{name}?X-Xet-Signature=secret"
+        self._json(reconstruction(name, body, start, url))
 
     def _json(self, value: Any) -> None:
         self._answer(200, json.dumps(value).encode(), Content_Type="application/json")
@@ -339,14 +376,16 @@ class _Hub(BaseHTTPRequestHandler):
             self._answer_range(body, ETag=etag, X_Repo_Commit=commit)
         else:
             digest = sha256(body).hexdigest()
-            storage = self.hub.endpoint.replace("127.0.0.1", "localhost")
+            token = f"{self.hub.endpoint}/api/models/{repo}/xet-read-token/{commit}"
+            xet = {"X_Xet_Hash": digest, "Link": f'<{token}>; rel="xet-auth"'}
             self._answer(
                 302,
                 b"",
-                Location=f"{storage}/{repo}/{file}/{digest}",
+                Location=f"{self._storage}/{repo}/{file}/{digest}",
                 X_Repo_Commit=commit,
                 X_Linked_ETag=f'"{digest}"',
                 X_Linked_Size=str(self.hub.claimed_sizes.get(file, len(body))),
+                **(xet if self.hub.xet else {}),
             )
 
 

@@ -14,16 +14,18 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Thread, get_ident
 from typing import Any, TypeVar
 
 from sr_monitor.errors import InputError
 from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.hashes import has_hash
 from sr_monitor.replay.hub import File, HubCheckpoint
-from sr_monitor.replay.retry import raise_if_stopped, retry
+from sr_monitor.replay.retry import Stopped, raise_if_stopped, retry
+from sr_monitor.replay.xet import end_session, own_session
 
 _PARTING_SECONDS = 2.0
+_XET = ".cache/xet"  # beside what the client keeps there itself
 _log = logging.getLogger("sr_monitor")
 
 Key = TypeVar("Key")
@@ -57,14 +59,15 @@ def fetch(
         raise_if_stopped(stop)
         progress(min(before + num_bytes, total), total)
 
-    for file in checkpoint.files:
-        size, path = (0, cached[file]) if file in cached else (file.size, None)
-        if keep or path is None:
-            path = _download(checkpoint, file, None if keep else folder, tell, stop)
-        tell(size)
-        before += size
-        if not (folder / file.name).exists():
-            (folder / file.name).symlink_to(path.resolve())
+    with own_session(folder / _XET):
+        for file in checkpoint.files:
+            size, path = (0, cached[file]) if file in cached else (file.size, None)
+            if keep or path is None:
+                path = _download(checkpoint, file, None if keep else folder, tell, stop)
+            tell(size)
+            before += size
+            if not (folder / file.name).exists():
+                (folder / file.name).symlink_to(path.resolve())
 
 
 @contextmanager
@@ -136,20 +139,26 @@ def _download(
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils.tqdm import tqdm
 
-    is_damaged = False
+    is_damaged, caller = False, get_ident()
 
     def attempt() -> Path:
         nonlocal is_damaged
         done = 0
 
-        class Bar(tqdm):  # shows nothing
+        class Bar(tqdm):  # shows nothing; Xet has two, one for what is written
             def __init__(self, **_: Any) -> None:
                 super().__init__(disable=True)  # type: ignore[no-untyped-call]
 
             def update(self, n: int | float | None = 1) -> None:
                 nonlocal done
-                done += int(n or 0)
-                tell(done)
+                self.n += n or 0
+                done = min(max(done, int(self.n)), file.size)  # chunks have headers
+                try:
+                    tell(done)
+                except Stopped:
+                    if get_ident() == caller:
+                        raise
+                    end_session()  # Xet asks from a thread of its own, where nobody catches
 
         tell(0)
         path = Path(

@@ -5,7 +5,7 @@ is_whole = has_hash(path, listed_hash(path))
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from sr_monitor.errors import InputError
@@ -44,12 +44,13 @@ def has_hash(path: Path, wanted: str, between: Callable[[], None] = lambda: None
 def listed_hash(path: Path) -> str:
     """Return the hash that the hub's client has kept of a download; "" if there is none.
 
-    It names files in its cache by their hashes; `hf download --local-dir` writes a note for each,
-    which no longer holds if the file was written later.
+    It names files in its cache by their hashes, and may keep Xet's behind another link; `hf
+    download --local-dir` writes a note for each, which no longer holds if the file was written
+    later.
     """
-    real = path.resolve()
-    if real.parent.name == "blobs" and HASH.fullmatch(real.name):
-        return real.name
+    for link in _links(path):
+        if link.parent.name == "blobs" and HASH.fullmatch(link.name):
+            return link.name
     for folder in path.absolute().parents:
         note = folder / _NOTES / f"{path.absolute().relative_to(folder)}.metadata"
         if note.is_file():
@@ -58,6 +59,14 @@ def listed_hash(path: Path) -> str:
             is_same = found is not None and path.stat().st_mtime - 1 <= float(found["time"])
             return found["hash"] if found and is_same else ""
     return ""
+
+
+def _links(path: Path) -> Iterator[Path]:
+    """Yield the path of a file that exists, then what each link in turn points to."""
+    yield path
+    while path.is_symlink():
+        path = path.parent / path.readlink()
+        yield path
 
 
 def check_downloads(files: Iterable[Path], between: Callable[[], None]) -> None:
