@@ -24,7 +24,7 @@ except ImportError as error:
     ) from error
 
 from sr_monitor_lightning.language_model import Wanted, as_in_training, find_language_model
-from sr_monitor_lightning.training_loop import datasets_of, parts_of, writers_of
+from sr_monitor_lightning.training_loop import datasets_of, num_batches_of, parts_of, writers_of
 
 _STATES = "sr_monitor"  # in a checkpoint
 
@@ -85,7 +85,7 @@ class StableRegionCallback(Callback):
         """Measure if it is time to."""
         if not self.watcher.guard.is_off:
             parts = parts_of(batch, trainer.train_dataloader)
-            self.watcher.tokens.add(parts, num_ranks=trainer.world_size)
+            self.watcher.tokens.add(parts, num_ranks=num_batches_of(trainer))
         _measure(self.watcher, trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

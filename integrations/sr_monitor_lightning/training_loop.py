@@ -32,6 +32,12 @@ def datasets_of(loaders: Any) -> Any:
     return getattr(loaders, "dataset", None)
 
 
+def num_batches_of(trainer: Trainer) -> int:
+    """Return how many ranks have a batch of their own: of those in tensor parallel, one."""
+    sampling = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+    return int(sampling.get("num_replicas", trainer.world_size))
+
+
 def writers_of(trainer: Trainer) -> list[Writer]:
     """Return the runs of TensorBoard and Weights & Biases that Lightning writes to."""
     found: list[Writer] = []

@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sr_monitor.errors import InputError, refused
+from sr_monitor.errors import InputError, MissingPartError, refused
+from sr_monitor.model.mates import find_mates
 from sr_monitor.model.wrappers import core_of, execution_device, unwrap
 
 LayerPath: TypeAlias = str | Sequence[nn.Module] | None
@@ -47,6 +48,19 @@ class Anatomy:
     def arguments(self) -> frozenset[str]:
         """The names that the core's `forward` takes."""
         return frozenset(inspect.signature(type(self.core).forward).parameters)
+
+    @cached_property
+    def mates(self) -> frozenset[int]:
+        """The ranks over which the blocks are spread, this one included; none where it has all."""
+        return find_mates(self.root)
+
+    def check_blocks_are_whole(self) -> None:
+        """Refuse to look inside blocks that are spread over several ranks."""
+        if len(self.mates) > 1:
+            raise MissingPartError(
+                f"the blocks of {type(self.core).__name__} are spread over {len(self.mates)} ranks "
+                "(tensor parallelism): each has a part of the heads and gates"
+            )
 
     @property
     def config(self) -> Any:

@@ -67,8 +67,8 @@ class Arithmetic(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def widen(self, value: Any) -> Any:
         """Return a tensor of 16 bits as float32, and float32 for the name of such a type."""
         kind = type(value)
-        # Other subclasses hold packed or sharded numbers, and unpack them by themselves.
-        if kind is Tensor or kind is nn.Parameter:
+        # Other subclasses hold packed numbers, and unpack them by themselves.
+        if kind is Tensor or kind is nn.Parameter or kind.__name__ == "DTensor":
             if value.dtype not in _HALVES:
                 return value
             self.is_needed = True

@@ -35,6 +35,7 @@ class Attended:
 def attend(stream: Stream, prompts: Int[Tensor, "prompt token"]) -> dict[int, Attended]:
     """Return the attention of each block that has some, by number; refuse a model without any."""
     anatomy, seen = stream.anatomy, dict[int, Tensor]()
+    anatomy.check_blocks_are_whole()
     with eager_attention(anatomy), ExitStack() as stack:
         for number, block in enumerate(anatomy.blocks, start=1):
             for module in block.modules():

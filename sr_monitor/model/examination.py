@@ -26,6 +26,7 @@ from sr_monitor.errors import (
 from sr_monitor.model.anatomy import Anatomy
 from sr_monitor.model.forward import Arrangement, Forward
 from sr_monitor.model.hooks import first_tensor
+from sr_monitor.model.spread import whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def _find(forward: Forward, pair: Int[Tensor, "2 token"]) -> Findings:
     looks, stream = _run(forward, pair)
     last = looks[-1]
     output = last.blocks[len(anatomy.blocks) - 1]
-    hidden = first_tensor(output)
+    hidden = whole(first_tensor(output))
     precision = (
         _coarsest(anatomy.blocks, hidden.dtype, last.autocast)
         if forward.arithmetic is None
@@ -142,7 +143,7 @@ def _run(
     for prompts in [pair] if forward.arrangement == "batch" else [pair[:1], pair[1:]]:
         look = _look(forward, prompts)
         _check_blocks(forward.anatomy, look, prompts)
-        hidden = first_tensor(look.blocks[len(look.blocks) - 1])
+        hidden = whole(first_tensor(look.blocks[len(look.blocks) - 1]))
         # packed (prompt·token, width) -> (prompt, token, width)
         streams.append(hidden if hidden.ndim == 3 else hidden.view(*prompts.shape, -1))
         looks.append(look)
@@ -189,6 +190,13 @@ def _check_blocks(anatomy: Anatomy, look: _Look, prompts: Int[Tensor, "prompt to
                 f"block {index + 1} of {name} puts out {', '.join(map(str, shapes))}, not one "
                 "tensor of (prompt, token, width): there is no one activation to replace; this "
                 "architecture cannot be measured"
+            )
+        if hidden.ndim == 3 and hidden.shape[1] < prompts.shape[1] and len(anatomy.mates) > 1:
+            raise InputError(
+                f"block {index + 1} of {name} puts out {hidden.shape[1]} of {prompts.shape[1]} "
+                "tokens as a plain tensor: it is sequence parallel, and how its ranks divide the "
+                "tokens is not known; have its blocks put out DTensors (use_local_output=False), "
+                "or measure saved checkpoints instead"
             )
 
 

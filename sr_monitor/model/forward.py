@@ -54,7 +54,7 @@ class Forward:
             self.before_call()
         # (1, token) -> (token,)
         token_ids = prompts.squeeze(0) if self.arrangement == "sequence" else prompts
-        asked = self.with_logits or "logits_to_keep" in self.anatomy.arguments
+        asked = self.with_logits or self._can_keep_none
         with ExitStack() as stack:
             if self.before_call is not None:
                 # Bring a forward that fails to its end, as other ranks wait inside the model. FSDP1
@@ -72,6 +72,11 @@ class Forward:
             switches = self._switches(use_cache=cache is not None)
             return self.anatomy.root(input_ids=token_ids, **kept, **shared, **switches)
 
+    @property
+    def _can_keep_none(self) -> bool:
+        """Whether a Hugging Face model can be asked for no logits; DTensors cannot be empty."""
+        return "logits_to_keep" in self.anatomy.arguments and not self.anatomy.mates
+
     def _switches(self, *, use_cache: bool) -> dict[str, Any]:
         """Return the arguments by which a Hugging Face model does no more than is needed."""
         switches: dict[str, Any] = {
@@ -79,7 +84,7 @@ class Forward:
             # Experts' balance is computed from them with a mask that has no shared rows.
             "output_router_logits": False,
         }
-        if not self.with_logits:
+        if not self.with_logits and self._can_keep_none:
             switches["logits_to_keep"] = torch.zeros(0, dtype=torch.long)
         return {name: switches[name] for name in switches.keys() & self.anatomy.arguments}
 

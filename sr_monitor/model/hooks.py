@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sr_monitor.errors import InputError
+from sr_monitor.model.spread import placed_like, whole
 
 
 @contextmanager
@@ -23,23 +24,26 @@ def editing(
 ) -> Iterator[None]:
     """Pass the first input of `module`, or the tensor in its output, through `edit`.
 
-    `pick` finds that tensor, the first one by default. Where `edit` returns None, nothing is
-    replaced; that it was never called is an error.
+    `pick` finds that tensor, the first one by default; `edit` sees it whole where it is spread over
+    ranks. Where `edit` returns None, nothing is replaced; that it was never called is an error.
     """
     calls: list[None] = []
 
     def on_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         calls.append(None)
         name = None if args else _first_tensor_name(kwargs)
-        new = edit(args[0] if name is None else kwargs[name])
+        old = args[0] if name is None else kwargs[name]
+        new = edit(whole(old))
         if new is None:
             return None
+        new = placed_like(old, new)
         return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
 
     def on_output(_: nn.Module, __: Any, output: Any) -> Any:
         calls.append(None)
-        new = edit((pick or first_tensor)(output))
-        return None if new is None else with_first_tensor(output, new)
+        old = (pick or first_tensor)(output)
+        new = edit(whole(old))
+        return None if new is None else with_first_tensor(output, placed_like(old, new))
 
     if before:
         handle = module.register_forward_pre_hook(on_input, with_kwargs=True)

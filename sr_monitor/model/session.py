@@ -167,7 +167,8 @@ def open_session(
     check_kind("model", model, nn.Module, "pass the model itself, not its name")
     anatomy = dissect(model, options.layer_path)
     check_prompts(examples, anatomy)
-    in_step = ranks.size > 1 and is_sharded(model)
+    ranks = ranks.in_teams(anatomy.mates)
+    in_step = ranks.size > 1 and (is_sharded(model) or ranks.num_teams < ranks.size)
     a, b = (item[:2].to(anatomy.device, torch.long) for item in examples[:2])
 
     def cut(arithmetic: Arithmetic | None) -> Stream:

@@ -40,6 +40,7 @@ class Sublayers:
 
 def find_sublayers(stream: Stream) -> dict[int, Sublayers]:
     """Return the parts of each block after the cut, by its number; runs two short forwards."""
+    stream.anatomy.check_blocks_are_whole()
     blocks = dict(enumerate(stream.anatomy.blocks, start=1))
     blocks = {number: block for number, block in blocks.items() if number > stream.layer}
     device, vocabulary = stream.anatomy.device, stream.anatomy.vocabulary or NUM_TOKENS

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sr_monitor.errors import InputError
 from sr_monitor.model.hooks import forward_replaced
 
 _ONLY_AROUND = {
@@ -83,16 +82,8 @@ class CalledThrough(nn.Module):
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether each rank holds a part of the weights, so that all have to run it together."""
+    """Whether FSDP or ZeRO-3 gathers the weights in a forward, so that all have to run it."""
     shards = any(class_names(module) & {_FSDP1, _FSDP2} for module in model.modules())
-    for name, weight in model.named_parameters():
-        placements = getattr(weight, "placements", ())
-        if sum(placement.is_shard() for placement in placements) > int(shards):
-            raise InputError(
-                f"{type(model).__name__} is tensor parallel ({name} is placed {placements}): its "
-                "ranks need equal prompts, but they share the pairs; measure saved checkpoints "
-                "instead"
-            )
     return shards or is_partitioned(model)
 
 
@@ -107,11 +98,11 @@ def resharded_afterwards(model: nn.Module) -> Iterator[None]:
 
     After a forward without a backward, the outermost one would keep its whole weights.
     """
+    # Not told by the weights: those of a tensor-parallel module are DTensors when gathered, too.
     sharded: list[Any] = [
         module
         for module in model.modules()
-        if _FSDP2 in class_names(module)
-        and all(hasattr(weight, "placements") for weight in _own_weights(module))
+        if _FSDP2 in class_names(module) and all(group.is_sharded for group in fsdp2_groups(module))
     ]
     try:
         yield
@@ -120,12 +111,22 @@ def resharded_afterwards(model: nn.Module) -> Iterator[None]:
             module.reshard()
 
 
-def _own_weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    """Yield the weights of an FSDP2 module without those of FSDP2 modules inside it."""
-    yield from module.parameters(recurse=False)
-    for child in module.children():
-        if _FSDP2 not in class_names(child):
-            yield from _own_weights(child)
+def fsdp1_placements(module: Any) -> list[Any]:
+    """Return how the weights in a flat parameter of FSDP1 were spread before it took them."""
+    handle = module._handle if _FSDP1 in class_names(module) else None
+    extensions = () if handle is None else handle.flat_param._param_extensions
+    return [spec for spec in extensions if spec is not None]
+
+
+def fsdp2_groups(module: Any) -> list[Any]:
+    """Return the groups of weights that FSDP2 gathers for this module; none of another module."""
+    if _FSDP2 not in class_names(module):
+        return []
+    state = module._get_fsdp_state()
+    groups: list[Any] | None = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # torch 2.11 and older have one at most
+        groups = [group for group in [state._fsdp_param_group] if group is not None]
+    return groups
 
 
 def execution_device(root: nn.Module) -> torch.device:
@@ -189,9 +190,7 @@ def _fsdp2_policy_lifted(module: Any) -> Iterator[None]:
     """Lift the policy of an FSDP2 module, and set aside what it gathered under that policy."""
     state = module._get_fsdp_state()
     policy, plain = state._mp_policy, type(state._mp_policy)()
-    groups = getattr(state, "_fsdp_param_groups", None)
-    if groups is None:  # torch 2.11 and older have one at most
-        groups = [group for group in [state._fsdp_param_group] if group is not None]
+    groups = fsdp2_groups(module)
     weights = [weight for group in groups for weight in group.fsdp_params]
     module.reshard()
     gathered = [(each.all_gather_outputs, vars(each).get("_unsharded_param")) for each in weights]

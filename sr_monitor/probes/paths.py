@@ -276,7 +276,7 @@ class _Walk:
         self.lengths = place.new_zeros(count)
         num_repeated = min(share.count, _NUM_REPEATED_PAIRS)
         spread = torch.linspace(0, share.count - 1, num_repeated, dtype=torch.float32)
-        first = session.ranks.rank * count  # of this rank's pairs, among all
+        first = session.ranks.team * count  # of this rank's pairs, among all
         self.repeated = [n - first for n in spread.round().long().tolist() if n >= first]
         riders.begin(count, options.num_steps, share.gather)
 

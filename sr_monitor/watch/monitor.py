@@ -27,7 +27,7 @@ from sr_monitor.model.anatomy import check_layer, dissect
 from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.undisturbed import preserving_random_states
-from sr_monitor.model.wrappers import is_partitioned, is_sharded
+from sr_monitor.model.wrappers import is_partitioned
 from sr_monitor.probes.keys import FAILURES, NAME, of_run
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.prompts.sets import as_given, by_name
@@ -242,8 +242,6 @@ class Monitor:
             self.pace.begin(step)
             anatomy = dissect(model, self.config.layer_path)
             check_layer(anatomy, self.config.layer)
-            if self.ranks.size > 1:
-                is_sharded(model)  # refuses what cannot be shared
             if is_partitioned(model) and self.ranks.is_leader:
                 warn(_EXPERIMENTAL, stacklevel=4)
             new = [writer for writer in self.writers if getattr(writer, "is_new", False)]

@@ -30,7 +30,7 @@ from sr_monitor.results.record import Record, list_records, step_of
 from sr_monitor.watch.config import MonitorConfig, WatchOptions
 from sr_monitor.watch.measure import take_record
 from sr_monitor.watch.monitor import Monitor
-from sr_monitor.watch.schedule import at, budget, every
+from sr_monitor.watch.schedule import budget, every
 from sr_monitor.watch.watcher import Training, Watcher
 from tests.outside_probe import Norms
 from tests.processes import in_processes
@@ -503,25 +503,6 @@ def weights_that_are_not_finite_are_told_by_one_and_counted_by_all(rank: int, fo
     measured, failures, texts = observed(make_monitor(), model, range(2))
     assert (measured, failures, len(texts)) == ([], 2, 1 - rank)
     assert rank == 1 or "not one output of 5 pairs is finite" in texts[0]
-
-
-@scenario
-def what_cannot_be_shared_is_refused_at_the_start(rank: int, folder: Path) -> None:
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
-
-    model: Any = build("llama").model
-    mesh = init_device_mesh("cpu", (2,))
-    for block in model.model.layers:
-        parallelize_module(block.mlp, mesh, {"up_proj": ColwiseParallel()})
-    monitor = make_monitor(schedule=at([500]))
-    _, _, texts = observed(monitor, model, range(1))
-    assert monitor.guard.is_off
-    assert len(texts) == 1 - rank
-    for text in texts:
-        assert text.startswith("starting sr-monitor failed, it cannot work here: ")
-        assert "is tensor parallel (model.layers.0.mlp.up_proj.weight is placed" in text
-        assert "measure saved checkpoints instead" in text
 
 
 @scenario
