@@ -1,15 +1,40 @@
-"""The type checks of the test run: beartype, with one check for all closures of one function.
+"""The shape checks of the test run: beartype, on the functions whose signatures name a shape.
 
-A closure is made, and would be checked anew, at every call of the function around it: half the time
-of a measurement. jaxtyping hands over an empty function of the same signature to check.
+jaxtyping wraps every function of the packages it is given, and a closure anew at every call of the
+function around it: half the time of a measurement. So functions without shapes stay as they are
+(their types are for mypy and pyright), and all closures of one function share a check.
 """
 
 from collections.abc import Callable
+from types import CodeType, FunctionType
 from typing import Any
 
+import jaxtyping
 from beartype import beartype
 
+_jaxtyped: Any = jaxtyping.jaxtyped
+_names_shapes: dict[CodeType, bool] = {}
 _closures: dict[tuple[str, str, str], Callable[..., Any]] = {}
+
+
+def _jaxtyped_if_shaped(made: Any, **options: Any) -> Any:
+    of_class = isinstance(made, type)
+    function = vars(made).get("__init__") if of_class else getattr(made, "__func__", made)
+    if not isinstance(function, FunctionType):
+        return _jaxtyped(made, **options)
+    if function.__code__ not in _names_shapes:
+        _names_shapes[function.__code__] = "jaxtyping." in repr(function.__annotations__)
+    return _jaxtyped(made, **options) if _names_shapes[function.__code__] else made
+
+
+def _where_shapes_are_named(made: Any = None, **options: Any) -> Any:
+    """Stand in for `jaxtyping.jaxtyped` as its import hook calls it, and as a context."""
+    if made is None:
+        return lambda late: _jaxtyped_if_shaped(late, **options)
+    return _jaxtyped(made, **options)
+
+
+vars(jaxtyping)["jaxtyped"] = _where_shapes_are_named
 
 
 def checked(signature: Any) -> Any:

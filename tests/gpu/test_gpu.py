@@ -28,6 +28,7 @@ def test_without_a_gpu_it_says_what_it_would_do(
     assert sum(PARTS.values()) < 9 * 60
 
 
+@pytest.mark.slow
 def test_costs_are_timed_and_reported() -> None:
     *_, found = costs(SHAPES["tiny"], deadline=math.inf)
     rows = found["measurements"]

@@ -1,6 +1,6 @@
 """Both adapters on two ranks, which share each measurement and do not notice.
 
-All of it runs in one pair of gloo processes; what they leave is looked at here.
+A test starts one pair of gloo processes for all its trainings, and looks at what they leave.
 """
 
 import os
@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import transformers
@@ -57,6 +58,9 @@ def train_with_the_trainer(rank: int, folder: Path) -> None:
     if rank == 0:
         torch.save(watched.model.state_dict(), folder / "watched.pt")
         torch.save(stream.model.state_dict(), folder / "stream.pt")
+
+
+def train_shards(folder: Path) -> None:
     for shard in (fsdp1, fsdp2):
         name = folder / shard.__name__
         unwatched = train_sharded(shard(build("llama").model), name)
@@ -160,10 +164,12 @@ WAYS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "fsdp2_inner": (ModelParallelStrategy, InnerRoot),
     "fsdp2_outer": (ModelParallelStrategy, OuterRoot),
 }
+SHARDED = [way for way in WAYS if way != "ddp"]
 
 
-def train_with_lightning(folder: Path) -> None:
-    for way, (strategy, module) in WAYS.items():
+def train_with_lightning(folder: Path, *ways: str) -> None:
+    for way in ways:
+        strategy, module = WAYS[way]
         options: dict[str, Any] = {"module": module, "devices": 2, "max_steps": 2}
         plain = lightning_runs.train(folder / way / "plain", strategy=strategy(), **options)
         callback = shown() if way == "ddp" else small(num_slices=0)
@@ -208,28 +214,39 @@ def _fail_without_gradients(*_: Any) -> None:
 # Both ---------------------------------------------------------------------------------------------
 
 
-def train_in_every_way(rank: int, folder: Path) -> list[str]:
-    # What `torchrun` sets, so that the frameworks take these processes for their own.
+def as_launched(rank: int) -> None:
+    """Set what `torchrun` sets, so that the frameworks take these processes for their own."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
         GROUP_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="1", TORCHELASTIC_RUN_ID="test",
     )  # fmt: skip
     warnings.simplefilter("ignore")  # the tests with one process look at warnings
+
+
+def train_replicas(rank: int, folder: Path) -> list[str]:
+    as_launched(rank)
     train_with_the_trainer(rank, folder / "trainer")
-    train_with_lightning(folder)
+    train_with_lightning(folder, "ddp")
     return fail_on_one_rank(rank, folder)
 
 
+def train_sharded_models(rank: int, folder: Path) -> None:
+    as_launched(rank)
+    train_shards(folder / "trainer")
+    train_with_lightning(folder, *SHARDED)
+
+
+def assert_shared_by_two(folder: Path) -> None:
+    found = records(folder)
+    expected = {0: 0, 2: 4 * BATCH * LENGTH}
+    assert {step: record.tokens for step, record in found.items()} == expected
+    assert found[0].metadata["processes"] == 2
+    assert_curve_of(lightning_runs.tiny(), folder)
+
+
 def test_two_ranks_share_a_measurement_and_do_not_notice(tmp_path: Path) -> None:
-    told = in_processes(partial(train_in_every_way, folder=tmp_path), timeout=300)
-    for way in WAYS:
-        found = records(tmp_path / way)
-        assert {step: record.tokens for step, record in found.items()} == {
-            0: 0,
-            2: 4 * BATCH * LENGTH,
-        }
-        assert found[0].metadata["processes"] == 2
-        assert_curve_of(lightning_runs.tiny(), tmp_path / way)
+    told = in_processes(partial(train_replicas, folder=tmp_path), timeout=300)
+    assert_shared_by_two(tmp_path / "ddp")
     assert len(event_files(tmp_path / "ddp")) == 1  # written once, by the first rank
     assert told[1] == []  # one of two warns
     lost, failed, off = told[0]
@@ -246,9 +263,6 @@ def test_two_ranks_share_a_measurement_and_do_not_notice(tmp_path: Path) -> None
         assert_curve_of(model, folder / name)
         model.load_state_dict(torch.load(folder / f"{name}.pt", weights_only=True))
         assert_curve_of(model, folder / name, 3)
-    for shard in (fsdp1, fsdp2):
-        assert list(records(folder / shard.__name__)) == [0, 1, 2, 3]
-        assert_curve_of(build("llama").model, folder / shard.__name__)
     assert logged(folder) == [0, 3]
     # One rank alone chooses the same prompts from the same data, and finds the same.
     train(folder / "alone", watch(num_slices=1), max_steps=1)
@@ -258,3 +272,14 @@ def test_two_ranks_share_a_measurement_and_do_not_notice(tmp_path: Path) -> None
     assert one is not None
     assert two is not None
     torch.testing.assert_close(one.distance, two.distance, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_so_do_two_ranks_that_hold_half_a_model_each(tmp_path: Path) -> None:
+    in_processes(partial(train_sharded_models, folder=tmp_path), timeout=300)
+    for way in SHARDED:
+        assert_shared_by_two(tmp_path / way)
+    for shard in (fsdp1, fsdp2):
+        folder = tmp_path / "trainer" / shard.__name__
+        assert list(records(folder)) == [0, 1, 2, 3]
+        assert_curve_of(build("llama").model, folder)

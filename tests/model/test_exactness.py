@@ -45,7 +45,8 @@ ALIKE = {
     "olmo",
     "olmoe",
 }
-ALIKE |= {"qwen2", "qwen3", "smollm3", "lecture_gpt", "gpt_neo_local", "gemma2_window"}
+ALIKE |= {"qwen2", "qwen3", "smollm3", "lecture_gpt", "lit_gpt", "gpt_neo_local", "gpt_neox"}
+ALIKE |= {"phi3", "gemma2_window", "olmo3_window", "qwen3_next"}
 
 
 def _slow(name: str, *rest: Any, id: str | None = None) -> Any:
