@@ -18,7 +18,6 @@ import torch
 from sr_monitor.display.album import Album, describe_prompts
 from sr_monitor.display.writers.base import WriterError
 from sr_monitor.display.writers.jsonl import JSONLWriter
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.probes.base import Page
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import RUN_KEYS, Key
@@ -29,6 +28,7 @@ from sr_monitor.probes.slices_pictures import draw_frame, draw_slice, join_frame
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
 from tests.made import PROMPTS, Rise, make_prompts, make_record, make_slices
+from tests.memory_writer import MemoryWriter
 
 NAME, VIDEO = "stable_regions/", "stable_regions_video/"
 RISE, RISES, PICTURE = (

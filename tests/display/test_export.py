@@ -11,12 +11,12 @@ import torch
 from sr_monitor.cli import main
 from sr_monitor.display.album import Album
 from sr_monitor.display.export import export_run
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.errors import InputError
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.results.runs import find_runs
 from tests.display.test_writers import accumulate, import_trackio
 from tests.made import PROMPTS, Rise, make_prompts
+from tests.memory_writer import MemoryWriter
 from tests.reports import save_run
 
 STEPS = [0, 10, 20, 30]

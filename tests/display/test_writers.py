@@ -23,13 +23,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sr_monitor.display.writers.base import Writer, encode_gif
 from sr_monitor.display.writers.jsonl import JSONLWriter
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.display.writers.trackio import TrackioWriter
 from sr_monitor.display.writers.wandb import WandbWriter
 from sr_monitor.errors import InputError
 from sr_monitor.probes.keys import STEP, Key, of_run
 from tests.made import INF, NAN
+from tests.memory_writer import MemoryWriter
 
 NAME = "stable_regions/"
 WIDTH, SLOPES, CURVES = f"{NAME}width", f"{NAME}max_slope", f"{NAME}curves"

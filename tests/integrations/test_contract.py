@@ -22,7 +22,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from sr_monitor import InputError, PromptSet, at, budget, measure_paths
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.options import declared
 from sr_monitor.probes import keys
@@ -34,6 +33,7 @@ from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.measure import take_record
 from tests import lightning_runs, training
+from tests.memory_writer import MemoryWriter
 from tests.outside_probe import Norms, Steepness
 from tests.training import NAME, SMALL, Run, records
 from tests.zoo import build

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sr_monitor import PromptSet, at
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.probes.keys import STEP
 from sr_monitor.probes.paths import PathsProbe
 from tests.lightning_runs import BATCH, LENGTH, LitLM, loader, rows, shown, small, tiny, train
+from tests.memory_writer import MemoryWriter
 from tests.training import Run, Stream, assert_curve_of, event_files, logged, prompts_in, records
 from tests.zoo import LectureGPT, NanoGPT, build
 

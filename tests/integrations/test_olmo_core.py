@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from sr_monitor import InputError, PromptSet, measure_paths
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.probes.keys import SECONDS, TOKENS
 from sr_monitor.probes.paths import PathsProbe
 from tests import training
 from tests.display.test_writers import WandbSink
+from tests.memory_writer import MemoryWriter
 from tests.processes import in_processes
 from tests.training import NAME, prompts_in, records
 from tests.zoo import VOCAB

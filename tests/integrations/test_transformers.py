@@ -18,9 +18,9 @@ from transformers import (
 )
 from transformers.integrations.integration_utils import TensorBoardCallback
 
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.results.record import list_records
 from tests.display.test_writers import import_trackio
+from tests.memory_writer import MemoryWriter
 from tests.training import (
     Run,
     Stream,

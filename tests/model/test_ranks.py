@@ -20,7 +20,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.errors import InputError, NothingFitsError, describe
 from sr_monitor.model.ranks import RankGroup
 from sr_monitor.model.session import Session
@@ -32,6 +31,7 @@ from sr_monitor.watch.measure import take_record
 from sr_monitor.watch.monitor import Monitor
 from sr_monitor.watch.schedule import budget, every
 from sr_monitor.watch.watcher import Training, Watcher
+from tests.memory_writer import MemoryWriter
 from tests.outside_probe import Norms
 from tests.processes import in_processes
 from tests.zoo import build

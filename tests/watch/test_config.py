@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from sr_monitor import InputError, PromptSet, at
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.options import declared
 from sr_monitor.watch.config import MonitorConfig, WatchOptions
 from sr_monitor.watch.measure import take_record
+from tests.memory_writer import MemoryWriter
 from tests.zoo import build
 
 as_users_run_it = pytest.mark.usefixtures("_as_users_run_it")

@@ -19,11 +19,11 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from sr_monitor import InputError, Monitor, MonitorConfig, PromptSet, Record, at, budget, every
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.probes import keys
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
 from sr_monitor.results.record import list_records, step_of
+from tests.memory_writer import MemoryWriter
 from tests.zoo import VOCAB, build
 
 CONFIG = MonitorConfig(num_pairs=4, num_steps=5, num_slices=1, slice_resolution=4)

@@ -15,12 +15,12 @@ from torch.utils.tensorboard import SummaryWriter
 from sr_monitor import InputError, PromptSet
 from sr_monitor.display.writers.base import Writer
 from sr_monitor.display.writers.jsonl import JSONLWriter
-from sr_monitor.display.writers.memory import MemoryWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.results.record import Record, list_records
 from sr_monitor.watch.config import WatchOptions
 from sr_monitor.watch.watcher import Training, Watcher
+from tests.memory_writer import MemoryWriter
 from tests.training import event_files
 from tests.zoo import VOCAB, build
 

@@ -1,9 +1,4 @@
-"""Keep everything in memory, for tests and notebooks.
-
-writer = MemoryWriter()
-Monitor(prompts, writers=writer)
-writer.scalars["stable_regions/max_slope/median"]        # [(step, value), ...]
-"""
+"""Writes nothing and keeps everything, for tests to look at."""
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,7 +8,7 @@ from sr_monitor.probes.base import RGB
 
 
 class MemoryWriter:
-    """Keeps everything, by name, as pairs of a step and a value."""
+    """Keeps what it is given, by name, as pairs of a step and a value."""
 
     def __init__(self) -> None:
         """Start with nothing."""
