@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -38,8 +39,20 @@ class Sublayers:
     """Those of the feed-forward that every token passes: not those of routed experts."""
 
 
-def find_sublayers(stream: Stream) -> dict[int, Sublayers]:
-    """Return the parts of each block after the cut, by its number; runs two short forwards."""
+_found: WeakKeyDictionary[Stream, Mapping[int, Sublayers]] = WeakKeyDictionary()
+
+
+def find_sublayers(stream: Stream) -> Mapping[int, Sublayers]:
+    """Return the parts of each block after the cut, by its number.
+
+    Runs two short forwards, once for each stream.
+    """
+    if stream not in _found:
+        _found[stream] = _find_sublayers(stream)
+    return _found[stream]
+
+
+def _find_sublayers(stream: Stream) -> dict[int, Sublayers]:
     stream.anatomy.check_blocks_are_whole()
     blocks = dict(enumerate(stream.anatomy.blocks, start=1))
     blocks = {number: block for number, block in blocks.items() if number > stream.layer}

@@ -42,6 +42,7 @@ class Arc(Probe):
     """Paths pushed back to A's distance from the mean activation."""
 
     name = "arc"
+    holds = ("alphas", "distance", "own_slope", "miss", "straight_slope", "kept")
     keys = (
         MAX_SLOPE := Key.scalar("arc/max_slope", "The median maximum slope along the arcs."),
         RATIO := Key.scalar(

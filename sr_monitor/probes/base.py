@@ -97,6 +97,8 @@ class Probe(Options):
     """The probe whose points it reads, if it runs none of its own."""
     keys: ClassVar[tuple[Key, ...]] = ()
     """Every name it logs."""
+    holds: ClassVar[tuple[str, ...]] = ()
+    """What its part has to hold to be explained, where that is a mapping."""
 
     def measure(self, run: "Run") -> Part:
         """Run points of its own, show them to the riders, and return its part."""
@@ -195,6 +197,7 @@ class Riders:
         self._session = session
         self._readers: dict[str, Reader] = {}
         self._probes: list[Probe] = []
+        self._begun = False
         self.taps: dict[str, Tap] = {}
         """The modules that they look at."""
         for probe in probes:
@@ -204,7 +207,7 @@ class Riders:
 
     def begin(self, num_contexts: int, num_places: int, gather: Gather) -> None:
         """Make the readers, once it is known how many points there are."""
-        self._gather = gather
+        self._gather, self._begun = gather, True
         for probe in self._probes:
             with leaving_out(probe, self._session):
                 self._readers[probe.name] = probe.reader(self._session, num_contexts, num_places)
@@ -215,12 +218,26 @@ class Riders:
             reader.read(chunk)
 
     def parts(self, parts: Mapping[str, Part]) -> dict[str, Part]:
-        """Return what they found, by probe; `parts` holds what was measured so far."""
+        """Return what they found, by probe; `parts` holds what was measured so far.
+
+        Refuse those that nobody has shown any points.
+        """
+        if not self._begun:
+            for probe in self._probes:
+                raise unserved(probe)
         return {
             probe.name: probe.settle(self._readers[probe.name].part(self._gather), parts)
             for probe in self._probes
             if probe.name in self._readers
         }
+
+
+def unserved(probe: Probe) -> InputError:
+    """Return the error of a probe that rides on another which shows its points to nobody."""
+    return InputError(
+        f"probes={probe.name!r}: it rides on the points of {probe.rides!r}, which shows none; let "
+        "it ride on 'paths' or 'slices', or that one call run.riders.begin and run.riders.read"
+    )
 
 
 @contextmanager

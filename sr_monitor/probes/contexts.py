@@ -41,6 +41,7 @@ class Contexts(Probe):
     """The same path in the contexts of both prompts."""
 
     name = "contexts"
+    holds = ("alphas", "distance", "gap", "kept")
     keys = (
         GAP := Key.scalar(
             "contexts/gap",

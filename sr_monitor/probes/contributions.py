@@ -46,6 +46,13 @@ class Contributions(Probe):
     """How much each attention and feed-forward adds to the stream, and in which direction."""
 
     name = "contributions"
+    holds = (
+        "block",
+        "attention_share",
+        "attention_turn",
+        "feed_forward_share",
+        "feed_forward_turn",
+    )
     keys = (
         ATTENTION := Key.scalar(
             "contributions/attention",

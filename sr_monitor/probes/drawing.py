@@ -102,7 +102,7 @@ def write_text(
     Keep the end of a prompt: its last token is the one whose activation was replaced.
     """
     page = figure.get_size_inches()
-    text = _printable(text[-_LONGEST_TEXT:] if keep_end else text[:_LONGEST_TEXT]).strip()
+    text = printable(text[-_LONGEST_TEXT:] if keep_end else text[:_LONGEST_TEXT]).strip()
     label = figure.text(left / page[0], bottom / page[1], text, size=size, color=color, **style)
     while text and label.get_window_extent().width > width * figure.dpi:
         text = text[1:] if keep_end else text[:-1]
@@ -159,7 +159,7 @@ def _glyphs() -> frozenset[int]:
     return frozenset(code for file in files for code in get_font(file).get_charmap())
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Put a text on one line, a box for each character that matplotlib would warn about."""
     spaced = ("↵" if char == "\n" else " " if char.isspace() else char for char in text)
     return "".join(c if c.isprintable() and ord(c) in _glyphs() else "□" for c in spaced)

@@ -41,6 +41,7 @@ class Geometry(Probe):
 
     name = "geometry"
     rides = "paths"
+    holds = ("singular_values",)
     keys = (
         RANK := Key.scalar(
             "geometry/rank", "How many directions the final vectors spread over: RankMe."

@@ -21,7 +21,7 @@ from sr_monitor.probes.base import RGB, Gather, Page, Part, Probe
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.map_pictures import draw_map
-from sr_monitor.probes.next_tokens import NextTokens
+from sr_monitor.probes.next_tokens import NextTokens, top_tokens
 from sr_monitor.probes.segments import (
     boundary_length,
     boundary_sharpness,
@@ -57,6 +57,7 @@ class Map(Probe):
 
     name = "map"
     rides = "slices"
+    holds = ("top_token", "nearest", "sharpness", "token_sharpness")
     keys = (
         *(REGIONS, BOUNDARY, SHARPNESS, TOKEN_REGIONS, TOKEN_BOUNDARY, TOKEN_SHARPNESS),
         *(AREAS, TOKEN_AREAS, MAP),
@@ -108,7 +109,8 @@ class Map(Probe):
         """Draw each slice with its boundaries, and its top tokens in the three contexts."""
         if "slices" in page.parts:
             for triple in range(len(page.part["nearest"])):
-                picture = draw_map(page.part, page.parts["slices"], triple, page.title)
+                slices, name = page.parts["slices"], page.prompts.token_name
+                picture = draw_map(page.part, slices, triple, page.title, name=name)
                 yield MAP.numbered(triple), pixels(picture)
 
 
@@ -125,8 +127,8 @@ class _Reader:
 
     def read(self, chunk: Chunk) -> None:
         for piece in self.next_tokens.pieces(len(chunk.contexts)):
-            tops = self.next_tokens.logits(chunk.outputs[piece]).argmax(dim=-1)
-            self.tops[chunk.contexts[piece], chunk.places[piece]] = tops.int().cpu()
+            tops = top_tokens(self.next_tokens.logits(chunk.outputs[piece]))
+            self.tops[chunk.contexts[piece], chunk.places[piece]] = tops.int()
 
     def part(self, gather: Gather) -> Part:
         return {"top_token": gather(self.tops)}

@@ -3,6 +3,7 @@
 image = pixels(draw_map(part, slices, 0, "step 1000"))
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ from sr_monitor.probes.drawing import (
     new_page,
     own_style,
     place_axes,
+    printable,
     settled,
     write_text,
 )
@@ -31,14 +33,17 @@ Slices: TypeAlias = "sr_monitor.probes.slices.Slices"
 _SIDE, _MARGIN = 1.9, 0.15  # of a slice, and around it, in inches
 _LEAST_AREA = 0.04  # of a region that is named
 _NUM_COLORS = 20
+_MOST_CHARACTERS = 12  # of a name
 
 
 @own_style()
-def draw_map(part: Any, slices: Slices, triple: int, title: str) -> Figure:
+def draw_map(
+    part: Any, slices: Slices, triple: int, title: str, *, name: Callable[[int], str] = str
+) -> Figure:
     """Draw a slice in its colours with the boundaries between nearest corners, beside its tokens.
 
     In the three maps at the right, cells of one colour have one top token: the same colour is the
-    same token in all three. Larger regions are named.
+    same token in all three. Larger regions are named, by `name` of their token.
     """
     figure = new_page(4 * (_SIDE + _MARGIN) + _MARGIN, _SIDE + 0.75)
     first, *others = (
@@ -51,6 +56,7 @@ def draw_map(part: Any, slices: Slices, triple: int, title: str) -> Figure:
     ranks = {token: rank for rank, token in enumerate(_by_area(tokens))}
     for axes, labels in zip(others, tokens, strict=True):
         _draw_tokens(axes, labels, slices.coordinates, ranks)
+        _name_regions(axes, labels, slices.coordinates, name)
         axes.plot([0.0, 1.0, float(slices.foot[triple])], [0, 0, 1], "+", color=INK, markersize=5)
         axes.set(xlim=first.get_xlim(), ylim=first.get_ylim())
     headings = ["nearest corner", *(f"top token, {corner}'s context" for corner in CORNERS)]
@@ -94,7 +100,7 @@ def _draw_tokens(
     coordinates: Float[Tensor, " row"],
     ranks: dict[int, int],
 ) -> None:
-    """Paint each cell in the colour of its token; name the larger regions in their middle."""
+    """Paint each cell in the colour of its token."""
     from matplotlib import colormaps
 
     palette = colormaps["tab20"](np.arange(_NUM_COLORS))[:, :3]
@@ -110,12 +116,15 @@ def _draw_tokens(
     axes.patch.set(facecolor="#bfc2c6", hatch="////")
     axes.spines[:].set_visible(True)
     draw_boundaries(axes, labels, coordinates)
-    _name_regions(axes, labels, coordinates)
 
 
 def _name_regions(
-    axes: Axes, labels: Int[Tensor, "row column"], coordinates: Float[Tensor, " row"]
+    axes: Axes,
+    labels: Int[Tensor, "row column"],
+    coordinates: Float[Tensor, " row"],
+    name: Callable[[int], str],
 ) -> None:
+    """Write the token of each larger region into its middle."""
     from matplotlib.patheffects import withStroke
 
     regions = connected_regions(labels[None])[0]
@@ -124,7 +133,8 @@ def _name_regions(
     for number in numbers[large].tolist():
         row, column = _deepest((regions == number).numpy())
         place = float(coordinates[column]), float(coordinates[row])
-        text = axes.text(*place, str(int(labels[row, column])), size=7, ha="center", va="center")
+        word = printable(name(int(labels[row, column]))[:_MOST_CHARACTERS])
+        text = axes.text(*place, word, size=7, ha="center", va="center")
         text.set_path_effects([withStroke(linewidth=2, foreground="white")])
 
 

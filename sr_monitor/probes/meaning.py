@@ -48,6 +48,7 @@ class Meaning(Probe):
     """Whether prompts that differ in meaning have sharper boundaries between them."""
 
     name = "meaning"
+    holds = ("sharpness", "label", "divergence", "activations", "finals", "embeddings")
     keys = (
         *(
             Key.scalar(f"meaning/{what}/{end}", meaning)

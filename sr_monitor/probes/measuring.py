@@ -14,7 +14,16 @@ from torch import nn
 from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.session import SessionOptions, open_session
-from sr_monitor.probes.base import Part, Probe, Progress, Riders, Run, leaving_out, no_progress
+from sr_monitor.probes.base import (
+    Part,
+    Probe,
+    Progress,
+    Riders,
+    Run,
+    leaving_out,
+    no_progress,
+    unserved,
+)
 from sr_monitor.prompts.prompt_set import PromptSet
 
 Bar: TypeAlias = Callable[[str], Progress]
@@ -43,9 +52,13 @@ def measure_probes(
     took, is considered.
     """
     parts: dict[str, Part] = {}
+    serving = [probe for probe in probes if type(probe).measure is not Probe.measure]
+    for probe in probes:
+        if probe.rides is not None and probe.rides not in {each.name for each in serving}:
+            raise unserved(probe)
     examples = prompts.pairs(min(2, prompts.num_pairs))
     with open_session(model, examples, options, ranks, way) as session:
-        for probe in (each for each in probes if type(each).measure is not Probe.measure):
+        for probe in serving:
             riders = Riders(session, [each for each in probes if each.rides == probe.name])
             part = None
             with leaving_out(probe, session), session.stream.tapping(riders.taps):

@@ -16,6 +16,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
@@ -143,6 +144,8 @@ class Polytopes(Probe):
 def pack_signs(gates: Gates, tapped: Float[Tensor, "*batch width"]) -> UInt8[Tensor, "*batch byte"]:
     """Return which gates are above 0, eight in a byte."""
     signs = gates.of(tapped) > 0
+    if signs.device.type == "cpu":  # several times as fast
+        return torch.from_numpy(np.packbits(signs.numpy(), axis=-1, bitorder="little"))
     signs = torch.nn.functional.pad(signs, (0, -signs.shape[-1] % 8))
     # "... byte·8" to "... byte 8"
     bits = signs.to(torch.uint8).view(*signs.shape[:-1], -1, 8)
@@ -215,5 +218,9 @@ def _count(
     one: UInt8[Tensor, "*batch byte"], other: UInt8[Tensor, "*batch byte"]
 ) -> Shaped[Tensor, "*batch"]:
     """Return in how many bits they differ."""
-    table = torch.tensor([number.bit_count() for number in range(256)], device=one.device)
-    return table[(one ^ other).long()].sum(dim=-1).float()
+    bits = one ^ other
+    # Each byte's bits, summed up in pairs, in fours, and all eight.
+    bits = (bits & 0x55) + ((bits >> 1) & 0x55)
+    bits = (bits & 0x33) + ((bits >> 2) & 0x33)
+    bits = (bits & 0x0F) + (bits >> 4)
+    return bits.sum(dim=-1, dtype=torch.long).float()

@@ -41,6 +41,7 @@ class Readout(Probe):
 
     name = "readout"
     rides = "paths"
+    holds = ("target", "predicted")
     keys = (
         R2 := Key.scalar(
             "readout/r2", "How well the target is read off the final vectors: 1 is perfectly."

@@ -10,8 +10,9 @@ whose nearest corner stayed the same. Records of old runs give all but the lengt
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -39,6 +40,7 @@ class Regions(Probe):
 
     name = "regions"
     rides = "paths"
+    holds = ("count", "plateau", "within", "variation", "peaks")
     keys = (
         COUNT := Key.scalar(f"{_PREFIX}count", "The mean number of regions on a path."),
         PLATEAU := Key.scalar(
@@ -135,8 +137,8 @@ class Regions(Probe):
     def changes(self, page: Page, before: Page) -> Mapping[Key, float]:
         """Return how far the regions are those of the measurement before."""
         found = {
-            self.SLOPES: same_slopes(page.parts, before.parts),
-            self.CORNERS: same_corner(page.parts, before.parts),
+            self.SLOPES: _same(page, before, same_slopes),
+            self.CORNERS: _same(page, before, same_corner),
         }
         return {key: value for key, value in found.items() if math.isfinite(value)}
 
@@ -145,15 +147,25 @@ class Regions(Probe):
         yield self.SPEEDS, pixels(draw_speeds(page.parts["paths"], page.part, page.title))
         pages = [*earlier, page]
         if earlier:
-            titles, parts = [each.title for each in pages], [each.parts for each in pages]
+            titles = [each.title for each in pages]
             numbers = [self.scalars(each.part) for each in pages]
             count, within = ([each[key] for each in numbers] for key in (self.COUNT, self.WITHIN))
             yield self.HYPOTHESES, pixels(draw_hypotheses(titles, count, within))
-            tables = [
-                torch.tensor([[same(mine, theirs) for theirs in parts] for mine in parts])
-                for same in (same_slopes, same_corner)
-            ]
-            yield self.IDENTITY, pixels(draw_identity(titles, *tables))
+            slopes, corners = (
+                torch.tensor([[_same(one, other, how) for other in pages] for one in pages])
+                for how in (same_slopes, same_corner)
+            )
+            if bool(slopes.isfinite().sum() > len(pages)):  # some besides each with itself
+                yield self.IDENTITY, pixels(draw_identity(titles, slopes, corners))
+
+
+_How: TypeAlias = Callable[[Mapping[str, Part], Mapping[str, Part]], float]
+
+
+def _same(page: Page, other: Page, how: _How) -> float:
+    """Compare two measurements of the same prompts; NaN where the pairs are others."""
+    alike = page.prompts.fingerprint == other.prompts.fingerprint
+    return how(page.parts, other.parts) if alike else math.nan
 
 
 def same_slopes(parts: Mapping[str, Part], others: Mapping[str, Part]) -> float:

@@ -42,6 +42,7 @@ class Sinks(Probe):
     """How much attention the first token gets, and what it writes."""
 
     name = "sinks"
+    holds = ("block", "attention", "written", "value", "even")
     keys = (
         ATTENTION := Key.scalar(
             "sinks/attention", "The share of its attention that the last token pays to the first."

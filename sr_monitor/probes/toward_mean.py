@@ -41,6 +41,7 @@ class TowardMean(Probe):
     """The boundary between A and B, followed toward the mean activation."""
 
     name = "toward_mean"
+    holds = ("across", "up", "distance", "mean_distance", "foot", "kept")
     keys = (
         MEAN_DISTANCE := Key.scalar(
             "toward_mean/mean_distance",

@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class PromptSet:
     """A word for each pair of an explicit set."""
     pairing: str = "chain"
     """How pairs are formed: "chain" or "explicit"."""
+    tokenizer: Any = field(default=None, repr=False)
+    """Names tokens in pictures, where one is at hand; neither saved nor sent to other processes."""
 
     def __post_init__(self) -> None:
         """Refuse prompts that cannot be measured."""
@@ -113,6 +116,20 @@ class PromptSet:
         """Return the texts of the corners of a triple; None where there are no texts."""
         first = index * self._stride
         return self.texts and self.texts[first : first + 3]
+
+    def token_name(self, token: int) -> str:
+        """Return the text of a token, its spaces as dots; its id where it has no text."""
+        try:
+            text = str(self.tokenizer.decode([token]))
+        except Exception:  # no tokenizer, or one that knows fewer tokens than the model has
+            return str(token)
+        is_part_of_a_character = "\ufffd" in text
+        return text.replace(" ", "·") if text and not is_part_of_a_character else str(token)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the tokenizer, which may be large, or not be pickled at all."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "tokenizer"}
+        return partial(PromptSet, **values), ()
 
     @property
     def _stride(self) -> int:
@@ -213,7 +230,7 @@ class PromptSet:
         call = f"PromptSet.from_texts({source})"
         request = WindowRequest(call, num_tokens=num_tokens, num_prompts=num_prompts, seed=seed)
         ids = request.from_texts(texts, tokenizer)
-        return cls(token_ids=ids, texts=decode_all(tokenizer, ids), source=source, seed=seed)
+        return cls._decoded(ids, tokenizer, source=source, seed=seed)
 
     @classmethod
     def from_last_token_swaps(
@@ -234,13 +251,8 @@ class PromptSet:
         call = f"PromptSet.from_last_token_swaps({source})"
         request = WindowRequest(call, num_tokens=num_tokens, num_prompts=num_pairs, seed=seed)
         ids = request.swap_last_tokens(request.from_texts(texts, tokenizer))
-        return cls(
-            token_ids=ids,
-            texts=decode_all(tokenizer, ids),
-            source=f"last-token swaps in {source}",
-            seed=seed,
-            pairing="explicit",
-        )
+        source = f"last-token swaps in {source}"
+        return cls._decoded(ids, tokenizer, source=source, seed=seed, pairing="explicit")
 
     @classmethod
     def from_dataset(
@@ -269,7 +281,7 @@ class PromptSet:
         if isinstance(dataset, str):
             dataset = open_dataset(dataset, config, split, call)
         ids = request.from_rows(dataset, tokenizer, column)
-        return cls(token_ids=ids, texts=decode_all(tokenizer, ids), source=source, seed=seed)
+        return cls._decoded(ids, tokenizer, source=source, seed=seed)
 
     @classmethod
     def from_file(
@@ -334,4 +346,12 @@ class PromptSet:
             source=source,
             labels=labels if any(labels) else None,
             pairing="explicit",
+            tokenizer=tokenizer,
         )
+
+    @classmethod
+    def _decoded(
+        cls, ids: Int64[Tensor, "prompt token"], tokenizer: Any, **about: Any
+    ) -> "PromptSet":
+        """Take prompts with the texts that the tokenizer gives them."""
+        return cls(token_ids=ids, texts=decode_all(tokenizer, ids), tokenizer=tokenizer, **about)

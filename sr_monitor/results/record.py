@@ -89,10 +89,13 @@ class Record:
         return self.metadata.get("x_axis") == "parameters"
 
     def known(self) -> Iterator[tuple[Probe, Part]]:
-        """Yield each part that a known probe can explain, with that probe."""
+        """Yield each part that a known probe can explain, with that probe.
+
+        A part that lacks some of what the probe holds today is kept, like that of an unknown one.
+        """
         probes = _known(self.probes)
         for name, part in self.parts.items():
-            if name in probes:
+            if name in probes and set(probes[name].holds) <= pack(part).keys():
                 yield probes[name], part
 
     @property

@@ -214,7 +214,11 @@ class Watcher(Generic[_Options]):
                         break
             # The leader's, whichever rank has none.
             named, last_chance = ranks.broadcast((named, last_chance))
-            found = {name: prompts for name, prompts in named.items() if prompts is not None}
+            found = {
+                name: replace(prompts, tokenizer=prompts.tokenizer or training.tokenizer)
+                for name, prompts in named.items()
+                if prompts is not None
+            }
             if len(found) < len(named) and last_chance:
                 raise InputError(
                     "StableRegionCallback: no token ids were found in the training data, or fewer "

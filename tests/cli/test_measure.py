@@ -101,9 +101,10 @@ def test_probes_add_their_lines_pictures_and_parts(
         assert image.size == (3, 1)
     kl, rise = numbers.pop("divergence")["kl"], numbers.pop("rise")
     assert (len(kl), len(kl[0])) == (3, numbers["num_steps"])
+    assert kl.pop(1) == [None] * numbers["num_steps"]
     assert all(row[0] < 1e-6 < row[-1] for row in kl)
     assert (len(rise["rise"]), rise["at"]) == (3, 0.5)
-    assert numbers["probes"] == {"divergence": {}, "rise": {"at": 0.5}}
+    assert numbers["probes"] == {"divergence": {"every": 2}, "rise": {"at": 0.5}}
     assert {**numbers, "seconds": 0, "probes": []} == {**plain, "seconds": 0}
     told = refusal(capsys, saved, "--probe", "risen")
     assert "did you mean 'rise'? available: " in told

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_monitor.errors import MissingPartError
+from sr_monitor.model import sublayers
+from sr_monitor.model.calls import recorded
 from sr_monitor.model.gates import Gates
 from sr_monitor.model.outputs import Tap
 from sr_monitor.model.session import Session, SessionOptions, open_session
@@ -44,6 +46,22 @@ def _opened(specimen: zoo.Specimen) -> Iterator[Session]:
     a, b = specimen.prompts(2, 5).chunk(2)
     with open_session(specimen.model, (a, b), SessionOptions()) as session:
         yield session
+
+
+def test_a_session_looks_for_them_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks: list[nn.Module] = []
+
+    def noted(block: nn.Module) -> Any:
+        blocks.append(block)
+        return recorded(block)
+
+    monkeypatch.setattr(sublayers, "recorded", noted)
+    specimen = zoo.build("llama")
+    for times in (1, 2):
+        with _opened(specimen) as session:
+            assert find_parts(session.stream) == find_parts(session.stream)
+            find_gates(session.stream)
+        assert len(blocks) == times * 2 * (specimen.num_layers - 1)
 
 
 @pytest.mark.parametrize("name", PARTS)

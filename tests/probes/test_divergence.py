@@ -45,10 +45,11 @@ def _measured(
     output: Output = "final_norm",
     max_tokens: int | None = None,
     ids: Int[Tensor, "prompt token"] | None = None,
+    every: int = 1,
 ) -> dict[str, Part]:
     given = specimen.prompts(NUM_PAIRS + 1, LENGTH) if ids is None else ids
     prompts = PromptSet.from_token_ids(given)
-    probes = [PathsProbe(num_steps=num_steps, sampling=sampling), Divergence()]
+    probes = [PathsProbe(num_steps=num_steps, sampling=sampling), Divergence(every=every)]
     return measure_probes(
         specimen.model, prompts, probes, SessionOptions(output=output, max_tokens=max_tokens)
     )
@@ -123,6 +124,23 @@ def test_in_a_network_with_one_jump_all_jump_there_and_pairs_without_one_do_not_
         assert scalars[key] == pytest.approx(50)
     assert (scalars[TOP_CHANGES], scalars[FLIPS]) == (1, 1)
     assert 0 < scalars[JS_END] < math.log(2)
+
+
+def test_every_other_pair_is_looked_at_and_the_others_do_not_count() -> None:
+    """By default; what is found of a pair does not hang on the others."""
+    specimen = zoo.build("llama")
+    whole = _measured(specimen)["divergence"]
+    assert Divergence().every == 2
+    half = _measured(specimen, every=2)["divergence"]
+    assert whole["kept"].all()
+    assert half["kept"].tolist() == [True, False, True]
+    assert torch.equal(half["top_token"], whole["top_token"].where(half["kept"][:, None], -1))
+    for curve in ("kl", "js", "logit_difference"):
+        seen = whole[curve].where(half["kept"][:, None], math.nan)
+        torch.testing.assert_close(half[curve], seen, rtol=1e-4, atol=2e-6, equal_nan=True)
+    assert Divergence().scalars(half)[JS_END] == pytest.approx(
+        float(whole["js"][::2, -1].mean()), rel=1e-3
+    )
 
 
 def test_known_distributions_have_their_known_divergences() -> None:

@@ -1,6 +1,7 @@
 """Slices cut into regions: equal to single forwards, and known regions of a known network."""
 
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +108,40 @@ def test_without_slices_there_is_no_map_and_without_logits_it_is_left_out() -> N
     with pytest.warns(UserWarning, match=r"probes='map': output='resid_final'.* are measured"):
         parts = measure_probes(specimen.model, prompts, probes, SessionOptions(output=output))
     assert list(parts) == ["paths", "slices"]
+
+
+class _Speaks:
+    """Decodes as a user's tokenizer may: not every token of the model, not every one to a text."""
+
+    def decode(self, ids: list[int]) -> str:
+        return {0: " the$\n", 17: "\ufffd", 18: ""}[ids[0]]
+
+
+def test_the_picture_names_tokens_where_a_tokenizer_is_at_hand() -> None:
+    specimen = zoo.build("llama")
+    ids = PromptSet.from_token_ids(specimen.prompts(4, LENGTH))
+    prompts = replace(ids, tokenizer=_Speaks())
+    assert [prompts.token_name(token) for token in (0, 17, 18, 19)] == [
+        *("·the$\n", "17"),
+        *("18", "19"),
+    ]
+    for same in (prompts.reordered(3), pickle.loads(pickle.dumps(prompts))):
+        assert sorted(same.token_ids.tolist()) == sorted(prompts.token_ids.tolist())
+    assert prompts.reordered(3).token_name(0) == "·the$\n"
+    assert pickle.loads(pickle.dumps(prompts)).token_name(0) == ids.token_name(0) == "0"
+    parts = _measured(specimen, ids)
+    part = parts["map"] | {"top_token": torch.zeros(1, 3, SIDE, SIDE, dtype=torch.int32)}
+    part["top_token"][0, 0, :, 4:] = 17
+    figure = draw_map(part, parts["slices"], 0, "step 5", name=prompts.token_name)
+    assert_tidy(figure)
+    found = [word for word in words(figure) if word in ("·the$↵", "17")]
+    assert sorted(found) == ["17", *["·the$↵"] * 3]
+    part["top_token"] = part["top_token"].repeat(2, 1, 1, 1)
+    spoken, mute = (
+        dict(Map().pictures(Page(title="", part=part, parts=parts, prompts=each), ()))
+        for each in (prompts, ids)
+    )
+    assert not any((spoken[key] == mute[key]).all() for key in mute)
 
 
 def test_the_picture_names_large_regions_and_draws_every_boundary() -> None:

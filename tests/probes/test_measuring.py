@@ -14,12 +14,15 @@ import torch
 from torch import Tensor
 
 from sr_monitor import PromptSet, measure_paths, measure_slices
+from sr_monitor.errors import InputError
 from sr_monitor.model.engine import Chunk, Way
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.model.session import Session, SessionOptions
+from sr_monitor.probes.arc import Arc
 from sr_monitor.probes.base import Gather, Part, Probe, Run
 from sr_monitor.probes.measuring import Bar, measure_probes, no_bar
 from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.probes.regions import Regions
 from sr_monitor.probes.sampling import Sampling
 from sr_monitor.probes.slices import SlicesProbe
 from tests import zoo
@@ -208,6 +211,18 @@ def test_a_probe_with_points_of_its_own_has_riders_and_a_bar_too() -> None:
     assert told == [("paths", 3, 3), ("ends", 4, 4)]
     assert torch.equal(parts["watching_ends"]["distance"], torch.zeros(4, 1))
     assert parts["ends"]["clean"].shape == (4, zoo.WIDTH)
+
+
+@pytest.mark.parametrize("target", [Arc(num_pairs=1), Regions()])
+def test_a_rider_on_points_that_nobody_shows_is_refused(target: Probe) -> None:
+    """One that keeps its points to itself, and one that runs none."""
+
+    class Astray(Watching):
+        name, rides = "astray", target.name
+
+    match = f"probes='astray': it rides on the points of '{target.name}', which shows none; .*paths"
+    with pytest.raises(InputError, match=match):
+        _measure(zoo.build("llama"), [PathsProbe(num_steps=3), target, Astray()])
 
 
 @pytest.mark.parametrize("function", [measure_paths, measure_slices])

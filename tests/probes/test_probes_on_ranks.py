@@ -59,6 +59,8 @@ def test_ranks_find_together_what_one_finds(work: Any) -> None:
             assert list(found[name]) == list(part)
             for field, value in part.items():
                 if isinstance(value, Tensor):
-                    torch.testing.assert_close(found[name][field], value, rtol=1e-4, atol=1e-5)
+                    torch.testing.assert_close(
+                        found[name][field], value, rtol=1e-4, atol=1e-5, equal_nan=True
+                    )
                 else:
                     assert found[name][field] == value

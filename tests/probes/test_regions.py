@@ -126,6 +126,20 @@ def test_the_same_regions_are_recognised() -> None:
     assert narrower.shape[1] < pictures[Regions.IDENTITY].shape[1]
 
 
+def test_pairs_that_are_drawn_anew_are_not_compared() -> None:
+    prompts = PromptSet.from_token_ids(torch.arange(10).view(5, 2))
+    parts = {"paths": _paths(CURVES)}
+    pages = [
+        Page(title=f"step {n}", part=_part(CURVES), parts=parts, prompts=prompts.reordered(n))
+        for n in (1, 2, 3)
+    ]
+    assert Regions().changes(pages[1], pages[0]) == {}
+    assert list(dict(Regions().pictures(pages[2], pages[:2]))) == [
+        Regions.SPEEDS,
+        Regions.HYPOTHESES,
+    ]
+
+
 def _measured(specimen: zoo.Specimen, sampling: Sampling = "grid", steps: int = 9) -> Any:
     prompts = PromptSet.from_token_ids(specimen.prompts(4, 6))
     probes = [PathsProbe(num_steps=steps, sampling=sampling), Regions()]

@@ -162,6 +162,16 @@ class Packed(Probe):
         return [float(values["total"])]
 
 
+def test_a_part_that_lacks_what_its_probe_holds_is_kept_but_not_explained(tmp_path: Path) -> None:
+    kl = torch.zeros(2, 3)
+    record = Record(step=1, parts={"divergence": {"kl": kl}})
+    record.save(path := tmp_path / "step-000000001.safetensors")
+    for each in (record, Record.load(path)):
+        assert not [name for name in each.scalars if "divergence" in name]
+        assert list(each.known()) == []
+        assert torch.equal(each.parts["divergence"]["kl"], kl)
+
+
 def test_a_given_probe_packs_and_unpacks_its_part(tmp_path: Path) -> None:
     Record(step=1, parts={"unknown": [1.0, 2.0]}, probes=(Packed(),)).save(tmp_path / "one")
     assert Record.load(tmp_path / "one", [Packed()]).parts["unknown"] == [3.0]
