@@ -11,6 +11,7 @@ other exception is a bug of ours.
 import errno
 import logging
 import operator
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +29,8 @@ _SIGNS = (
 )
 _MOST_CHARACTERS = 60
 _MOST_SAID = 200
+_QUERY = re.compile(r"\?[\w.~%-]+=(?:[^\s'\")\]]*[\w~%=/-])?")
+_OF_THE_HUB = ("huggingface_hub.file_download", "huggingface_hub.utils._http")
 _log = logging.getLogger("sr_monitor")
 
 
@@ -125,15 +128,38 @@ def level_of_caller() -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return str(error).strip().split("\n")[0]
+    """Return the first line of what an error says, or else its kind."""
+    return unsigned(str(error).strip().split("\n")[0].strip()) or type(error).__name__
+
+
+def unsigned(text: str) -> str:
+    """Leave out the queries of URLs: whoever has a signed one may download what it names."""
+    return _QUERY.sub("", text)
+
+
+@contextmanager
+def unsigned_logs() -> Iterator[None]:
+    """Leave them out of what the hub's client logs, too."""
+
+    def clean(record: logging.LogRecord) -> bool:
+        record.msg, record.args = unsigned(record.getMessage()), None
+        return True
+
+    loggers = [logging.getLogger(name) for name in _OF_THE_HUB]
+    for logger in loggers:
+        logger.addFilter(clean)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(clean)
 
 
 def reason_of(error: BaseException) -> str:
     """Return the kind of an error and the beginning of what it says, in one line."""
     said = ""
     with suppress(Exception):  # a stranger's class may have no text
-        lines = [line.strip() for line in str(error).splitlines()]
+        lines = [line.strip() for line in unsigned(str(error)).splitlines()]
         said = next(filter(None, lines), "")
         if said.endswith(":"):  # it goes on in the next line
             said = " ".join(lines)

@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from sr_monitor import PromptSet, measure_paths, measure_slices
-from sr_monitor.errors import InputError, check_folder_name, check_kind, describe, tell, warn
+from sr_monitor.errors import (
+    InputError,
+    check_folder_name,
+    check_kind,
+    describe,
+    first_line,
+    reason_of,
+    tell,
+    unsigned_logs,
+    warn,
+)
 from tests import zoo
 
 pytestmark = pytest.mark.usefixtures("_as_users_run_it")
@@ -101,3 +112,22 @@ def test_what_measuring_is_given_is_refused_in_words(
     with pytest.raises(InputError, match=message) as caught:
         call(zoo.build("gpt2").model, torch.arange(12).view(3, 4))
     assert "\n" not in str(caught.value)
+
+
+def test_signed_urls_are_shown_without_their_signatures(caplog: pytest.LogCaptureFixture) -> None:
+    url = "https://cdn.example/x/model.bin"
+    for said, shown in {
+        f"500 for url '{url}?Expires=1&X-Amz-Signature=ab%2F~'.": f"500 for url '{url}'.",
+        "size 5 ((…)model.bin?X-Amz-Signature=secret); why?": "size 5 ((…)model.bin); why?",
+        "is it so? a=b": "is it so? a=b",
+    }.items():
+        error = OSError(f"{said}\nadvice")
+        assert (first_line(error), reason_of(error)) == (shown, f"OSError: {shown}")
+    log = logging.getLogger("huggingface_hub.file_download")
+    for context in (unsigned_logs(), nullcontext()):
+        with context:
+            log.warning("Error from %s: %s", f"{url}?Signature=secret", "cut")
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Error from {url}: cut",
+        f"Error from {url}?Signature=secret: cut",
+    ]

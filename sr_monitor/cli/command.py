@@ -10,7 +10,7 @@ from importlib import import_module
 import typer
 
 from sr_monitor.cli.terminal import complain, drop_output, one_line_warnings
-from sr_monitor.errors import InputError, describe, is_out_of_memory
+from sr_monitor.errors import InputError, describe, is_out_of_memory, unsigned_logs
 
 # NOTE: some versions of typer need click, others carry a copy; this is the UsageError in use.
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]
@@ -33,7 +33,7 @@ def run(words: list[str]) -> int:
         if word != word.encode("utf-8", "replace").decode():  # TensorBoard and safetensors fail
             raise InputError(f"{word!r}: a name has to be UTF-8; rename it, or name another")
     command = typer.main.get_command(_app(words[0]))
-    with one_line_warnings(), command.make_context("sr-monitor", words) as context:
+    with one_line_warnings(), unsigned_logs(), command.make_context("sr-monitor", words) as context:
         command.invoke(context)
     return 0
 

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from sr_monitor.errors import InputError, explained, reason_of
+from sr_monitor.errors import InputError, explained, first_line, reason_of
 from sr_monitor.options import Options, option
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -173,7 +173,7 @@ def find_device(name: str) -> torch.device:
         count = torch.accelerator.device_count()
         others = [f"{accelerator.type}:{index}" for index in range(count) if accelerator]
         raise InputError(
-            f"device {name!r} cannot be used here ({_first_line(error)}); "
+            f"device {name!r} cannot be used here ({first_line(error)}); "
             f"name one that can: {', '.join(['cpu', *others])}"
         ) from error
     return device
@@ -194,9 +194,9 @@ def check_hub(name: str, kind: Literal["model", "dataset"]) -> None:
     try:  # its own libraries would retry for half a minute, and then not say which it was
         HfApi().repo_info(name, repo_type=kind, timeout=_HUB_SECONDS)
     except errors.HfHubHTTPError as error:
-        reason = f"the hub does not give it out ({_first_line(error)}); check the name"
+        reason = f"the hub does not give it out ({first_line(error)}); check the name"
     except Exception as error:  # its HTTP library's errors have no common base across versions
-        reason = f"the hub cannot be reached ({_first_line(error)}); check both"
+        reason = f"the hub cannot be reached ({first_line(error)}); check both"
     else:
         return
     place = "folder" if kind == "model" else "file"
@@ -266,7 +266,7 @@ def _load(auto_class: str, source: str, **options: Any) -> Any:
 def _reason(error: BaseException) -> str:
     text = f"{type(error).__name__}: {error}"
     known = next((reason for sign, reason in _REASONS.items() if sign in text), None)
-    return reason_of(error) if known is None else known.format(_first_line(error))
+    return reason_of(error) if known is None else known.format(first_line(error))
 
 
 def _check_complete(model: Any, missing: Any, source: str) -> None:
@@ -280,8 +280,3 @@ def _check_complete(model: Any, missing: Any, source: str) -> None:
             f"{source!r} lacks {len(absent)} of the weights of a {type(model).__name__} "
             f"({absent[0]}, ...); random numbers would be measured, so save the whole model"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__

@@ -17,7 +17,7 @@ from pathlib import Path
 from threading import Event, Thread, get_ident
 from typing import Any, TypeVar
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, unsigned_logs
 from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.hashes import has_hash
 from sr_monitor.replay.hub import File, HubCheckpoint
@@ -59,7 +59,7 @@ def fetch(
         raise_if_stopped(stop)
         progress(min(before + num_bytes, total), total)
 
-    with own_session(folder / _XET):
+    with own_session(folder / _XET), unsigned_logs():
         for file in checkpoint.files:
             size, path = (0, cached[file]) if file in cached else (file.size, None)
             if keep or path is None:

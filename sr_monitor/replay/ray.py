@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sr_monitor.display.writers.base import import_or_refuse
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, first_line
 from sr_monitor.model.engine import Way
 from sr_monitor.replay.job import Failure, Job, WayOf
 from sr_monitor.replay.models import ModelKeeper
@@ -132,7 +132,8 @@ def _answer(ray: Any, begun: Any) -> list[Record] | Failure:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """Leave out what is said of Ray's own processes and its logs."""
+    return first_line(getattr(error, "cause", None) or error).split(". ")[0][:300]
 
 
 def _is_faster(outcome: list[Record] | Failure, slowest: WayOf) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from threading import Event
 from typing import Any, TypeVar
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, first_line
 
 _SECONDS = 10.0  # the timeout of the question whether the hub answers at all
 _TRIES = 5
@@ -155,5 +155,4 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _first_line(error: BaseException) -> str:
     """Return the cause in one line, without the advice that the client wraps it in."""
     *_, cause = _chain(error)
-    lines = (str(cause).strip() or str(error).strip() or type(cause).__name__).splitlines()
-    return lines[0].strip().rstrip(".")
+    return first_line(cause if str(cause).strip() else error).rstrip(".")

@@ -21,7 +21,7 @@ from threading import Event
 from typing import ClassVar
 from urllib.error import HTTPError
 
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, unsigned
 from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.names import CheckpointName, read_name
 from sr_monitor.replay.readers.olmo_core import SHARDS, tokenizer_in
@@ -162,7 +162,9 @@ def _once(url: str, start: int, length: int | None) -> Iterator[bytes]:
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
         if length is not None and answer.status != 206:
-            raise InputError(f"{url}: the server gives out whole files only; download it instead")
+            raise InputError(
+                f"{unsigned(url)}: the server gives out whole files only; download it instead"
+            )
         left = _MOST_BYTES if length is None else length
         while left and (block := answer.read(min(_PART, left))):
             left -= len(block)
@@ -176,8 +178,7 @@ def _pause(url: str, error: Exception, tries: int) -> None:
     status = error.code if isinstance(error, HTTPError) else 0
     is_refused = 400 <= status < 500 and status not in (408, 429)
     if is_refused or tries == _TRIES:
-        raise InputError(
-            f"{url} could not be downloaded ({error}; tries: {tries}); check the address and the "
-            "connection, and run the same again"
-        ) from error
+        said = unsigned(f"{url} could not be downloaded ({error}; tries: {tries})")
+        fix = "check the address and the connection, and run the same again"
+        raise InputError(f"{said}; {fix}") from error
     time.sleep(_FIRST_PAUSE * 2 ** (tries - 1))

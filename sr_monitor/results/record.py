@@ -31,6 +31,7 @@ from sr_monitor.prompts.prompt_set import PromptSet
 
 _DAMAGED = "the file is damaged or cannot be read"
 _FORMAT, _SCHEMA = "sr-monitor record", 2
+_BITS = 1000  # of a whole number, which numbers with a point reach, too
 _FOLDER = NAME
 _FILE = re.compile(r"step-(?:\d{9}|[1-9]\d{9,})\.safetensors")
 
@@ -158,13 +159,8 @@ class Record:
                 content = _content(file.metadata() or {}, call)
                 # NOTE: cloned because what safetensors returns lies in the file until it is used.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            return cls(
-                step=content["step"],
-                tokens=content.get("tokens"),
-                parts=_parts(content["parts"], tensors, _known(probes)),
-                metadata=dict(content.get("metadata", {})),
-                probes=tuple(probes),
-            )
+            parts = _parts(content["parts"], tensors, _known(probes))
+            return _record(content, parts=parts, probes=tuple(probes))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -183,9 +179,9 @@ class Outline:
         with explained(f"{call}: {_DAMAGED}", "measure again"):
             with safe_open(path, "pt") as file:
                 content = _content(file.metadata() or {}, call)
-            metadata, way = dict(content.get("metadata", {})), content["parts"]["paths"]["engine"]
-            checked = Record(step=content["step"], metadata=metadata)
-            return cls(step=checked.step, metadata=metadata, way=str(way))
+            record = _record(content)
+            way = str(content["parts"]["paths"]["engine"])
+            return cls(step=record.step, metadata=record.metadata, way=way)
 
     @classmethod
     def of(cls, record: Record) -> "Outline":
@@ -230,6 +226,16 @@ def _content(header: Mapping[str, str], call: str) -> dict[str, Any]:
     return content
 
 
+def _record(content: Mapping[str, Any], **more: Any) -> Record:
+    """Make a record of what a file says; raise ValueError if there can be none."""
+    metadata = dict(content.get("metadata", {}))
+    try:
+        _check_plain("parts", content["parts"])
+        return Record(step=content["step"], tokens=content.get("tokens"), metadata=metadata, **more)
+    except InputError as error:
+        raise ValueError(error) from error
+
+
 def _parts(
     plain: Mapping[str, Any], tensors: Mapping[str, Tensor], probes: Mapping[str, Probe]
 ) -> dict[str, Part]:
@@ -253,6 +259,8 @@ def _check_plain(name: str, value: Any) -> None:
     elif isinstance(value, dict) and all(isinstance(key, str) for key in value):
         for key, entry in value.items():
             _check_plain(f"{name}[{key!r}]", entry)
+    elif isinstance(value, int) and value.bit_length() > _BITS:
+        raise InputError(f"Record: {name} has {value.bit_length()} bits; pass at most {_BITS}")
     elif not isinstance(value, str | int | float | None):
         raise InputError(
             f"Record: {name} is a {type(value).__name__}, {value!r}; pass text, numbers, lists, "

@@ -406,6 +406,18 @@ def test_other_bytes_than_the_hub_lists_are_not_measured(hub: HubServer, private
         fetched(ONE_FILE, private)
 
 
+@pytest.mark.parametrize(("kind", "status"), [("error", 500), ("error", 403), ("short", 0)])
+def test_no_signature_is_shown(
+    hub: HubServer, private: Path, caplog: pytest.LogCaptureFixture, kind: Any, status: int
+) -> None:
+    hub.fail(WEIGHTS, Fault(kind, times=100, status=status))
+    hub.fail("GET .*config.json", Fault("drop"))  # which the client logs
+    with pytest.raises(InputError, match="be downloaded") as caught:
+        fetched(ONE_FILE, private)
+    assert "Signature" not in f"{caught.value} {caplog.text}"
+    assert hub.count("Signature=secret") > 0
+
+
 def test_files_are_as_large_as_listed(hub: HubServer, private: Path) -> None:
     claimed = len(FIRST) + 1
     (one,) = listed(ONE_FILE)

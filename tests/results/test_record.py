@@ -293,6 +293,11 @@ DAMAGES: list[Damage] = [
     says(parts={"paths": PATHS | {"num_points": "text"}}),
     says(parts={"paths": PATHS | {"noise_floor": [1.0]}}),
     says(parts={"paths": PATHS | {"engine": None}}),
+    *(says(parts={"paths": PATHS | {name: 10**400}}) for name in ("num_points", "noise_floor")),
+    says(metadata={"parameters": [-(10**400)]}),
+    says(step="5"),
+    says(tokens=-5),
+    says(parts={"a.b": {}}),
     holds(nobody=torch.zeros(3)),
     holds(paths_alphas=torch.zeros(3)),
     holds(paths_alphas=torch.zeros(11).long()),
@@ -305,22 +310,12 @@ DAMAGES: list[Damage] = [
 
 @pytest.mark.usefixtures("_as_users_run_it")
 def test_a_damaged_file_is_refused(saved: Path) -> None:
-    """As is one that says what no record can."""
+    """As is one that says what no record can; the file is named."""
     content = saved.read_bytes()
     for damage in DAMAGES:
         saved.write_bytes(content)
         rewrite(saved, damage)
         refused(saved, r"the file is damaged or cannot be read \(.*\); measure again")
-    impossible = {
-        says(step="5"): r"Record\(step='5'\)",
-        says(tokens=-5): r"Record\(tokens=-5\)",
-        says(parts={"a.b": {}}): "without a dot",
-    }
-    for damage, message in impossible.items():
-        saved.write_bytes(content)
-        rewrite(saved, damage)
-        with pytest.raises(InputError, match=message):
-            Record.load(saved)
 
 
 @pytest.mark.parametrize("name", ["slices", "paths", "adaptive", "no-noise"])
