@@ -17,11 +17,15 @@ READY_MODEL := $(VENV)/.ready-model
 OLMO_CORE := .venv-olmo-core
 READY_OLMO_CORE := $(OLMO_CORE)/.ready
 
+# The lowest versions that pyproject.toml allows, on the oldest Python of this machine that it allows.
+LOWEST := .venv-lowest
+READY_LOWEST := $(LOWEST)/.ready
+
 # A file of tests has one process; one that dies ends the run, or it would be started for ever.
 PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check docs bench gpu
+.PHONY: help demo test test-all test-lowest check docs bench gpu
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +40,11 @@ test-all: $(READY_MODEL) $(READY_OLMO_CORE) ## all tests, with those on a real p
 	$(PYTEST)
 	OMP_NUM_THREADS=1 $(OLMO_CORE)/bin/python -m pytest tests/integrations/test_olmo_core.py
 	OMP_NUM_THREADS=1 $(OLMO_CORE)/bin/python -m pytest tests/integrations/test_contract.py tests/test_examples.py -k olmo
+
+test-lowest: PYTHON = $(shell for each in python3.10 python3.11 python3.12 python3; do \
+  $$each -c '' 2>&- && command -v $$each && break; done)
+test-lowest: $(READY_LOWEST) ## the fast tests with the lowest versions of all that the package needs
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --dist loadfile -m "not slow" -W default
 
 check: $(READY) ## lint, format, and two type checkers
 	$(RUN) ruff check .
@@ -71,4 +80,11 @@ $(READY_OLMO_CORE): $(READY)
 	@grep -v '^huggingface-hub==' constraints.txt > $(OLMO_CORE)/constraints.txt
 	@PIP_CONSTRAINT=$(OLMO_CORE)/constraints.txt $(OLMO_CORE)/bin/pip install --quiet "$(TORCH)"
 	@PIP_CONSTRAINT=$(OLMO_CORE)/constraints.txt $(OLMO_CORE)/bin/pip install --quiet --editable '.[dev,olmo-core]'
+	@touch $@
+
+$(READY_LOWEST): pyproject.toml
+	@echo "Setting up $(LOWEST) with $(PYTHON) (some minutes, once)"
+	@test -x $(LOWEST)/bin/pip || $(PYTHON) -m venv $(LOWEST)
+	@$(LOWEST)/bin/pip install --quiet uv
+	@$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
 	@touch $@

@@ -51,7 +51,7 @@ def test_a_record_is_read_as_the_docs_say(tmp_path: Path) -> None:
     record.save(tmp_path / "record.safetensors")
     space: dict[str, Any] = {}
     for code in (with_us, without):
-        file = "runs/demo/stable_regions/step-000000240.safetensors"
+        file = "runs/demo/stable_regions/step-000000800.safetensors"
         assert file in code
         exec(code.replace(file, str(tmp_path / "record.safetensors")), space)
     assert (space["record"].step, space["about"]["tokens"]) == (240, 7)

@@ -5,6 +5,7 @@ status = run(["measure", "runs/demo/model"])
 
 import errno
 import inspect
+import os
 from importlib import import_module
 
 import typer
@@ -24,6 +25,9 @@ _COMMANDS = {
     "doctor": "Look at what is installed here.",
 }
 
+_COMPLETES = "_SR_MONITOR_COMPLETE"
+"""Set by the script of `--show-completion`, which asks for candidates at each Tab."""
+
 
 def run(words: list[str]) -> int:
     """Run the subcommand that `words` begin with, and return the exit status."""
@@ -32,6 +36,8 @@ def run(words: list[str]) -> int:
             raise InputError(f"{word!r}: an argument cannot hold a NUL byte; leave it out")
         if word != word.encode("utf-8", "replace").decode():  # TensorBoard and safetensors fail
             raise InputError(f"{word!r}: a name has to be UTF-8; rename it, or name another")
+    if _COMPLETES in os.environ:
+        _app(_word_to_complete_after())(prog_name="sr-monitor")  # prints the candidates, and exits
     command = typer.main.get_command(_app(words[0]))
     with one_line_warnings(), unsigned_logs(), command.make_context("sr-monitor", words) as context:
         command.invoke(context)
@@ -42,6 +48,8 @@ def status_of(error: BaseException) -> int:
     """Complain in one line about what a user or the machine did; raise anything else again."""
     if isinstance(error, typer.Exit):
         return error.exit_code
+    if isinstance(error, SystemExit):  # so ends what typer does for a shell's completion
+        return int(error.code or 0)
     if isinstance(error, BrokenPipeError):  # nobody reads the help to its end
         drop_output()
         return 0
@@ -63,7 +71,6 @@ def _app(wanted: str) -> typer.Typer:
     """Return the command; import only the subcommand that is wanted, and torch with it."""
     app = typer.Typer(
         help="Track how stable regions form in a language model's residual stream.",
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
@@ -73,6 +80,12 @@ def _app(wanted: str) -> typer.Typer:
             function = getattr(import_module(f"sr_monitor.cli.{name}"), name)
         app.command(name, help=f"{sentence}\n\n{inspect.getdoc(function) or ''}")(function)
     return app
+
+
+def _word_to_complete_after() -> str:
+    """Return the subcommand of the line that a shell wants completed, or "" if it has none yet."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return next(iter(line.split()[1:]), "")
 
 
 def _elsewhere() -> None:

@@ -57,7 +57,11 @@ def _extras() -> Iterator[tuple[str, str]]:
         if extra in _NOT_FOR_USERS or not of_extra:
             continue
         found = {each: _version(each.name) for each in of_extra}
-        lacking = [each for each, number in found.items() if not each.specifier.contains(number)]
+        lacking = [
+            each
+            for each, number in found.items()
+            if not (number and each.specifier.contains(number))
+        ]
         has = ", ".join(f"{each.name} {found[each] or 'missing'}" for each in of_extra)
         fix = f"; needs {', '.join(f'{each.name}{each.specifier}' for each in lacking)}: "
         yield extra, has + (f"{fix}pip install 'sr-monitor[{extra}]'" if lacking else "")

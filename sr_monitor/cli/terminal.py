@@ -15,7 +15,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -121,19 +121,18 @@ def progress(console: Console | None = None) -> Iterator[_Bar]:
     there is no terminal, each checkpoint that is done is a line; failures are in both cases.
     """
     console = console or Console(stderr=True)
-    with (
-        _logging_to(console),
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[amount]}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-            speed_estimate_period=_DAY,  # a checkpoint may take longer than the usual half minute
-        ) as display,
-    ):
+    display = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[amount]}"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        speed_estimate_period=_DAY,  # a checkpoint may take longer than the usual half minute
+    )
+    # NOTE: rich before 14 ends also a display that shows nothing with an empty line.
+    with _logging_to(console), display if console.is_terminal else nullcontext():
         lines = {
             name: display.add_task("", total=None, amount="", visible=False)
             for name in (_ALL, "", _BYTES)

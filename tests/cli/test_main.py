@@ -1,7 +1,9 @@
 """What all commands share: help, refusals, an end by Ctrl-C, and an output that nobody reads."""
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import warnings
 from contextlib import nullcontext
@@ -38,6 +40,31 @@ def test_help_lists_the_commands(capsys: Capture, monkeypatch: pytest.MonkeyPatc
     assert err == ""
     listed = [line.split()[0] for line in out.split("Commands:")[1].splitlines() if line]
     assert listed == ["measure", "demo", "replay", "report", "export", "doctor"]
+
+
+def test_bash_completes_commands_and_their_options(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the script that is printed, sourced by a bash, and by what that script asks for."""
+    monkeypatch.setattr("typer.completion._get_shell_name", lambda: "bash", raising=False)
+    monkeypatch.setattr("shellingham.detect_shell", lambda: ("bash", "/bin/bash"))
+    assert main(["--show-completion"]) == 0
+    script = capsys.readouterr().out
+    bash = ["bash", "-c", f"{script}\ncomplete -p sr-monitor"]
+    told = subprocess.run(bash, capture_output=True, text=True, check=True).stdout
+    assert told.split()[-3:] == ["-F", "_sr_monitor_completion", "sr-monitor"]
+    (variable, value) = re.findall(r"(_\w+)=(complete_bash)", script)[0]
+    monkeypatch.setenv(variable, value)
+
+    def candidates(line: str) -> list[str]:
+        monkeypatch.setenv("COMP_WORDS", line)
+        monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
+        assert main([]) == 0
+        return capsys.readouterr().out.split()
+
+    assert candidates("sr-monitor re") == ["replay", "report"]
+    assert candidates("sr-monitor measure run --num-s") == ["--num-steps", "--num-slices"]
+    assert candidates("sr-monitor export run --w") == ["--wandb"]
 
 
 @pytest.mark.parametrize("name", ["measure", "replay"])

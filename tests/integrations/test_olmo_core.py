@@ -17,6 +17,7 @@ from sr_monitor.probes.paths import PathsProbe
 from tests import training
 from tests.display.test_writers import WandbSink
 from tests.memory_writer import MemoryWriter
+from tests.pages import blocks, execute
 from tests.processes import in_processes
 from tests.training import NAME, prompts_in, records
 from tests.zoo import VOCAB
@@ -361,6 +362,13 @@ def train_in_parallel(rank: int, folder: Path) -> dict[str, list[str]]:
         watched = train(folder / name, callback, module={"dp_config": dp}, max_steps=3)
         found[name] = watched.differences(plain)
     return found
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/3-watching.md"])
+def test_the_line_of_the_docs_adds_the_callback(page: str) -> None:
+    (block,) = (each for each in blocks(page) if "TrainerConfig(...)" in each.code)
+    config = execute(block, {"TrainerConfig": lambda _: TrainerConfig(save_folder="x")})
+    assert config.callbacks["stable_regions"].every == 1000
 
 
 def test_two_processes_share_a_measurement_and_do_not_notice(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from sr_monitor.probes.paths import Paths
 from tests.model.helpers import sharded, trained
 from tests.zoo import VOCAB, build
 
+HAS_TYPES = hasattr(torch.backends.cuda.matmul, "fp32_precision")
+
 
 def _measure(model: nn.Module, precision: Precision = "auto", **options: Any) -> Paths:
     prompts = torch.randint(VOCAB, (4, 7), generator=torch.Generator().manual_seed(3))
@@ -44,6 +46,19 @@ def test_curves_are_those_of_the_weights_in_float32(name: str, dtype: torch.dtyp
     assert {each.dtype for each in model.parameters()} == {dtype}
 
 
+@pytest.mark.skipif(HAS_TYPES, reason="this torch has an interface for each backend")
+def test_products_are_not_rounded_where_torch_has_one_switch_for_all() -> None:
+    seen: list[str] = []
+    model: Any = build("gpt2").model.bfloat16()
+    model.register_forward_hook(lambda *_: seen.append(torch.get_float32_matmul_precision()))
+    torch.set_float32_matmul_precision("high")
+    found = _measure(model)
+    after = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    assert (found.arithmetic, {*seen}, after) == ("float32", {"highest"}, "high")
+
+
+@pytest.mark.skipif(not HAS_TYPES, reason="torch 2.9 has it")
 @pytest.mark.parametrize("setting", ["older", "newer", "all", "none"])
 def test_products_are_not_rounded_whoever_asked_for_it(setting: str) -> None:
     """PyTorch has two interfaces for TF32, which do not bear each other; all is as it was after."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from sr_monitor.errors import InputError
@@ -78,7 +78,7 @@ def rewrite(path: Path, change: Callable[[dict[str, str], dict[str, Tensor]], An
     """Change the header and the tensors of a file."""
     with safe_open(path, "pt") as file:
         header = dict(file.metadata())
-    tensors = load_file(path)
+    tensors = load(path.read_bytes())  # no map of a file that changes
     change(header, tensors)
     save_file(tensors, path, header)
 
