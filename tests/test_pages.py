@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -41,7 +41,7 @@ BUILT_BY_SPHINX = {"{eval-rst}", "{image}", "{toctree}"}
 TEXT = {"", "bibtex"}
 ALL = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in ALL if block.language == "bash"]
-SMALL = {"num_pairs": 4, "num_steps": 5, "num_slices": 1, "slice_resolution": 5}
+SMALL: dict[str, Any] = {"num_pairs": 4, "num_steps": 5, "num_slices": 1, "slice_resolution": 5}
 
 
 def test_every_kind_of_block_is_run() -> None:
@@ -85,7 +85,7 @@ def _shows_a_run(words: list[str]) -> None:
     program.TensorBoard().configure(argv=["tensorboard", *words])
 
 
-CHECKS = {
+CHECKS: dict[str, Callable[[list[str]], None]] = {
     "sr-monitor": _is_ours,
     "make": _is_a_target,
     "pip": _installs_ours,
@@ -162,8 +162,13 @@ def _names() -> dict[str, Any]:
 
     from sr_monitor import Monitor
 
-    quiet = {"max_steps": 2, "report_to": "none", "save_strategy": "no", "use_cpu": True}
-    light = {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
+    quiet: dict[str, Any] = {
+        "max_steps": 2,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+    }
+    light: dict[str, Any] = {"max_steps": 2, "accelerator": "cpu", "enable_progress_bar": False}
     names: dict[str, Any] = {
         "__name__": __name__,
         "Trainer": Trainer,
@@ -197,7 +202,7 @@ def _sizes() -> dict[str, dict[str, bytes]]:
     found = {}
     for number, size in enumerate(("0.5B", "1.5B", "7B"), start=1):
         with tempfile.TemporaryDirectory() as folder:
-            wider = {"intermediate_size": 64 * number, "num_key_value_heads": 4}
+            wider: dict[str, Any] = {"intermediate_size": 64 * number, "num_key_value_heads": 4}
             save_model(Path(folder), "Qwen2", **wider)
             files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
         found[size] = files | replays.tokenizer_files()

@@ -42,7 +42,7 @@ def replayed(runs: str) -> str:
     [
         ("config.json", DEEP, "run/checkpoint-1' cannot be loaded: RecursionError"),
         ("config.json", "[1]", "run/checkpoint-1' cannot be loaded: "),
-        ("config.json", config(num_hidden_layers="12"), "expected int, got str"),
+        ("config.json", config(num_hidden_layers="12"), "num_hidden_layers"),
         ("config.json", config(model_type=["olmo"]), "cannot be loaded: TypeError: unhashable"),
         ("config.json", config(text_config="x"), "cannot be loaded: AttributeError"),
         ("config.json", config(num_attention_heads=0), "cannot be loaded: ZeroDivisionError"),

@@ -13,7 +13,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
-from safetensors.torch import load, save_file
+from safetensors.torch import save_file
 
 from sr_monitor.errors import InputError
 from sr_monitor.model.loading import (
@@ -25,7 +25,7 @@ from sr_monitor.model.loading import (
     torch_dtype,
 )
 from tests.hub_server import hub_server
-from tests.saved import save_model, save_tokenizer
+from tests.saved import save_model, save_tokenizer, unmapped
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    return load((folder / "model.safetensors").read_bytes())  # no map of a file that changes
+    return unmapped(folder / "model.safetensors")
 
 
 def save_weights(weights: dict[str, torch.Tensor], folder: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load, load_file, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sr_monitor.errors import InputError
@@ -22,6 +22,7 @@ from sr_monitor.probes.base import Probe
 from sr_monitor.probes.keys import Key
 from sr_monitor.results.record import Record, list_records, record_path, step_of
 from tests.made import INF, NAN, Rise, make_paths, make_record, make_slices
+from tests.saved import unmapped
 
 SCHEMA_1 = Path(__file__).parent / "schema1"
 METADATA = {
@@ -78,7 +79,7 @@ def rewrite(path: Path, change: Callable[[dict[str, str], dict[str, Tensor]], An
     """Change the header and the tensors of a file."""
     with safe_open(path, "pt") as file:
         header = dict(file.metadata())
-    tensors = load(path.read_bytes())  # no map of a file that changes
+    tensors = unmapped(path)
     change(header, tensors)
     save_file(tensors, path, header)
 

@@ -253,7 +253,9 @@ def test_numbers_that_compare_a_measurement_with_the_one_before(tmp_path: Path, 
 
 
 def test_a_part_that_nothing_here_explains_is_told(tmp_path: Path) -> None:
-    run = save_run(tmp_path, [0], lambda step: make_record(step, parts={"aura": {"x": 1}}))
+    run = save_run(
+        tmp_path, [0], lambda step: make_record(step, parts={"aura": {"x": torch.ones(1)}})
+    )
     page = PageReader.of(write_report(run, tmp_path / "r.html")[0])
     assert "parts of probes that are not known here: aura" in page.text("td")
     assert "every one was left out" in page.text("h1")
