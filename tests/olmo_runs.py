@@ -41,12 +41,12 @@ def watch(**options: Any) -> StableRegionCallback:
     return StableRegionCallback(**(training.SMALL | options))
 
 
-def build(seed: int = 0, **options: Any) -> Any:
+def build(seed: int = 0, vocabulary: int = VOCAB, **options: Any) -> Any:
     """A tiny OLMo 2, always the same one for the same seed."""
     small: dict[str, Any] = {"n_layers": 3, "n_heads": 4, "hidden_size_multiple_of": 16}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = TransformerConfig.olmo2_14M(VOCAB, **small | options).build(init_device="cpu")
+        model = TransformerConfig.olmo2_14M(vocabulary, **small | options).build(init_device="cpu")
         for weight in model.parameters():
             if weight.dim() > 1:
                 torch.nn.init.normal_(weight, std=1.75 / weight.shape[-1] ** 0.5)

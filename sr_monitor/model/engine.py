@@ -31,9 +31,9 @@ POINTS_PER_ROW = 64
 class Chunk:
     """The outputs F of some points, on the device; their numbers, on the CPU.
 
-    A *context* is a prompt whose last activation is replaced: a pair of paths, or 3 times a triple
-    plus a corner in slices, counted within this rank's share. A *place* is a point's number within
-    its context: the step of a path, or row times resolution plus column of a slice.
+    A *context* is a prompt whose last activation is replaced: of a pair of paths, or of a corner of
+    a slice, counted within this rank's share. A *place* is a point's number within its context: the
+    step of a path, or row times resolution plus column of a slice.
     """
 
     contexts: Int[Tensor, " point"]

@@ -205,6 +205,10 @@ class Riders:
                 self.taps |= probe.taps(session.stream)
                 self._probes.append(probe)
 
+    def __len__(self) -> int:
+        """Return how many probes ride."""
+        return len(self._probes)
+
     def begin(self, num_contexts: int, num_places: int, gather: Gather) -> None:
         """Make the readers, once it is known how many points there are."""
         self._gather, self._begun = gather, True

@@ -29,7 +29,7 @@ from sr_monitor.model.memory import in_chunks
 from sr_monitor.model.precision import Precision
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.selfcheck import EngineName
-from sr_monitor.model.session import SessionOptions, Share, open_session
+from sr_monitor.model.session import Session, SessionOptions, open_session
 from sr_monitor.model.stream import Output
 from sr_monitor.options import Options, explains, option
 from sr_monitor.probes.base import Page, Probe, Progress, Riders, Run, no_progress, unpack_as
@@ -95,8 +95,10 @@ class SlicesProbe(SlicesOptions, Probe):
         num_slices = min(self.num_slices, run.prompts.num_triples)
         if num_slices == 0:
             return None
-        share = run.session.share(*run.prompts.triples(num_slices))
-        return _measure(share, self.slice_resolution, _SPAN, run.riders, run.progress)
+        triples = run.prompts.triples(num_slices)
+        return _measure(
+            run.session, triples, self.slice_resolution, _SPAN, run.riders, run.progress
+        )
 
     def pictures(self, page: Page, earlier: Sequence[Page]) -> Iterator[tuple[Key, Any]]:
         """Draw each slice, and its film with earlier steps."""
@@ -160,70 +162,106 @@ def measure_slices(
     )
     prompts = prompts_a, prompts_b, prompts_c
     with open_session(model, prompts, options, ranks) as session:
-        share, riders = session.share(*prompts), Riders(session, ())
-        return _measure(share, plane.slice_resolution, span, riders, progress or no_progress)
+        riders, show = Riders(session, ()), progress or no_progress
+        return _measure(session, prompts, plane.slice_resolution, span, riders, show)
 
 
 def _measure(
-    share: Share, resolution: int, span: tuple[float, float], riders: Riders, progress: Progress
+    session: Session,
+    prompts: Sequence[Int[Tensor, "triple token"]],
+    resolution: int,
+    span: tuple[float, float],
+    riders: Riders,
+    progress: Progress,
 ) -> Slices:
-    """Measure this rank's triples, one after the other, and gather all."""
-    session, engine = share.session, share.session.engine
-    coordinates = torch.linspace(*span, resolution, dtype=torch.float64)
+    """Measure this rank's bands of the corners' maps, and gather all."""
+    engine, (num_triples, num_tokens) = session.engine, prompts[0].shape
+    num_maps, num_points = 3 * num_triples, resolution**2
+    # Who rides on the points of a map is to see all of them.
+    num_bands = 1 if riders else _num_bands(session.ranks, num_maps, num_points, num_tokens)
+    width = -(-num_points // num_bands)
+    # Band by band, corner by corner, triple by triple: "triple·corner·band token".
+    share = session.share(*(each.repeat_interleave(3 * num_bands, dim=0) for each in prompts))
+    bands = session.ranks.share(share.count)
+    # "band point"; the last band is filled up with its last point.
+    places = (bands % num_bands * width)[:, None] + torch.arange(width)
+    places = places.clamp_max(num_points - 1)
     corners = torch.stack(share.activations(), dim=1)
-    prompts = torch.stack(share.prompts, dim=1)
-    maps = corners.new_empty(len(corners), 3, resolution**2)
-    feet = _foot(corners)
-    weights = _weights(coordinates.to(corners), feet)
-    riders.begin(3 * len(corners), resolution**2, share.gather)
+    own = torch.arange(len(bands)), bands // num_bands % 3
+    contexts = torch.stack(share.prompts, dim=1)[own]
+    coordinates, feet = torch.linspace(*span, resolution, dtype=torch.float64), _foot(corners)
+    maps = corners.new_empty(len(bands), width)
+    riders.begin(len(bands), num_points, share.gather)
 
-    def measure_triple(triple: int, weight: Float[Tensor, "point 3"]) -> None:
-        # No matrix product: autocast and TF32 would round the points. Weights are "point 1".
-        of_a, of_b, of_c = weight[..., None].unbind(dim=1)
-        plane = of_a * corners[triple, 0] + of_b * corners[triple, 1] + of_c * corners[triple, 2]
+    def measure(chosen: slice) -> None:
+        u, v = _plane(coordinates.to(corners), places[chosen])
+        # No matrix product: autocast and TF32 would round the points. Weights are "band point 1".
+        of_a, of_b, of_c = _weights(u, v, feet[chosen, None])[..., None].unbind(dim=2)
+        a, b, c = corners[chosen, :, None].unbind(dim=1)
+        plane = of_a * a + of_b * b + of_c * c
         # Each corner's own activation comes first: its output is what distances are taken to.
-        points = torch.cat([corners[triple][:, None], plane.expand(3, -1, -1)], dim=1)
+        points = torch.cat([corners[own][chosen, None], plane], dim=1)
 
-        def measure(chosen: slice) -> None:
-            def see(chunk: Chunk) -> None:
-                shown = chunk.some(chunk.places > 0)  # without the corners' own activations
-                corner, place = shown.contexts + chosen.start, shown.places - 1
-                maps[triple, corner, place] = shown.distance.to(maps.device)
-                riders.read(replace(shown, contexts=3 * triple + corner, places=place))
+        def see(chunk: Chunk) -> None:
+            shown = chunk.some(chunk.places > 0)  # without the corners' own activations
+            band, place = shown.contexts + chosen.start, shown.places - 1
+            maps[band, place] = shown.distance.to(maps.device)
+            riders.read(replace(shown, contexts=band, places=place))
 
-            engine.run(engine.open(prompts[triple, chosen]), points[chosen], see)
-
-        in_chunks(3, tokens_each=prompts.shape[2], budget=engine.budget, work=measure)
-        progress(triple + 1, len(corners))
+        engine.run(engine.open(contexts[chosen]), points, see)
 
     with session.tf32_products() as arithmetic:
-        for triple, weight in enumerate(weights):
-            measure_triple(triple, weight)
+        for first in range(0, len(bands), 3):  # points of a few maps lie in memory at once
+            few = bands[first : first + 3]
+
+            def some(chunk: slice, first: int = first) -> None:
+                measure(slice(first + chunk.start, first + chunk.stop))
+
+            in_chunks(len(few), tokens_each=num_tokens, budget=engine.budget, work=some)
+            progress(first + len(few), len(bands))
+    # "triple·corner·band point" to "triple corner row column".
     distance = share.gather(maps.nan_to_num(nan=torch.inf, posinf=torch.inf))
+    distance = distance.reshape(num_triples, 3, -1)[..., :num_points]
     return Slices(
         coordinates=coordinates.float(),
-        # "triple corner point" to "triple corner row column".
-        distance=distance.reshape(-1, 3, resolution, resolution),
-        foot=share.gather(feet),
-        num_points=distance.numel() + 3 * len(distance),
+        distance=distance.reshape(num_triples, 3, resolution, resolution),
+        foot=share.gather(feet)[:: 3 * num_bands],
+        num_points=distance.numel() + 3 * num_triples,
         engine=engine.way,
         arithmetic=arithmetic,
     )
 
 
-def _foot(corners: Float[Tensor, "triple 3 d_model"]) -> Float[Tensor, " triple"]:
+def _num_bands(ranks: RankGroup, num_maps: int, num_points: int, num_tokens: int) -> int:
+    """Return how many bands to cut a map into, so that no rank runs more points than it must.
+
+    Each band runs its prompt and its corner's own point again.
+    """
+
+    def points_of_a_rank(num_bands: int) -> int:
+        each = -(-num_maps * num_bands // ranks.num_teams)
+        return each * (-(-num_points // num_bands) + num_tokens)
+
+    return min(range(1, min(ranks.num_teams, num_points) + 1), key=points_of_a_rank)
+
+
+def _foot(corners: Float[Tensor, "item 3 d_model"]) -> Float[Tensor, " item"]:
     """Return t; 0 where A and B coincide and every t gives the same plane."""
     a, b, c = corners.unbind(dim=1)
     along = b - a
     return ((c - a) * along).sum(-1) / (along * along).sum(-1).clamp_min(1e-30)
 
 
+def _plane(
+    coordinates: Float[Tensor, " row"], places: Int[Tensor, "item point"]
+) -> tuple[Float[Tensor, "item point"], Float[Tensor, "item point"]]:
+    """Return u and v of places that are counted row by row."""
+    return coordinates[places % len(coordinates)], coordinates[places // len(coordinates)]
+
+
 def _weights(
-    coordinates: Float[Tensor, " row"], foot: Float[Tensor, " triple"]
-) -> Float[Tensor, "triple point 3"]:
-    """Return the weights of a, b and c at each point of the plane, row by row."""
-    v, u = torch.meshgrid(coordinates, coordinates, indexing="ij")
-    u, v = u.flatten(), v.flatten()
-    weight_b = u - v * foot[:, None]
-    weight_c = v.expand_as(weight_b)
-    return torch.stack([1 - weight_b - weight_c, weight_b, weight_c], dim=-1)
+    u: Float[Tensor, "item point"], v: Float[Tensor, "item point"], foot: Float[Tensor, "item 1"]
+) -> Float[Tensor, "item point 3"]:
+    """Return the weights of a, b and c at each point of the plane."""
+    weight_b = u - v * foot
+    return torch.stack([1 - weight_b - v, weight_b, v], dim=-1)

@@ -45,6 +45,7 @@ with warnings.catch_warnings():
         TransformerContextParallelConfig,
         TransformerDataParallelConfig,
         TransformerPipelineParallelConfig,
+        TransformerTensorParallelConfig,
     )
 
     from tests import olmo_runs
@@ -386,6 +387,50 @@ def test_two_processes_share_a_measurement_and_do_not_notice(tmp_path: Path) -> 
                 torch.testing.assert_close(mine.distance, theirs.distance, rtol=gap, atol=gap)
             assert (record.paths.engine, record.paths.arithmetic) == ("shared", "float32")
         assert len(training.event_files(tmp_path / name / NAME)) == 1
+
+
+def even() -> Any:
+    """A model of as many tokens as can be divided by the ranks."""
+    return olmo_runs.build(vocabulary=64)
+
+
+def train_in_tensor_parallel(rank: int, folder: Path) -> list[str]:
+    """What of the watched training differs from the other one: two groups of two."""
+    warnings.simplefilter("ignore")
+    os.environ["OLMO_SHARED_FS"] = "1"
+    module = {
+        "dp_config": TransformerDataParallelConfig(name="fsdp"),
+        "tp_config": TransformerTensorParallelConfig(degree=2),
+        "rank_microbatch_size": olmo_runs.ROWS * olmo_runs.LENGTH // 2,
+    }
+
+    def data(folder: Path, **options: Any) -> Any:
+        """Each rank writes its own index: the barrier around it leaves other groups out."""
+        loader = olmo_runs.loader(folder / f"rows-{rank}", **options)
+        loader.fs_local_rank = 0
+        return loader
+
+    def run(folder: Path, *callbacks: Any) -> Any:
+        parallel._WORLD_MESH = None  # one training a process, as OLMo-core has it
+        return train(folder, *callbacks, model=even(), module=module, data=data, max_steps=3)
+
+    plain = run(folder / "plain")
+    return list(run(folder, watch(every=1, num_slices=1)).differences(plain))
+
+
+@pytest.mark.slow
+def test_tensor_parallel_groups_share_a_measurement_and_do_not_notice(tmp_path: Path) -> None:
+    work = partial(train_in_tensor_parallel, folder=tmp_path)
+    assert in_processes(work, size=4, timeout=400) == [[]] * 4
+    train(tmp_path / "one", watch(every=1, num_slices=1), model=even(), max_steps=3)
+    found, expected = records(tmp_path), records(tmp_path / "one")
+    assert list(found) == [0, 1, 2, 3]
+    for step, record in found.items():
+        gap = 1e-3 if step else 1e-5  # their sums of gradients differ in the last bits
+        for part in ("paths", "slices"):
+            mine, theirs = record.parts[part], expected[step].parts[part]
+            torch.testing.assert_close(mine.distance, theirs.distance, rtol=gap, atol=gap)
+        assert record.metadata["processes"] == 4
 
 
 CUT_UP: dict[str, dict[str, Any]] = {
