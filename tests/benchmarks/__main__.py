@@ -33,6 +33,7 @@ from tests.benchmarks.loading import SHARD_MEGABYTES, peak_beside_the_model, sav
 from tests.benchmarks.memory import peak_tensor_bytes
 from tests.benchmarks.models import block_parameters, smollm2
 from tests.benchmarks.plain import plain_paths
+from tests.benchmarks.ranks import cost_of_slices
 
 # The plain way's time is linear in the alphas; this many are timed and the rest computed.
 _PLAIN_ALPHAS = 3
@@ -185,6 +186,22 @@ def growth() -> None:
     )
 
 
+def ranks() -> None:
+    """What four slices cost on more and more ranks, all of them together."""
+    _, model = smollm2()
+    ids = torch.cat(prompts(3, 10))  # six prompts, four triples
+    cost_of_slices(model, ids, 64)  # loads and allocates
+    rows = []
+    for size in (1, 4, 16, 64):
+        took, points = cost_of_slices(model, ids, size)
+        rows.append((size, took, points, size * took, size * points))
+    show(
+        "four slices, float32, one thread a rank",
+        "ranks | CPU s of a rank | its points | CPU s of all | points of all",
+        rows,
+    )
+
+
 def archives() -> None:
     """What an --out of many records costs: opened, and for each record more."""
     rows = []
@@ -255,6 +272,6 @@ def stated_bound(
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for part in (ratios, shares, growth, archives, loading, memory):
+    for part in (ratios, shares, growth, ranks, archives, loading, memory):
         if part.__name__ in (sys.argv[1:] or [part.__name__]):
             part()

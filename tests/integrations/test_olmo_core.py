@@ -405,9 +405,11 @@ def train_in_tensor_parallel(rank: int, folder: Path) -> list[str]:
     }
 
     def data(folder: Path, **options: Any) -> Any:
-        """Each rank writes its own index: the barrier around it leaves other groups out."""
+        """Each rank has an index of its own: the first rank's may come too late for two of them."""
         loader = olmo_runs.loader(folder / f"rows-{rank}", **options)
         loader.fs_local_rank = 0
+        loader.reshuffle(epoch=1)
+        loader.fs_local_rank = rank
         return loader
 
     def run(folder: Path, *callbacks: Any) -> Any:

@@ -16,7 +16,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    fully_shard,
+)
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -220,6 +225,12 @@ def four_ranks_find_what_one_finds(rank: int, mesh: DeviceMesh) -> None:
         "tp": lambda model: split(model, mesh["tp"]),
         "other way round": lambda model: split(model, mesh["dp"]),
         "fsdp and tp": lambda model: both_ways(model, mesh),
+        "fsdp1 and tp": lambda model: FullyShardedDataParallel(
+            split(model, mesh["tp"]),
+            device_mesh=mesh["dp"],
+            device_id=torch.device("cpu"),
+            auto_wrap_policy=ModuleWrapPolicy({type(model.model.layers[0])}),
+        ),
     }
     for name, way in ways.items():
         monitor = make_monitor(config=CONFIG)

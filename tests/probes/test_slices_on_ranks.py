@@ -10,29 +10,17 @@ import torch
 from torch import Tensor
 
 from sr_monitor import measure_slices
-from sr_monitor.model.ranks import RankGroup
 from sr_monitor.probes.slices import Slices
+from tests.benchmarks.ranks import OneOfMany
 from tests.zoo import build
 
 
-class Told(RankGroup):
-    """A rank that exchanges nothing; what each gathers is in `found`, in turn."""
+class Told(OneOfMany):
+    """A rank that is told what others gathered before it, in turn."""
 
     def __init__(self, rank: int, size: int, found: list[list[Tensor]]) -> None:
         super().__init__(rank, size)
         self.found, self.calls = found, 0
-
-    def in_teams(self, mates: Any) -> RankGroup:
-        return self
-
-    def sync_errors(self) -> None:
-        pass
-
-    def largest(self, ask: Any) -> int:
-        return int(ask())
-
-    def broadcast(self, value: Any) -> Any:
-        return value
 
     def gather(self, mine: Tensor, count: int) -> Tensor:
         if self.calls == len(self.found):
@@ -40,9 +28,7 @@ class Told(RankGroup):
         pieces = self.found[self.calls]
         pieces.append(mine.cpu())
         self.calls += 1
-        everything = torch.cat(pieces)
-        # Before the last rank, only the shape counts.
-        return everything[torch.arange(count) % len(everything)]
+        return super().gather(torch.cat(pieces), count)  # before the last rank, too few
 
 
 def measure(ranks: range, num_triples: int, resolution: int) -> tuple[Slices, int]:
