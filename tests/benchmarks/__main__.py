@@ -190,14 +190,17 @@ def ranks() -> None:
     """What four slices cost on more and more ranks, all of them together."""
     _, model = smollm2()
     ids = torch.cat(prompts(3, 10))  # six prompts, four triples
-    cost_of_slices(model, ids, 64)  # loads and allocates
+    cost_of_slices(model, ids, 64, 2)  # loads and allocates
     rows = []
-    for size in (1, 4, 16, 64):
-        took, points = cost_of_slices(model, ids, size)
-        rows.append((size, took, points, size * took, size * points))
+    for size in (4, 16, 64):
+        # The self-check of every session is as dear without slices.
+        check, least = cost_of_slices(model, ids, size, 2)
+        took, points = cost_of_slices(model, ids, size, 41)
+        own, more = took - check, points - least
+        rows.append((size, check, own, more, size * own, size * more))
     show(
         "four slices, float32, one thread a rank",
-        "ranks | CPU s of a rank | its points | CPU s of all | points of all",
+        "ranks | CPU s of the check | of slices, a rank | points | CPU s of all | points of all",
         rows,
     )
 

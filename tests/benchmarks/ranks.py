@@ -32,13 +32,15 @@ class OneOfMany(RankGroup):
         return mine.cpu()[torch.arange(count) % len(mine)]
 
 
-def cost_of_slices(model: nn.Module, prompts: Tensor, size: int) -> tuple[float, int]:
-    """Return the CPU seconds of one rank, and how many points it runs."""
+def cost_of_slices(
+    model: nn.Module, prompts: Tensor, size: int, resolution: int
+) -> tuple[float, int]:
+    """Return the CPU seconds of one rank, and how many points it runs, the self-check included."""
     rows: list[int] = []
     last = list(model.get_submodule("model.layers").children())[-1]
     hook = last.register_forward_hook(lambda _, __, made: rows.append(made.shape[:2].numel()))
     start = time.process_time()
     triples = prompts[:-2], prompts[1:-1], prompts[2:]
-    measure_slices(model, *triples, resolution=41, ranks=OneOfMany(size - 1, size))
+    measure_slices(model, *triples, resolution=resolution, ranks=OneOfMany(size - 1, size))
     hook.remove()
     return time.process_time() - start, sum(rows)
