@@ -52,7 +52,7 @@ def export(
 
     targets: dict[str, _Opens] = {}
     if log_dir is not None:
-        check_writable(log_dir)
+        check_writable(log_dir, "--log-dir")
         targets[str(log_dir)] = lambda name: _tensorboard(log_dir / name)
     if wandb is not None:
         targets[f"Weights & Biases, project {wandb!r}"] = lambda name: _wandb(wandb, name)

@@ -185,12 +185,12 @@ def _is_of(value: Any, hint: Any) -> bool:
     return hint is Any or isinstance(value, get_origin(hint) or hint)
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--out") -> None:
     """Refuse a folder for results before the work, not after it."""
     try:
         there = next(path for path in (folder, *folder.parents) if path.exists())
     except OSError as error:
-        raise InputError(f"--out {str(folder)!r}: {error.strerror}; name another") from error
+        raise InputError(f"{option} {str(folder)!r}: {error.strerror}; name another") from error
     if not there.is_dir() or not os.access(there, os.W_OK):
         kind = "a folder that can be written to" if there.is_dir() else "a folder"
-        raise InputError(f"--out {str(folder)!r}: {str(there)!r} is not {kind}; name another")
+        raise InputError(f"{option} {str(folder)!r}: {str(there)!r} is not {kind}; name another")

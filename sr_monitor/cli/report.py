@@ -44,8 +44,10 @@ def report(
 
     if out.is_dir():
         raise InputError(f"--out {str(out)!r}: this is a folder; name a file, as report.html in it")
-    for folder in (out.resolve().parent, *filter(None, (figures, csv))):
-        check_writable(folder)
+    check_writable(out.resolve().parent)
+    for option, folder in (("--figures", figures), ("--csv", csv)):
+        if folder is not None:
+            check_writable(folder, option)
     probes = [parse_probe(text) for text in probe or ()]
     page, *others = write_report(folders, out, figures=figures, csv=csv, probes=probes)
     say(f"wrote {page}: {size(page.stat().st_size)}, to open in a browser")

@@ -66,7 +66,7 @@ def choose_prompts(chosen: PromptOptions, tokenizer: Tokenizer, num_prompts: int
         _check_rows(source)
     else:
         if source.suffix in {".txt", ".json", ".jsonl"}:
-            raise InputError(f"--prompts {name!r}: there is no such file")
+            raise InputError(f"--prompts {name!r}: there is no such file; check the path")
         check_hub(name, "dataset")
     return PromptSet.from_dataset(name, tokenizer, **options)
 

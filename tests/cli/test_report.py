@@ -66,7 +66,8 @@ def test_what_cannot_be_reported_is_refused_in_one_line(
     assert "this is a folder; name a file" in refusal(capsys, run, "-o", ".")
     Path("file").touch()
     assert "is not a folder" in refusal(capsys, run, "-o", "file/report.html")
-    assert "is not a folder" in refusal(capsys, run, "--figures", "file")
+    assert "--figures 'file': 'file' is not a folder" in refusal(capsys, run, "--figures", "file")
+    assert "--csv 'file': 'file' is not a folder" in refusal(capsys, run, "--csv", "file")
     assert "no probe 'rize'" in refusal(capsys, run, "--probe", "rize")
     with monkeypatch.context() as later:
         later.setattr("sr_monitor.results.record._SCHEMA", 99)
