@@ -5,6 +5,7 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ import pytest
 from nbclient import NotebookClient
 
 from sr_monitor import Record
+from sr_monitor.cli.demo_training import run_demo
 from sr_monitor.probes.base import available
+from sr_monitor.probes.measuring import no_bar
 from sr_monitor.results.record import list_records
+from tests.cli.test_demo import TINY
 from tests.hub_server import hub_server
 from tests.replays import olmo_repo
 from tests.saved import save_model, save_tokenizer
@@ -104,6 +108,20 @@ def test_the_notebook_holds_pictures_and_runs_without_edits() -> None:
 
 
 @pytest.mark.slow
+def test_the_demo_is_shown_by_every_probe(tmp_path: Path) -> None:
+    """From the records of a shorter training than its own."""
+    probes = ["regions", "map", "geometry"]
+    plan = replace(TINY, config=replace(TINY.config, num_pairs=12, probes=probes))
+    run_demo(tmp_path, plan, "transformers", no_bar)
+    out = run("-W", "ignore", str(EXAMPLES / "demo_probes.py"), str(tmp_path))
+    for number in ("regions/count", "geometry/rank", "meaning/finals/value", "readout/r2"):
+        assert f"stable_regions_{number}" in out
+    pictures = {path.name for path in (tmp_path / "pictures").glob("*.png")}
+    names = "regions-hypotheses", "map-0", "geometry-spectrum", "meaning-pairs", "readout-predicted"
+    assert pictures >= {f"{name}.png" for name in names}
+
+
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(EXAMPLES / "first_hour.ipynb", 4)
     NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -124,6 +142,7 @@ def _pictures(notebook: Any) -> list[str]:
 def test_every_example_is_run_here() -> None:
     ran = {
         "beside_random",
+        "demo_probes",
         "hf_trainer",
         "lightning_module",
         "olmo_core_trainer",

@@ -16,6 +16,7 @@ from sr_monitor.probes.drawing import (
     SOFT,
     Axes,
     Figure,
+    count_along,
     new_page,
     own_style,
     place_axes,
@@ -76,4 +77,5 @@ def _draw_bars(axes: Axes, held: Held, values: Float[Tensor, "2 block"], label: 
         axes.bar(places.numpy(), torch.nan_to_num(values[kind]).numpy(), 0.4, color=color)
     axes.axhline(0, color=SOFT, linewidth=0.7)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    count_along(axes.xaxis)
     axes.set(xlabel="block", ylabel=label)

@@ -29,6 +29,7 @@ from sr_monitor.probes.drawing import (
     SOFT,
     WIDTH,
     Figure,
+    count_along,
     new_page,
     own_style,
     pixels,
@@ -144,6 +145,7 @@ def _draw(part: Part, title: str) -> Figure:
             values = part[f"{kind}_{name}"].numpy()
             axes.plot(blocks, values, "o-", color=color, markersize=3, label=kind.replace("_", "-"))
         axes.set_ylabel(label)
+        count_along(axes.xaxis)
         if name == "share":
             axes.set_ylim(bottom=0)
             axes.set_xticklabels([])

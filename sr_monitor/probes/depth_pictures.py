@@ -18,6 +18,7 @@ from sr_monitor.probes.drawing import (
     SOFT,
     Axes,
     Figure,
+    count_along,
     new_page,
     own_style,
     place_axes,
@@ -97,6 +98,7 @@ def draw_along(
         ScalarMappable(ends, f"{_SHADES}_r"), cax=place_axes(figure, LEFT + 4.02, 0.65, 0.12, 2.4)
     )
     bar.set_label(place)
+    count_along(bar.ax.yaxis)
     write_headline(figure, title, "dotted: a straight line, no regions")
     return settled(figure)
 
@@ -119,9 +121,7 @@ def _draw_heat(figure: Figure, profile: Profile) -> None:
 
 
 def _name_blocks(axes: Axes, numbers: Int[Tensor, " block"]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axes.yaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+    count_along(axes.yaxis)
     low, high = int(numbers.min()), int(numbers.max())
     axes.set_ylim(low - 0.5, high + 0.5)
     axes.tick_params(colors=INK)

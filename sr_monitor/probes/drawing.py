@@ -117,6 +117,13 @@ def write_headline(figure: Figure, title: str, note: str, small: str = "") -> No
     write_text(figure, LEFT, height - 0.67, small, 7.0, SOFT, WIDTH)
 
 
+def count_along(axis: Any) -> None:
+    """Put ticks at whole numbers only, as those of blocks."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator(nbins=8, integer=True, steps=[1, 2, 5, 10]))
+
+
 def settled(figure: Figure) -> Figure:
     """Lay the figure out now: matplotlib makes ticks lazily, in the style then in force."""
     figure.draw_without_rendering()

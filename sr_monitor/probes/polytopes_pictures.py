@@ -14,6 +14,7 @@ from sr_monitor.probes.drawing import (
     LEFT,
     SOFT,
     Figure,
+    count_along,
     new_page,
     own_style,
     place_axes,
@@ -39,6 +40,7 @@ def draw_polytopes(found: Crossings, paths: Paths, title: str, note: str) -> Fig
     by_block = place_axes(figure, LEFT, 0.65, 2.6, 2.3)
     median = found.by_block.nanmedian(dim=0).values.nan_to_num(0)
     by_block.bar(found.blocks.numpy(), median.numpy(), 0.8, color=BLUE)
+    count_along(by_block.xaxis)
     by_block.set(xlabel="block", ylabel="sign changes on a path (median)")
     around = place_axes(figure, LEFT + 3.4, 0.65, 2.6, 2.3)
     density = found.crossings / found.crossings.mean(dim=1, keepdim=True)

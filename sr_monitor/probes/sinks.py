@@ -25,6 +25,7 @@ from sr_monitor.probes.drawing import (
     RED,
     WIDTH,
     Figure,
+    count_along,
     new_page,
     own_style,
     pixels,
@@ -126,6 +127,7 @@ def _draw(part: Part, title: str) -> Figure:
     blocks = part["block"].numpy()
     axes.plot(blocks, part["attention"].nanmean(dim=1).numpy(), "o-", color=BLUE, markersize=3)
     axes.plot(blocks, part["written"].numpy(), "s-", color=RED, markersize=3)
+    count_along(axes.xaxis)
     axes.set(xlim=ends, ylim=(0, 1.05), xlabel="block", ylabel="share")
     labels = ["attention paid to the first token", "its part of what is written"]
     figure.legend(axes.lines, labels, loc="lower center", ncols=2, frameon=False)

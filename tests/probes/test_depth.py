@@ -13,7 +13,7 @@ from torch import Tensor
 from sr_monitor import PromptSet, measure_paths
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.probes.base import Page, Part, Probe
-from sr_monitor.probes.depth import Depth
+from sr_monitor.probes.depth import Depth, Depths
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.layers import Layers
 from sr_monitor.probes.measuring import measure_probes
@@ -157,3 +157,16 @@ def test_pictures_and_records() -> None:
 
 def _numbers_of_record(probe: Probe, part: Part) -> Mapping[Key, float]:
     return probe.scalars(probe.unpack(probe.pack(part)))
+
+
+def test_the_turn_is_where_paths_are_half_as_far_above_a_line_as_at_their_steepest() -> None:
+    slopes = torch.tensor([[1.0, 1.6, 2.1, 3.0, 2.5]])
+    depths = Depths(
+        blocks=torch.arange(2, 7),
+        max_slope=slopes,
+        location=torch.full((1, 5), 0.5),
+        end_distance=torch.ones(1, 5),
+        curves=torch.linspace(0, 1, 3).repeat(5, 1),
+    )
+    found = Depth().scalars(depths)
+    assert (found[Depth.STEEPEST_BLOCK], found[Depth.TURN]) == (5, 4)

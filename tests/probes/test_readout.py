@@ -12,9 +12,10 @@ from sr_monitor.model.session import SessionOptions
 from sr_monitor.probes.base import Page
 from sr_monitor.probes.measuring import measure_probes
 from sr_monitor.probes.paths import PathsProbe
-from sr_monitor.probes.readout import Readout
+from sr_monitor.probes.readout import Readout, _draw
 from sr_monitor.probes.ridge import cross_predict, r2_of
 from tests import zoo
+from tests.pictures import assert_tidy
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -37,8 +38,13 @@ def test_more_directions_than_prompts_read_off_no_noise() -> None:
 
 def test_each_fold_is_the_best_ridge_of_an_obvious_search() -> None:
     """By normal equations with a column of ones, each item really left out."""
-    x, y = torch.randn(2, 15, 4, dtype=torch.float64, generator=GENERATOR)
-    y = (x @ torch.randn(4, 2, dtype=torch.float64, generator=GENERATOR)) + y[:, :2]
+    # Much noise, so that the penalties differ, and that of leaving nothing out would be another.
+    generator, double = torch.Generator().manual_seed(0), torch.float64
+    x, weights, noise = (
+        torch.randn(*shape, generator=generator, dtype=double)
+        for shape in ((15, 4), (4, 2), (15, 2))
+    )
+    y = 0.5 * x @ weights + noise
     expected = torch.empty(15, 2, dtype=torch.float64)
 
     def fit(x: torch.Tensor, y: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -97,6 +103,14 @@ def test_vectors_that_are_not_finite_are_left_out() -> None:
     assert math.isnan(probe.scalars(probe.settle(x[:3], {}))[Readout.R2])
     picture = dict(probe.pictures(Page(title="", part=part, parts={}, prompts=None), ()))  # type: ignore[arg-type]
     assert picture[Readout.PREDICTED].any()
+
+
+def test_two_words_are_drawn_as_one_number_and_three_as_a_plane() -> None:
+    for words, label in (("ab" * 10, "target"), ("abca" * 5, "first axis of the target")):
+        target = torch.tensor(Readout(target=list(words)).target)
+        figure = _draw({"target": target, "predicted": target + 0.1}, "step 1", 0.9)
+        assert figure.axes[0].get_xlabel() == label
+        assert_tidy(figure)
 
 
 def test_targets_that_do_not_fit_are_refused() -> None:
