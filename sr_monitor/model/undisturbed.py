@@ -23,8 +23,9 @@ _MOST_VALUES = 2**20  # of a buffer that is copied; larger ones are masks or pac
 
 @contextmanager
 def preserving_random_states() -> Iterator[None]:
-    """Put the global generators of torch, CUDA, Python and numpy back as they were before."""
+    """Put the global generators of torch, CUDA, Python and numpy back, and the gradient mode."""
     with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
         stack.callback(torch.set_rng_state, torch.get_rng_state())
         stack.callback(random.setstate, random.getstate())
         # Asking for the states of GPUs that are not in use would start them.
