@@ -86,5 +86,5 @@ def _parse_json(text: str) -> Any:
     """Return what `text` says, None if it is not JSON."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, TypeError):  # a damaged state may hold a number there
         return None

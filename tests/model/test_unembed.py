@@ -17,7 +17,7 @@ from sr_monitor.model.anatomy import dissect
 from sr_monitor.model.stream import Output, Stream
 from sr_monitor.model.undisturbed import undisturbed
 from tests import zoo
-from tests.model.helpers import LENGTH
+from tests.model.helpers import LENGTH, needs_fsdp2
 from tests.oracle import run
 
 BEYOND_THE_HEAD = ("gemma2_window", "granite", "cohere", "lit_gpt")
@@ -106,6 +106,7 @@ def test_nothing_is_left_behind_when_the_head_fails(name: str) -> None:
 
 
 def _sharded(model: nn.Module) -> nn.Module:
+    needs_fsdp2()
     for block in model.get_submodule("model.layers").children():
         fully_shard(block)
     fully_shard(model)
