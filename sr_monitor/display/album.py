@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from sr_monitor.display.writers.base import Writer, WriterError
 from sr_monitor.probes.base import Page
+from sr_monitor.probes.drawing import load_drawing
 from sr_monitor.probes.keys import NAME, PROMPTS, Key, Kind, of_run
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.results.record import Record
@@ -41,6 +42,11 @@ class Album:
         self._before: dict[str, Page] = {}  # of the last record, by probe
         self._numbered: int | None = None  # the step whose numbers were written last
         self._drawn: set[int] = set()  # the steps whose pictures were
+
+    def prepare(self) -> None:
+        """Load what draws, if there is anybody to draw for."""
+        if self._writers:
+            load_drawing()
 
     def introduce(self, prompts: PromptSet, step: int) -> None:
         """Show which prompts are measured: the first pairs, how many there are, their source."""
@@ -101,10 +107,13 @@ class Album:
             yield "scalar", name, number
 
     def _pictures(self, record: Record) -> Iterator[_Entry]:
-        so_far = [self._pages[step] for step in sorted(self._pages) if step <= record.step]
+        so_far = [step for step in sorted(self._pages) if step <= record.step]
+        shown = _thinned(so_far)
+        for step in {*so_far} - {*shown}:
+            self._pages[step] = {}  # no later picture shows it
         for probe, _ in record.known():
-            pages = [pages[probe.name] for pages in so_far if probe.name in pages]
-            *earlier, page = _thinned(pages)
+            pages = [self._pages[step] for step in shown]
+            *earlier, page = [each[probe.name] for each in pages if probe.name in each]
             for key, picture in probe.pictures(page, earlier):
                 yield key.kind, key.name, picture
 
@@ -186,8 +195,8 @@ def _escape(text: str) -> str:
     return re.sub(r"[\\`*_|\[\]]", r"\\\g<0>", html.escape(printable, quote=False))
 
 
-def _thinned(pages: Sequence[Page]) -> Sequence[Page]:
-    """Drop every second page, never the first or last, until the rest fits one picture."""
-    while len(pages) > _MOST_PAGES:
-        pages = [pages[0], *pages[2:-1:2], pages[-1]]
-    return pages
+def _thinned(steps: Sequence[int]) -> Sequence[int]:
+    """Drop every second step, never the first or last, until the rest fits one picture."""
+    while len(steps) > _MOST_PAGES:
+        steps = [steps[0], *steps[2:-1:2], steps[-1]]
+    return steps

@@ -33,6 +33,9 @@ Held: TypeAlias = "sr_monitor.probes.causes.Held"
 _COLORS = BLUE, "#b0182b"
 _LABELS = "attention", "feed-forward"
 
+# Named here, since an annotation in a function makes a class at each call: cyclic garbage.
+_Curves: TypeAlias = Float[Tensor, "pair step"]
+
 
 @own_style()
 def draw_causes(held: Held, title: str) -> Figure:
@@ -59,7 +62,7 @@ def _draw_curves(axes: Axes, held: Held) -> None:
     alphas = held.alphas.numpy()
     axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle=":", label="straight line")
 
-    def draw(distance: Float[Tensor, "pair step"], color: str, label: str) -> None:
+    def draw(distance: _Curves, color: str, label: str) -> None:
         median = median_curve(distance / end, kept)[1]
         axes.plot(alphas, median.numpy(), color=color, linewidth=1.8, label=label)
 

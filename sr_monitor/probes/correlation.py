@@ -9,6 +9,7 @@ Intervals are percentile bootstraps: the middle 95% over resamples of the pairs,
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +18,10 @@ from torch import Tensor
 _NUM_RESAMPLES = 1000
 _ENDS = 0.025, 0.975
 _AT_ONCE = 2**22  # bounds the memory of a bootstrap
+
+# Named here, since an annotation in a function makes a class at each call: cyclic garbage.
+_Chosen: TypeAlias = Int[Tensor, "sample value"]
+_PerSample: TypeAlias = Float[Tensor, " sample"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def rank_correlation(
     if both.shape[1] < 3:
         return Estimate(math.nan, math.nan, math.nan)
 
-    def correlate(chosen: Int[Tensor, "sample pair"]) -> Float[Tensor, " sample"]:
+    def correlate(chosen: _Chosen) -> _PerSample:
         rank_x, rank_y = (_centred_ranks(values[chosen]) for values in both)
         norms = rank_x.norm(dim=1) * rank_y.norm(dim=1)
         correlation: Tensor = (rank_x * rank_y).sum(dim=1) / norms
@@ -63,7 +68,7 @@ def effect_size(x: Float[Tensor, " one"], y: Float[Tensor, " other"]) -> Estimat
     if min(len(x), len(y)) < 2:
         return Estimate(math.nan, math.nan, math.nan)
 
-    def compare(chosen: Int[Tensor, "sample value"]) -> Float[Tensor, " sample"]:
+    def compare(chosen: _Chosen) -> _PerSample:
         ours, theirs = x[chosen[:, : len(x)]], y[chosen[:, len(x) :]].sort(dim=1).values
         below = torch.searchsorted(theirs, ours)
         not_above = torch.searchsorted(theirs, ours, right=True)

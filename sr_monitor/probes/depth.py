@@ -11,7 +11,7 @@ relative to d_k(1), and its maximum slope by block. The points are those of path
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -28,6 +28,9 @@ from sr_monitor.probes.depth_pictures import Profile, draw_along, draw_profile
 from sr_monitor.probes.drawing import pixels
 from sr_monitor.probes.keys import Key
 from sr_monitor.probes.statistics import median_curve, quartiles
+
+# Named here, since an annotation in a function makes a class at each call: cyclic garbage.
+_PerBlock: TypeAlias = Float[Tensor, "pair block"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ class Depth(Probe):
         # A pair that does not move after some block, such as one a later block makes move.
         counts = (distance[..., -1] > 0) & ~distance.isinf().any(dim=-1) & kept[:, None]
 
-        def of(measure: Any) -> Float[Tensor, "pair block"]:
+        def of(measure: Any) -> _PerBlock:
             found: Tensor = measure(alphas, flat).view(shape)
             return found.where(counts, math.nan)
 

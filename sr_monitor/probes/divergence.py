@@ -9,6 +9,7 @@ record.parts["divergence"]["js"]              # "pair step"; NaN where it did no
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -50,6 +51,9 @@ CURVES = Key.image(
 
 _ROWS_ON_A_CPU = 4
 
+# Named here, since an annotation in a function makes a class at each call: cyclic garbage.
+_PerPair: TypeAlias = Float[Tensor, " pair"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Divergence(Probe):
@@ -84,7 +88,7 @@ class Divergence(Probe):
         kept, top = part["kept"], part["top_token"]
         logits = part["logit_difference"]
 
-        def median(values: Float[Tensor, " pair"]) -> float:
+        def median(values: _PerPair) -> float:
             return quartiles(values, kept)[1]
 
         return {
@@ -205,7 +209,8 @@ def divergences(
     # Tokens without probability, of logarithm -Inf, add nothing: 0 times a number is 0.
     lowest, tiny = torch.finfo(own.dtype).min, torch.finfo(own.dtype).tiny
     own = own.log_softmax(dim=-1).clamp_min(lowest)
-    p, found = own.exp(), list[Float[Tensor, "2 point"]]()
+    p = own.exp()
+    found: list[Float[Tensor, "2 point"]] = []
     # A few rows at once stay in the cache of a CPU: twice as fast as all of them.
     for rows in torch.split(others, _ROWS_ON_A_CPU if own.device.type == "cpu" else len(others)):
         here = rows.log_softmax(dim=-1).clamp_min_(lowest)

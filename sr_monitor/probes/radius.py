@@ -10,7 +10,7 @@ norm that ends the plateau, p = 1 / (1/2 - log2(r_mix / r_pure)): 2 for a ball, 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -64,6 +64,9 @@ CENSORED = Key.scalar(
     "radius/censored", "The share of directions along which the threshold was never passed."
 )
 PICTURE = Key.image("radius", "The plateau radii by kind of direction, and their exponents.")
+
+# Named here, since an annotation in a function makes a class at each call: cyclic garbage.
+_PerLine: TypeAlias = Float[Tensor, "prompt line"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,7 +256,7 @@ class _Push:
         clean = self.engine.run(context, starts, lambda _: None)
         divergence = _Divergence(self.engine.stream, clean.final)
 
-        def kl_at(length: Float[Tensor, "prompt line"]) -> Float[Tensor, "prompt line"]:
+        def kl_at(length: _PerLine) -> _PerLine:
             found = torch.full_like(length, torch.nan)
 
             def see(chunk: Chunk) -> None:
@@ -281,7 +284,7 @@ class _Push:
         divergence = _Divergence(self.engine.stream, final)
         owners = torch.arange(len(final)).repeat_interleave(num)
 
-        def kl_at(length: Float[Tensor, "prompt direction"]) -> Float[Tensor, "prompt direction"]:
+        def kl_at(length: _PerLine) -> _PerLine:
             # "prompt direction d_output" to "row d_output", and "row" back.
             moved = (final[:, None] + length[..., None] * lines).flatten(0, 1)
             return divergence(owners, moved).view(length.shape)

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save as to_safetensors
+from safetensors.numpy import save as arrays_to_safetensors
+from safetensors.torch import save as tensors_to_safetensors
 from torch import Tensor
 
 from sr_monitor.errors import InputError, explained
@@ -144,7 +145,7 @@ class Record:
         content = {"step": self.step, "tokens": self.tokens, "metadata": self.metadata}
         content["parts"] = plain
         header = {"format": _FORMAT, "schema": str(_SCHEMA), "record": json.dumps(content)}
-        write_whole(Path(path), to_safetensors(tensors, header))
+        write_whole(Path(path), _to_safetensors(tensors, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], probes: Sequence[Probe] = ()) -> "Record":
@@ -187,6 +188,15 @@ class Outline:
     def of(cls, record: Record) -> "Outline":
         """Return the outline of a record in memory."""
         return cls(step=record.step, metadata=record.metadata, way=record.paths.engine)
+
+
+def _to_safetensors(tensors: dict[str, Tensor], header: dict[str, str]) -> bytes:
+    """Return the bytes of a file; as arrays, since for tensors each call makes cyclic garbage."""
+    try:
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    except TypeError:  # NumPy has no bfloat16
+        return tensors_to_safetensors(tensors, header)
+    return arrays_to_safetensors(arrays, header)
 
 
 def record_path(log_dir: str | os.PathLike[str], step: int) -> Path:

@@ -28,6 +28,7 @@ from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
 from sr_monitor.model.undisturbed import preserving_random_states
 from sr_monitor.model.wrappers import is_partitioned
+from sr_monitor.probes.base import built_in
 from sr_monitor.probes.keys import FAILURES, NAME, of_run
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.prompts.sets import as_given, by_name
@@ -239,6 +240,7 @@ class Monitor:
             for series in self.series:
                 series.sample = self.ranks.broadcast(series.sample)
         with self.ranks.failing_together():
+            built_in()  # imports them all
             self.pace.begin(step)
             anatomy = dissect(model, self.config.layer_path)
             check_layer(anatomy, self.config.layer)

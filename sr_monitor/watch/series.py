@@ -49,7 +49,8 @@ class Series:
         return earlier
 
     def introduce(self, step: int, earlier: Sequence[Record], new: Sequence[Writer]) -> None:
-        """Show the prompts; writers that start anew, as of a resumed run elsewhere, get all."""
+        """Load what draws, and show the prompts; writers of a run resumed elsewhere get all."""
+        self._album.prepare()
         self._album.introduce(self.sample.prompts, step)
         late = Album(new, name=self.store.name)
         for record in earlier:

@@ -1,8 +1,11 @@
 """A monitor in plain loops: when it measures, what it goes on with, and what it says of trouble."""
 
 import errno
+import gc
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -19,7 +22,9 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from sr_monitor import InputError, Monitor, MonitorConfig, PromptSet, Record, at, budget, every
+from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.probes import keys
+from sr_monitor.probes.base import available
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
 from sr_monitor.results.record import list_records, step_of
@@ -64,6 +69,82 @@ def run(monitor: Monitor, model: nn.Module, steps: range) -> dict[str, Any]:
     state = monitor.state_dict()
     monitor.close()
     return state
+
+
+@contextmanager
+def without_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def resident() -> int:
+    """The bytes that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+# Where the garbage collector is off --------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_measurement_by_every_probe_leaves_no_cycles(model: nn.Module, tmp_path: Path) -> None:
+    """Saved, and drawn for TensorBoard."""
+    config = replace(CONFIG, probes=sorted(set(available()) - {"readout"}))
+    writers = [TensorBoardWriter(tmp_path)]
+    monitor = make_monitor(tmp_path, config=config, writers=writers, on_error="raise")
+    for step in range(2):  # loads and caches
+        monitor.measure(model, step, last=True)
+    with without_collector():
+        monitor.measure(model, 2, last=True)
+        assert gc.collect() == 0
+    monitor.close()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_measurements(model: nn.Module, tmp_path: Path) -> None:
+    """By less than 1 MB over fifty with pictures, once these show as many steps as they can."""
+    monitor = make_monitor(tmp_path, writers=[TensorBoardWriter(tmp_path)], on_error="raise")
+    steps = count()
+
+    def least(times: int) -> int:
+        """The least that is held between some measurements: what drawing takes comes and goes."""
+        held = []
+        for _ in range(times):
+            monitor.measure(model, next(steps), last=True)
+            held.append(resident())
+        return min(held)
+
+    with without_collector():
+        least(17)
+        before = least(10)
+        least(40)
+        assert least(10) - before < 1e6
+    monitor.close()
+
+
+@pytest.mark.slow
+def test_what_a_measurement_imports_is_imported_at_the_start(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from sr_monitor import Monitor, TensorBoardWriter, every
+from tests.watch.test_monitor import CONFIG, PROMPTS
+from tests.zoo import build
+
+folder, model = sys.argv[1], build("gpt2").model
+monitor = Monitor(PROMPTS, CONFIG, writers=[TensorBoardWriter(folder)], log_dir=folder)
+monitor.start(model, 0)
+before = {*sys.modules}
+monitor.step(model, 0)
+print(*{name.split(".")[0] for name in {*sys.modules} - before})
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.split() == []
+    assert steps_in(tmp_path / NAME) == [0]
 
 
 # Calls -------------------------------------------------------------------------------------------

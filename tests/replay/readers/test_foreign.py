@@ -298,10 +298,106 @@ def test_what_llama_does_not_have_is_refused_by_name(
     assert f"was trained with {name}={value!r}, which Llama does not have" in str(caught.value)
 
 
-def test_nanochat_is_explained(tmp_path: Path) -> None:
-    torch.save({"x0_lambdas": torch.ones(3)}, tmp_path / "model_000500.pt")
+class NanoChat(nn.Module):
+    """nanochat's model as of 2025: norms without weights, relu^2, and rotations the other way."""
+
+    def __init__(self, *, vocab: int = 290, padded: int = 320) -> None:
+        super().__init__()
+        self.vocab = vocab
+        block = {
+            "attn.c_q": (32, HEADS * WIDTH),
+            "attn.c_k": (32, GROUPS * WIDTH),
+            "attn.c_v": (32, GROUPS * WIDTH),
+            "attn.c_proj": (HEADS * WIDTH, 32),
+            "mlp.c_fc": (32, 128),
+            "mlp.c_proj": (128, 32),
+        }
+        shapes = {
+            f"transformer.h.{number}.{name}": shape
+            for number in range(2)
+            for name, shape in block.items()
+        }
+        shapes |= {"lm_head": (32, padded), "transformer.wte": (32, padded)}
+        generator = torch.Generator().manual_seed(0)
+        self.w = {
+            f"{name}.weight": torch.randn(out, wide, generator=generator) / wide**0.5
+            for name, (wide, out) in shapes.items()
+        }
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = norm(self.w["transformer.wte.weight"][ids])
+        for number in range(2):
+            own = f"transformer.h.{number}."
+            x = x + self.attend(norm(x), f"{own}attn.")
+            inner = (norm(x) @ self.w[f"{own}mlp.c_fc.weight"].T).relu() ** 2
+            x = x + inner @ self.w[f"{own}mlp.c_proj.weight"].T
+        logits = (norm(x) @ self.w["lm_head.weight"].T)[..., : self.vocab]
+        return 15 * torch.tanh(logits / 15)
+
+    def attend(self, x: Tensor, own: str) -> Tensor:
+        q, k, v = (
+            (x @ self.w[f"{own}c_{part}.weight"].T).view(*x.shape[:2], -1, WIDTH).transpose(1, 2)
+            for part in "qkv"
+        )
+        frequencies = 10_000.0 ** (-torch.arange(0, WIDTH, 2) / WIDTH)
+        angles = torch.outer(torch.arange(x.shape[1]), frequencies)
+
+        def turned(z: Tensor) -> Tensor:
+            one, two = z.chunk(2, dim=-1)
+            cos, sin = angles.cos(), angles.sin()
+            return norm(torch.cat([one * cos + two * sin, two * cos - one * sin], dim=-1))
+
+        seen = nn.functional.scaled_dot_product_attention(
+            turned(q), turned(k), v, is_causal=True, enable_gqa=True
+        )
+        out: Tensor = seen.transpose(1, 2).flatten(2) @ self.w[f"{own}c_proj.weight"].T
+        return out
+
+
+def norm(x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, (x.shape[-1],))
+
+
+def save_nanochat(folder: Path, weights: dict[str, Tensor], **changes: Any) -> None:
+    folder.mkdir(exist_ok=True)
+    torch.save({f"_orig_mod.{n}": t for n, t in weights.items()}, folder / "model_000500.pt")
+    model = {"sequence_len": 64, "vocab_size": 290, "n_layer": 2, "n_head": HEADS}
+    model |= {"n_kv_head": GROUPS, "n_embd": 32, **changes}
+    meta = {"step": 500, "model_config": model}
+    (folder / "meta_000500.json").write_text(json.dumps(meta))
+
+
+def test_nanochat(tmp_path: Path) -> None:
+    """Its padded vocabulary is cropped, as nanochat crops its logits."""
+    model = NanoChat()
+    save_nanochat(tmp_path, model.w)
+    (tmp_path / "optim_000500_rank0.pt").write_bytes(b"never read")
+    found = loaded(tmp_path, 500)
+    assert (type(found).__name__, found(IDS % 290).logits.shape[-1]) == ("NanoChatForCausalLM", 290)
+    with torch.no_grad():
+        torch.testing.assert_close(found(IDS % 290).logits, model(IDS % 290), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("more", "changes", "said"),
+    [
+        ({"x0_lambdas": torch.zeros(2)}, {}, "x0_lambdas"),
+        ({"transformer.h.1.attn.ve_gate.weight": torch.ones(2, 12)}, {}, r"attn\.ve_gate"),
+        ({}, {"window_pattern": "SSSL"}, "window_pattern='SSSL'"),
+    ],
+)
+def test_what_nanochat_got_since_is_refused_by_name(
+    tmp_path: Path, more: dict[str, Tensor], changes: dict[str, Any], said: str
+) -> None:
+    save_nanochat(tmp_path, {**NanoChat().w, **more}, **changes)
+    with pytest.raises(InputError, match=rf"trained with .*{said}.*step\(orig_model, step\)"):
+        find_checkpoints(tmp_path)
+
+
+def test_nanochat_without_its_description(tmp_path: Path) -> None:
+    torch.save(NanoChat().w, tmp_path / "model_000500.pt")
     with pytest.raises(InputError, match="holds no known checkpoint"):
         find_checkpoints(tmp_path)
     (tmp_path / "meta_000500.json").write_text("{}")
-    with pytest.raises(InputError, match=r"is of nanochat.*monitor.step\(orig_model, step\)"):
+    with pytest.raises(InputError, match=r"meta_000500\.json"):
         find_checkpoints(tmp_path)
