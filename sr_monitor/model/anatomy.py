@@ -119,6 +119,7 @@ def _dissect_hugging_face(root: nn.Module, core: Any, layer_path: LayerPath) -> 
         )
     config = core.config.get_text_config(decoder=True)
     decoder = core.get_decoder()
+    positions = getattr(config, "max_position_embeddings", None)
     return Anatomy(
         root=root,
         core=core,
@@ -127,7 +128,7 @@ def _dissect_hugging_face(root: nn.Module, core: Any, layer_path: LayerPath) -> 
         # A model that names itself its decoder puts out logits: its final vector is looked for.
         final=None if decoder is core else decoder,
         vocabulary=getattr(core.get_input_embeddings(), "num_embeddings", None),
-        max_tokens=getattr(config, "max_position_embeddings", None),
+        max_tokens=positions if positions and positions > 0 else None,  # -1: OLMo-core's exports
     )
 
 

@@ -6,6 +6,8 @@ Another config gets a new one. Both equal, bit for bit, what `from_pretrained` r
     model = keeper.load(checkpoint)
 """
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from importlib import import_module
 from typing import Any
@@ -60,10 +62,16 @@ class ModelKeeper:
         kind = (dtype, {k: v for k, v in config.to_dict().items() if k not in _IRRELEVANT})
         if self._model is None or self._kind != kind:
             self._model = self._kind = None  # two at a time may not fit
-            model = build_model(config, dtype, trust_remote_code=self.loading.trust_remote_code)
-            is_whole = self.loading.device_map is None
             place = find_device(self.loading.device)
-            self._model, self._kind = model.to(place) if is_whole else spread(model), kind
+            is_whole = self.loading.device_map is None
+            model = build_model(
+                config,
+                dtype,
+                trust_remote_code=self.loading.trust_remote_code,
+                # A large model is not to be held here before it is on the devices.
+                without_weights=not is_whole or place.type != "cpu",
+            )
+            self._model, self._kind = to_device(model, place) if is_whole else spread(model), kind
         return self._model
 
 
@@ -95,13 +103,22 @@ def config_of(checkpoint: LocalCheckpoint, loading: ReplayOptions) -> Any:
     return load_config(source, trust_remote_code=loading.trust_remote_code)
 
 
-def build_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = False) -> nn.Module:
-    """Build a model with uninitialised weights, for `put_weights` to fill."""
+def build_model(
+    config: Any,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    without_weights: bool = False,
+) -> nn.Module:
+    """Build a model with uninitialised weights, for `put_weights` to fill.
+
+    `without_weights` leaves them on the meta device; buffers, which no file holds, are computed.
+    """
     transformers = require_transformers("replaying checkpoints")
     from transformers.initialization import no_init_weights
 
     with quiet(transformers), torch.random.fork_rng(devices=[]):
-        with no_init_weights():
+        with no_init_weights(), _on_meta() if without_weights else nullcontext():
             model = transformers.AutoModelForCausalLM.from_config(
                 deepcopy(config), dtype=dtype, trust_remote_code=trust_remote_code
             )
@@ -110,6 +127,30 @@ def build_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool = Fa
             weight._is_hf_initialized = True
         model.initialize_weights()  # buffers that no file holds, such as positions, in float32
     return model.eval()  # type: ignore[no-any-return]
+
+
+def _on_meta() -> AbstractContextManager[Any]:
+    accelerate: Any = import_module("accelerate")
+    return accelerate.init_empty_weights(include_buffers=False)  # type: ignore[no-any-return]
+
+
+def to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device; weights on the meta device come to be there, uninitialised."""
+    _make_weights(model, {"": device})
+    return model.to(device)
+
+
+def _make_weights(model: nn.Module, placed: Mapping[str, Any]) -> None:
+    """Make the weights that are on the meta device, each where its module is placed."""
+    made: dict[nn.Parameter, nn.Parameter] = {}  # one for all names of tied weights
+    for name, weight in list(model.named_parameters(remove_duplicate=False)):
+        if weight.is_meta:
+            inside = [part for part in placed if not part or f"{name}.".startswith(f"{part}.")]
+            place = placed[max(inside, key=len)]
+            if weight not in made:
+                made[weight] = nn.Parameter(torch.empty_like(weight, device=place))
+            owner, _, own = name.rpartition(".")
+            setattr(model.get_submodule(owner), own, made[weight])
 
 
 def spread(model: nn.Module) -> nn.Module:
@@ -126,4 +167,5 @@ def spread(model: nn.Module) -> nn.Module:
             f"{sum(weight.numel() for weight in model.parameters()):,} parameters; pass "
             "dtype='bfloat16', or device='cpu' without device_map"
         )
+    _make_weights(model, placed)
     return accelerate.dispatch_model(model, placed)  # type: ignore[no-any-return]

@@ -66,8 +66,8 @@ class RecordStore:
         store.folder = self.folder and self.folder / name
         return store
 
-    def open(self, step: int, described: Mapping[str, Any]) -> Iterator[Record]:
-        """Yield the records that a run from `step` on continues; move the others aside.
+    def open(self, step: int, described: Mapping[str, Any]) -> Iterator[Outline]:
+        """Yield outlines of the records that a run from `step` on continues; move others aside.
 
         `described` is metadata that its records must share: how it is measured. What differs in a
         resumed run is said in a warning.
@@ -79,14 +79,14 @@ class RecordStore:
         is_resumed = step > 1 or self.came_from is not None
         changed: dict[str, None] = {}  # in the order found
         for path in list_records(self.folder):
-            record = self._load(path) if is_resumed else None
-            if record is None or record.step > step:
+            outline = _outline(path) if is_resumed else None
+            if outline is None or outline.step > step:
                 self._supersede(path)
-            elif different := list(_differences(record.metadata, described)):
+            elif different := list(_differences(outline.metadata, described)):
                 changed.update(dict.fromkeys(different))
                 self._supersede(path)
             else:
-                yield record
+                yield outline
         if changed:
             warn(
                 f"the run that is resumed was measured in another way: {'; '.join(changed)}. A new "
@@ -116,12 +116,8 @@ class RecordStore:
             NewerError: One is of a newer version, so it must not be replaced.
         """
         for path in [] if self.folder is None else list_records(self.folder):
-            try:
-                yield Outline.load(path)
-            except NewerError:
-                raise
-            except InputError:
-                continue
+            if (outline := _outline(path, or_newer=False)) is not None:
+                yield outline
 
     def load(self, step: int) -> Record | None:
         """Return the record of a step, with the parts that can be derived, if it can be read."""
@@ -201,6 +197,16 @@ class RecordStore:
 
 # Weak, so that the folder of a run that ended in an error is free again without `close`.
 _claimed: WeakValueDictionary[Path, RecordStore] = WeakValueDictionary()
+
+
+def _outline(path: Path, *, or_newer: bool = True) -> Outline | None:
+    """Read what the header of a record says; None if it cannot be read."""
+    try:
+        return Outline.load(path)
+    except InputError as error:
+        if isinstance(error, NewerError) and not or_newer:
+            raise
+        return None
 
 
 def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> Iterator[str]:

@@ -259,7 +259,7 @@ class Monitor:
             for series, records in zip(self.series, earlier, strict=False):  # on the leader
                 series.introduce(step, records, new)
 
-    def _go_on(self, step: int, new: Sequence[Writer]) -> list[list[Record]]:
+    def _go_on(self, step: int, new: Sequence[Writer]) -> list[Iterator[Record]]:
         """Take up the records of the run that this one continues; return those of each curve."""
         writer: Any
         for writer in self.writers:

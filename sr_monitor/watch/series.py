@@ -6,7 +6,7 @@ record = series.take(model, step, ranks=ranks)
 series.keep(record)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_args
 
 from torch import nn
@@ -36,19 +36,29 @@ class Series:
         """What was measured last."""
         self._album = Album([])
 
-    def open(self, writers: Sequence[Writer], step: int, *, new: Sequence[Writer]) -> list[Record]:
-        """Take up the records of the run that this one continues, and return them if any is new."""
+    def open(
+        self, writers: Sequence[Writer], step: int, *, new: Sequence[Writer]
+    ) -> Iterator[Record]:
+        """Take up the records of the run that this one continues; yield them if a writer is new.
+
+        Of thousands, those are loaded that later pictures show.
+        """
         self._album = Album(writers, name=self.store.name)
         config, prompts = self.config.recorded("curve"), self.sample.prompts
-        earlier: list[Record] = []
-        for record in self.store.open(step, {"config": config, "prompts": prompts.fingerprint}):
+        described = {"config": config, "prompts": prompts.fingerprint}
+        outlines = list(self.store.open(step, described))
+        if outlines:
+            self.last_step, self.way = outlines[-1].step, _as_way(outlines[-1].way)
+        steps = [outline.step for outline in outlines]
+        for record in self._load(self._album.needed(steps)):
             self._album.keep(record, prompts=prompts)
-            earlier += [record] if new else []
-            self.last_step, self.way = record.step, way_of(record)
         self.store.save_prompts(prompts)
-        return earlier
+        return self._load(steps if new else [])
 
-    def introduce(self, step: int, earlier: Sequence[Record], new: Sequence[Writer]) -> None:
+    def _load(self, steps: Iterable[int]) -> Iterator[Record]:
+        return (record for step in steps if (record := self.store.load(step)) is not None)
+
+    def introduce(self, step: int, earlier: Iterable[Record], new: Sequence[Writer]) -> None:
         """Load what draws, and show the prompts; writers of a run resumed elsewhere get all."""
         self._album.prepare()
         self._album.introduce(self.sample.prompts, step)
@@ -79,4 +89,8 @@ class Series:
 
 def way_of(record: Record) -> Way | None:
     """Return how the points of a record were run; None where an old record does not say."""
-    return next((way for way in get_args(Way) if way == record.paths.engine), None)
+    return _as_way(record.paths.engine)
+
+
+def _as_way(word: str) -> Way | None:
+    return next((way for way in get_args(Way) if way == word), None)

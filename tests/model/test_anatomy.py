@@ -150,3 +150,11 @@ def test_given_blocks_without_a_forward_or_twice_the_same_are_refused() -> None:
     model = Model(nn.ModuleList([Part(), Part()]))
     with pytest.raises(InputError, match="same module as more than one block"):
         dissect(model, [*model.beside.children()] * 2)
+
+
+def test_a_config_may_leave_open_how_many_positions_there_are() -> None:
+    """As those that OLMo-core writes for Hugging Face."""
+    model: Any = build("olmo").model
+    assert dissect(model).max_tokens == model.config.max_position_embeddings > 0
+    model.config.max_position_embeddings = -1
+    assert dissect(model).max_tokens is None

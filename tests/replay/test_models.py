@@ -15,8 +15,17 @@ from sr_monitor.model.loading import load_model
 from sr_monitor.model.selfcheck import EngineName
 from sr_monitor.replay import replay
 from sr_monitor.replay.discover import LocalCheckpoint, find_checkpoints
-from sr_monitor.replay.models import ModelKeeper, build_model, config_of, spread
+from sr_monitor.replay.models import (
+    ModelKeeper,
+    _make_weights,
+    build_model,
+    config_of,
+    spread,
+    to_device,
+)
 from sr_monitor.replay.options import ReplayOptions
+from sr_monitor.replay.readers.saved import held
+from sr_monitor.replay.weights import put_weights
 from tests.saved import save_folder, tiny_model
 from tests.zoo import ARCHITECTURES, OWN, build
 
@@ -166,6 +175,29 @@ def test_a_device_map_holds_the_same_weights_again_and_again(tmp_path: Path) -> 
         found, expected = keeper.load(checkpoint), plain.load(checkpoint)
         for name, weight in tensors_of(expected).items():
             assert torch.equal(tensors_of(found)[name].cpu(), weight)
+
+
+@pytest.mark.parametrize("name", ["olmo", "gpt2"])
+def test_a_model_for_a_device_takes_no_memory_before_it_is_there(name: str) -> None:
+    """Its buffers are computed all the same, and tied weights stay tied."""
+    expected: Any = build(name).model
+    expected.config.tie_word_embeddings = tied = name == "gpt2"
+    expected.tie_weights()
+    model: Any = build_model(expected.config, torch.float32, without_weights=True)
+    assert all(weight.is_meta for weight in model.parameters())
+    assert not any(buffer.is_meta for buffer in model.buffers())
+    there: Any = to_device(model, torch.device("cpu"))
+    assert (there.lm_head.weight is there.get_input_embeddings().weight) == tied
+    put_weights(there, held(tensors_of(expected)), "it")
+    assert_equal(there, expected)
+
+
+def test_weights_are_made_on_the_device_of_the_innermost_part_that_is_placed() -> None:
+    model: Any = build_model(build("olmo").model.config, torch.float32, without_weights=True)
+    _make_weights(model, {"": "meta", "model.layers.1": "cpu", "model.layers.1.mlp": "meta"})
+    there = {name for name, weight in model.named_parameters() if not weight.is_meta}
+    layer = {f"model.layers.1.{name}" for name, _ in model.model.layers[1].named_parameters()}
+    assert there == {name for name in layer if ".mlp." not in name} != set()
 
 
 @pytest.mark.parametrize("engine", ["shared", "plain"])

@@ -28,6 +28,7 @@ from sr_monitor.probes.base import available
 from sr_monitor.probes.paths import PathsProbe
 from sr_monitor.probes.slices import SlicesProbe
 from sr_monitor.results.record import list_records, step_of
+from sr_monitor.results.store import RecordStore
 from tests.memory_writer import MemoryWriter
 from tests.zoo import VOCAB, build
 
@@ -145,6 +146,31 @@ print(*{name.split(".")[0] for name in {*sys.modules} - before})
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.split() == []
     assert steps_in(tmp_path / NAME) == [0]
+
+
+# Going on ----------------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_loads_those_records_that_its_pictures_show(
+    model: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = make_monitor(tmp_path).measure(model, 0)
+    for step in range(1, 41):
+        replace(record, step=step).save(tmp_path / NAME / f"step-{step:09d}.safetensors")
+    loaded, real = list[int](), RecordStore.load
+
+    def counted(store: RecordStore, step: int) -> Record | None:
+        loaded.append(step)
+        return real(store, step)
+
+    monkeypatch.setattr(RecordStore, "load", counted)
+    monitor = make_monitor(tmp_path, writers=[writer := MemoryWriter()])
+    monitor.start(model, 40)
+    assert (loaded, monitor.last_step) == ([0, 1, 2, 4, 8, 16, 32, 40], 40)
+    assert monitor.step(model, 40) is None
+    assert monitor.step(model, 64) is not None
+    assert steps_of(writer.images[CURVES]) == [64]
+    monitor.close()
 
 
 # Calls -------------------------------------------------------------------------------------------
