@@ -179,7 +179,7 @@ class _Reader:
         is_end = places == self._top.shape[1] - 1
         self._ends[contexts[is_end]] = tops[is_end]
         self._wait(chunk.some(self._ends[contexts] < 0))  # the end is in the next piece
-        found = list[Float[Tensor, "3 point"]]()
+        found: list[Float[Tensor, "3 point"]] = []
         of_context, counts = torch.unique_consecutive(contexts, return_counts=True)
         firsts = counts.cumsum(0) - counts
         clean = iter(self._cleans(chunk, firsts[places[firsts] > 0]))
