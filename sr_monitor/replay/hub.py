@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from threading import Event
 from typing import Any, ClassVar
 
 from sr_monitor.display.writers.base import import_or_refuse
-from sr_monitor.errors import InputError
+from sr_monitor.errors import InputError, explained
 from sr_monitor.probes.base import Progress, no_progress
 from sr_monitor.replay.hashes import HASH
 from sr_monitor.replay.names import read_titles
@@ -97,14 +98,19 @@ class HubCheckpoint:
 
 def list_revisions(repo: str) -> dict[str, str]:
     """Return the commit of each branch and tag of a repository."""
-    refs: Any = retry(lambda: _hub().HfApi().list_repo_refs(repo), repo)
-    return {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
+    with _understood(repo):
+        refs: Any = retry(lambda: _hub().HfApi().list_repo_refs(repo), repo)
+        found = {ref.name: ref.target_commit for ref in (*refs.tags, *refs.branches)}
+        if not all(isinstance(word, str) for pair in found.items() for word in pair):
+            raise ValueError("a name or a commit is no text")
+        return found
 
 
 def list_commits(repo: str) -> dict[str, str]:
     """Return the commit of each step that a training pushed, by a name such as "step500"."""
-    found: Any = retry(lambda: _hub().HfApi().list_repo_commits(repo), repo)
-    return read_titles((commit.title, commit.commit_id) for commit in found)
+    with _understood(repo):
+        found: Any = retry(lambda: _hub().HfApi().list_repo_commits(repo), repo)
+        return read_titles((commit.title, commit.commit_id) for commit in found)
 
 
 def list_files(
@@ -167,6 +173,12 @@ def _locked(repo: str) -> str | None:
     return None
 
 
+def _understood(what: str) -> AbstractContextManager[None]:
+    """Turn whatever an answer of another form causes into one line."""
+    told = f"{what}: the hub's answer is not understood"
+    return explained(told, "check HF_ENDPOINT, or update huggingface_hub")
+
+
 def _hub() -> Any:
     missing = "checkpoints from the hub need its client: pip install 'sr-monitor[replay]'"
     return import_or_refuse("huggingface_hub", missing)
@@ -185,8 +197,14 @@ def _files(checkpoint: HubCheckpoint, limit: Limit, gated: set[str]) -> tuple[Fi
     )
     limit.note(answer.headers)
     hub.hf_raise_for_status(answer)
-    info = hub.ModelInfo(**answer.json())
-    gated |= {checkpoint.repo} if info.gated else set()
+    listed = answer.json()
+    with _understood(checkpoint.label):
+        info = hub.ModelInfo(**listed)
+        gated |= {checkpoint.repo} if info.gated else set()
+        return _chosen(info)
+
+
+def _chosen(info: Any) -> tuple[File, ...]:
     named = {sibling.rfilename: sibling for sibling in info.siblings or []}
     # Code is small, and needed with --trust-remote-code; it is not run by being here.
     code = (name for name in named if name.endswith(".py") and "/" not in name)
@@ -197,7 +215,7 @@ def _files(checkpoint: HubCheckpoint, limit: Limit, gated: set[str]) -> tuple[Fi
         found = named[name].lfs.sha256 if named[name].lfs else named[name].blob_id
         # NOTE: it becomes the name of a file here, and comes from somebody else's server.
         known = found if HASH.fullmatch(found or "") else ""
-        files.append(File(name=name, size=named[name].size or 0, hash=known))
+        files.append(File(name=name, size=int(named[name].size or 0), hash=known))
     return tuple(files)
 
 

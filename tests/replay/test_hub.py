@@ -18,7 +18,7 @@ import pytest
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.fetch import fetch, one_ahead, temporary_folder
-from sr_monitor.replay.hub import HubCheckpoint, list_files, list_revisions
+from sr_monitor.replay.hub import HubCheckpoint, list_commits, list_files, list_revisions
 from sr_monitor.replay.retry import HubGone, Stopped, retry
 from tests.hub_server import Fault, HubServer, Window, hub_server
 
@@ -135,6 +135,28 @@ def test_files_are_chosen_in_the_order_of_transformers(
     with hub_server({REPO: {"main": dict.fromkeys(there.split(), b"x")}}) as server:
         server.use(monkeypatch, tmp_path)
         assert [file.name for file in listed("main")[0].files] == chosen.split()
+
+
+@pytest.mark.parametrize(
+    ("request_line", "answer"),
+    [
+        ("/refs$", "[]"),
+        ("/refs$", '{"branches": [{"name": null, "ref": "", "targetCommit": ""}], "tags": []}'),
+        ("/commits/main$", '[{"id": 5}]'),
+        ("/revision/", '{"id": "x", "siblings": [{"rfilename": 5}]}'),
+        ("/revision/", '{"id": "x", "siblings": [{"rfilename": "a", "lfs": {"size": 5}}]}'),
+        ("/revision/", '{"id": "x", "siblings": [{"rfilename": "config.json", "size": "x"}]}'),
+        ("/revision/", "[]"),
+    ],
+)
+def test_an_answer_of_another_form_is_one_line(
+    hub: HubServer, request_line: str, answer: str
+) -> None:
+    hub.answers[request_line] = answer
+    call = {"/refs$": list_revisions, "/commits/main$": list_commits}.get(request_line)
+    told = rf"^{REPO}\S*: the hub's answer is not understood \(\w+: .*\); check HF_ENDPOINT"
+    with pytest.raises(InputError, match=told):
+        call(REPO) if call else listed(EQUAL)
 
 
 def test_without_the_client_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
