@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from sr_monitor import PromptSet
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.probes.arc import Arc, draw_arcs
-from sr_monitor.probes.base import Page, Part, Probe
+from sr_monitor.probes.base import Page, Part, Probe, Run
 from sr_monitor.probes.contexts import Contexts, draw_contexts
 from sr_monitor.probes.measuring import measure_probes
-from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.probes.paths import Paths, PathsProbe
 from sr_monitor.probes.points import counted
 from sr_monitor.probes.toward_mean import TowardMean, draw_maps
 from tests import zoo
@@ -180,6 +180,21 @@ def test_a_pair_counts_if_all_is_finite_and_its_end_above_the_noise() -> None:
     assert counted(distance, paths).tolist() == [True, False, False]
     even = replace(paths, noise=None, noise_distance=2e-6)
     assert counted(distance, even).tolist() == [True, False, True]
+
+
+def test_an_arc_counts_only_where_its_straight_path_does() -> None:
+    class Lost(PathsProbe):
+        def measure(self, run: Run) -> Paths:
+            found = super().measure(run)
+            found.distance[0, 1] = math.inf
+            return found
+
+    specimen = zoo.build("llama")
+    prompts = PromptSet.from_token_ids(specimen.prompts(3, LENGTH))
+    probes = Lost(num_steps=3), Arc(num_pairs=2)
+    found = measure_probes(specimen.model, prompts, probes, SessionOptions())["arc"]
+    assert found["distance"].isfinite().all()
+    assert found["kept"].tolist() == [False, True]
 
 
 def test_lost_outputs_do_not_count_and_the_rest_is_drawn() -> None:
