@@ -38,11 +38,13 @@ def measure(ranks: range, num_triples: int, resolution: int) -> tuple[Slices, in
     model.embedding.register_forward_pre_hook(lambda _, ids: tokens.append(ids[0].numel()))
     prompts = specimen.prompts(num_triples + 2, 5)
     triples = prompts[:-2], prompts[1:-1], prompts[2:]
-    for rank in ranks:
+
+    def on(rank: int) -> Slices:
         tokens.clear()
         told = Told(rank, ranks.stop, found)
-        slices = measure_slices(model, *triples, resolution=resolution, engine="plain", ranks=told)
-    return slices, sum(tokens)
+        return measure_slices(model, *triples, resolution=resolution, engine="plain", ranks=told)
+
+    return [on(rank) for rank in ranks][-1], sum(tokens)
 
 
 @pytest.mark.parametrize(("size", "num_triples"), [(2, 1), (3, 2), (7, 2), (20, 1)])
