@@ -70,7 +70,7 @@ class Divergence(Probe):
     def reader(self, session: Session, num_contexts: int, num_places: int) -> "_Reader":
         """Read the distribution at every point of every n-th path."""
         # Counted among all ranks' pairs.
-        numbers = torch.arange(num_contexts) + session.ranks.rank * num_contexts
+        numbers = torch.arange(num_contexts) + session.ranks.team * num_contexts
         chosen = numbers % self.every == 0
         return _Reader(NextTokens(session.stream), chosen, num_places, in_step=session.in_step)
 

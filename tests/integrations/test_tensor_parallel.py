@@ -85,7 +85,7 @@ def train_in_parallel(rank: int, folder: Path) -> tuple[list[str], list[list[flo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.__version__ < (2, 13), reason="older DTensors refuse these layouts")
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="older DTensors refuse these layouts")
 def test_two_by_two_ranks_share_a_measurement_and_do_not_notice(tmp_path: Path) -> None:
     model: Any = build("llama").model
     model.save_pretrained(tmp_path / "saved")

@@ -461,7 +461,7 @@ def failed() -> list[dict[str, str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.__version__ < (2, 13), reason="older DTensors refuse these layouts")
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="older DTensors refuse these layouts")
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_four_ranks(failed: list[dict[str, str]], name: str) -> None:
     for rank in failed:
