@@ -133,12 +133,12 @@ def _draw(part: Part, title: str, r2: float) -> Figure:
     centred = target - target.mean(dim=0) if len(target) else target
     if len(target) and int(torch.linalg.matrix_rank(centred)) < 2:  # a number, or one of two words
         axes.plot(target[:, 0], target[:, 0], color=SOFT, linewidth=0.8, linestyle=":")
-        axes.scatter(target[:, 0], predicted[:, 0], s=9, c=_colours(target), linewidths=0)
+        axes.scatter(target[:, 0], predicted[:, 0], s=9, c=_colours(target).numpy(), linewidths=0)
         axes.set(xlabel="target", ylabel="read off")
     elif len(target):
         main = torch.linalg.svd(centred, full_matrices=False).Vh[:2].mT
         shown = (predicted - target.mean(dim=0)) @ main
-        axes.scatter(shown[:, 0], shown[:, 1], s=9, c=_colours(target), linewidths=0)
+        axes.scatter(shown[:, 0], shown[:, 1], s=9, c=_colours(target).numpy(), linewidths=0)
         axes.set(xlabel="first axis of the target", ylabel="second axis")
     write_headline(figure, title, f"read off with R2 = {r2:.2f}, {len(target)} prompts")
     return settled(figure)
