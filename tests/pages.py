@@ -36,9 +36,14 @@ class Block:
     """A text: lines that hold it are not run."""
 
     @property
+    def lines(self) -> list[str]:
+        """The lines of a shell block, those that end in a backslash joined with the next."""
+        return self.code.replace("\\\n", " ").splitlines()
+
+    @property
     def commands(self) -> list[list[str]]:
         """The words of each line of a shell block."""
-        lines = (shlex.split(line, comments=True) for line in self.code.splitlines())
+        lines = (shlex.split(line, comments=True) for line in self.lines)
         return [words for words in lines if words]
 
     def is_run(self, line: str) -> bool:

@@ -218,7 +218,7 @@ def test_a_page_does_what_it_says(page: str, workplace: dict[str, Any]) -> None:
     """All blocks in order, in one folder and one namespace."""
     for block in blocks(page):
         if block.language == "bash":
-            for line in block.code.splitlines():
+            for line in block.lines:
                 if block.is_run(line):
                     _run_line(line)
         elif block.language == "python" and block.is_run(block.code):
