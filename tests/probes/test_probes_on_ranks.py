@@ -10,12 +10,19 @@ from sr_monitor import PromptSet
 from sr_monitor.model.ranks import RankGroup
 from sr_monitor.model.session import SessionOptions
 from sr_monitor.probes.arc import Arc
-from sr_monitor.probes.base import Part, Probe
+from sr_monitor.probes.base import Part, Probe, pack
 from sr_monitor.probes.contexts import Contexts
+from sr_monitor.probes.contributions import Contributions
 from sr_monitor.probes.divergence import Divergence
+from sr_monitor.probes.geometry import Geometry
 from sr_monitor.probes.map import Map
+from sr_monitor.probes.meaning import Meaning
 from sr_monitor.probes.measuring import measure_probes
 from sr_monitor.probes.paths import PathsProbe
+from sr_monitor.probes.radius import Radius
+from sr_monitor.probes.readout import Readout
+from sr_monitor.probes.regions import Regions
+from sr_monitor.probes.sinks import Sinks
 from sr_monitor.probes.slices import SlicesProbe
 from sr_monitor.probes.toward_mean import TowardMean
 from tests import zoo
@@ -24,7 +31,9 @@ from tests.processes import in_processes
 PROBES: tuple[Probe, ...] = (
     *(PathsProbe(num_pairs=5, num_steps=7), SlicesProbe(num_slices=3, slice_resolution=5)),
     *(Divergence(), Map(), Arc(num_pairs=3), Contexts(num_pairs=1)),
-    TowardMean(num_pairs=3, resolution=3),
+    *(TowardMean(num_pairs=3, resolution=3), Regions(), Geometry(), Contributions(num_prompts=3)),
+    *(Sinks(num_prompts=3), Meaning(), Readout(target=range(5))),
+    Radius(num_prompts=3, num_directions=2),
 )
 
 
@@ -33,7 +42,7 @@ def _measured(model: Any, ranks: RankGroup) -> dict[str, Part]:
     # Few tokens at once, so that paths and slices are cut amid a forward.
     options = SessionOptions(max_tokens=9)
     parts = measure_probes(model, prompts, PROBES, options, ranks=ranks)
-    return {probe.name: parts[probe.name] for probe in PROBES[2:]}
+    return {probe.name: pack(parts[probe.name]) for probe in PROBES[2:]}
 
 
 def _sharded(_: int) -> dict[str, Part]:
