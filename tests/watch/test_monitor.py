@@ -1,5 +1,6 @@
 """A monitor in plain loops: when it measures, what it goes on with, and what it says of trouble."""
 
+import ctypes
 import errno
 import gc
 import os
@@ -82,9 +83,18 @@ def without_collector() -> Iterator[None]:
         gc.enable()
 
 
-def resident() -> int:
-    """The bytes that this process holds."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def allocated() -> int:
+    """The bytes in use outside of Python's small objects; pages that are resident come and go."""
+    fields = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+    class MallInfo(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in fields.split()]
+
+    if not hasattr(library := ctypes.CDLL(None), "mallinfo2"):
+        pytest.skip("only glibc 2.33 tells what is allocated")
+    library.mallinfo2.restype = MallInfo
+    found = library.mallinfo2()
+    return int(found.uordblks + found.hblkhd)
 
 
 # Where the garbage collector is off --------------------------------------------------------------
@@ -110,19 +120,14 @@ def test_memory_does_not_grow_with_measurements(model: nn.Module, tmp_path: Path
     monitor = make_monitor(tmp_path, writers=[TensorBoardWriter(tmp_path)], on_error="raise")
     steps = count()
 
-    def least(times: int) -> int:
-        """The least that is held between some measurements: what drawing takes comes and goes."""
-        held = []
+    def in_use_after(times: int) -> float:
         for _ in range(times):
             monitor.measure(model, next(steps), last=True)
-            held.append(resident())
-        return min(held)
+        return allocated() + 64 * sys.getallocatedblocks()
 
     with without_collector():
-        least(17)
-        before = least(10)
-        least(40)
-        assert least(10) - before < 1e6
+        before = in_use_after(37)
+        assert in_use_after(50) - before < 1e6
     monitor.close()
 
 
