@@ -34,7 +34,7 @@ def _where_shapes_are_named(made: Any = None, **options: Any) -> Any:
     return _jaxtyped(made, **options)
 
 
-vars(jaxtyping)["jaxtyped"] = _where_shapes_are_named
+jaxtyping.jaxtyped = _where_shapes_are_named  # type: ignore[assignment]
 
 
 def checked(signature: Any) -> Any:
