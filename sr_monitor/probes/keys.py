@@ -34,7 +34,7 @@ class Key:
     def scalar(cls, name: str, meaning: str) -> "Key":
         """Declare a number.
 
-        x/median, x/q25 and x/q75 are drawn as one band, and x/median, x/low and x/high as another.
+        Of x/median, x/q25 and x/q75 make one band, x/median_low and x/median_high another.
         """
         return cls(name=_logged(name), kind="scalar", meaning=meaning)
 

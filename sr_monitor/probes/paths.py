@@ -141,9 +141,9 @@ class PathsProbe(PathsOptions, Probe):
         MAX_SLOPE_Q25 := Key.scalar("max_slope/q25", "A quarter of the maximum slopes are below."),
         MAX_SLOPE_Q75 := Key.scalar("max_slope/q75", "A quarter of the maximum slopes are above."),
         MAX_SLOPE_LOW := Key.scalar(
-            "max_slope/low", "The lower end of the median's 95% interval: how sure it is."
+            "max_slope/median_low", "The lower end of the median's 95% interval: how sure it is."
         ),
-        MAX_SLOPE_HIGH := Key.scalar("max_slope/high", "The upper end of that interval."),
+        MAX_SLOPE_HIGH := Key.scalar("max_slope/median_high", "The upper end of that interval."),
         LOCATION := Key.scalar("paths/location", "The alpha of the steepest rise: the boundary."),
         WIDTH := Key.scalar(
             "paths/width", "The alpha from a quarter to three quarters of the way."

@@ -44,8 +44,8 @@ _EDGES = {
 }
 _EXPONENTS = {
     "median": "The exponent p of the norm that ends the plateau {}; 2 is a ball.",
-    "low": "The lower end of the 95% interval of p {}.",
-    "high": "The upper end of the 95% interval of p {}.",
+    "median_low": "The lower end of the 95% interval of p {}.",
+    "median_high": "The upper end of the 95% interval of p {}.",
 }
 RADIUS = {
     (kind, edge): Key.scalar(f"radius/{kind}/{edge}", text.format(where))
@@ -172,7 +172,8 @@ class Radius(Probe):
         found[CLOSED_FORM] = summarise(part.closed_form.flatten() / part.output_scale).median
         for kind in KINDS:
             of = part.exponent(kind)
-            found |= {EXPONENT[kind, edge]: getattr(of, edge) for edge in _EXPONENTS}
+            found |= {EXPONENT[kind, "median"]: of.median, EXPONENT[kind, "median_low"]: of.low}
+            found |= {EXPONENT[kind, "median_high"]: of.high}
         there = (~part.radius.isnan()).sum()
         return found | {CENSORED: float(part.radius.isinf().sum() / there)}
 

@@ -55,7 +55,7 @@ class Sinks(Probe):
             "sinks/written", "How much of what attention writes comes from the first token."
         ),
         VALUE := Key.scalar(
-            "sinks/value", "How long the first token's values are, relative to the others'."
+            "sinks/value_norm", "How long the first token's values are, relative to the others'."
         ),
         BY_HEAD := Key.image("sinks/by_head", "What each head pays to the first token, by block."),
     )

@@ -218,7 +218,7 @@ def _measure(
                 measure(slice(first + chunk.start, first + chunk.stop))
 
             in_chunks(len(few), tokens_each=num_tokens, budget=engine.budget, work=some)
-            progress(first + len(few), len(bands))
+            progress(-(-(first + len(few)) // 3), -(-len(bands) // 3))  # three maps are a slice
     # "triple·corner·band point" to "triple corner row column".
     distance = share.gather(maps.nan_to_num(nan=torch.inf, posinf=torch.inf))
     distance = distance.reshape(num_triples, 3, -1)[..., :num_points]

@@ -411,7 +411,7 @@ def margin_charts(folder: Path) -> list[Any]:
 
 def test_a_median_with_its_quartiles_or_its_interval_is_a_chart(tmp_path: Path) -> None:
     stems = (f"{NAME}max_slope", "layer-2/max_slope", f"{NAME}radius")
-    quartiles, interval = ("median", "q25", "q75"), ("median", "low", "high")
+    quartiles, interval = ("median", "q25", "q75"), ("median", "median_low", "median_high")
     with closing(TensorBoardWriter(tmp_path)) as writer:
         for step in range(3):
             writer.scalar(WIDTH, 1.0, step)

@@ -14,7 +14,8 @@ from sr_monitor.probes.slices import SlicesProbe
 DOCS = Path(__file__).parents[2] / "docs"
 DOCUMENTED = (*(key for probe in built_in().values() for key in probe.keys), *RUN_KEYS)
 PROMISED = {
-    "scalar": "/max_slope/median /max_slope/q25 /max_slope/q75 /max_slope/low /max_slope/high "
+    "scalar": "/max_slope/median /max_slope/q25 /max_slope/q75 "
+    "/max_slope/median_low /max_slope/median_high "
     "_paths/location _paths/width _paths/end_distance _paths/input_distance "
     "_diagnostics/noise_floor _diagnostics/pairs_left_out _diagnostics/num_points "
     "_diagnostics/seconds _diagnostics/share_of_time _diagnostics/failures _diagnostics/tokens",

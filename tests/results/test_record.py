@@ -121,8 +121,8 @@ def test_scalars_are_the_medians_of_the_pairs_that_count() -> None:
         "max_slope/median": 3,
         "max_slope/q25": 2,
         "max_slope/q75": 4,
-        "max_slope/low": 1,
-        "max_slope/high": 5,
+        "max_slope/median_low": 1,
+        "max_slope/median_high": 5,
         "paths/location": float(paths.location[:-1].median()),
         "paths/width": 0.5 / 3,
         "paths/end_distance": 2,
@@ -325,7 +325,7 @@ def test_records_of_schema_1_are_read(tmp_path: Path, name: str) -> None:
     path = SCHEMA_1 / f"{name}.safetensors"
     record = Record.load(path)
     logged = json.loads((SCHEMA_1 / "scalars.json").read_text())[name]
-    later = {f"stable_regions/max_slope/{edge}" for edge in ("low", "high")}
+    later = {f"stable_regions/max_slope/{edge}" for edge in ("median_low", "median_high")}
     found = {name: v for name, v in record.scalars.items() if name not in later}
     # Groups have other names since.
     ends, former = ({n.split("/", 1)[1]: v for n, v in of.items()} for of in (found, logged))

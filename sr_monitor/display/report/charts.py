@@ -16,7 +16,7 @@ from sr_monitor.probes.base import Probe
 from sr_monitor.probes.keys import RUN_KEYS, Key, short
 from sr_monitor.probes.paths import PathsProbe
 
-_BAND = re.compile(r"/(median|q25|q75|low|high)$")
+_BAND = re.compile(r"/(median|value|q25|q75|(?:median_)?(?:low|high))$")
 _NUMBER = re.compile(r"/\d+(?=/|$)")
 _MAIN = PathsProbe.MAX_SLOPE_MEDIAN.name.removesuffix("/median")
 _PATHS = "Where boundaries are, how wide they are, and how far output and activation move in all."
@@ -87,10 +87,11 @@ def _lines(names: Iterable[str]) -> list[list[str]]:
 def _line(stem: str, names: list[str]) -> dict[str, str]:
     """Say which number is the line and which its edges; its label is the number in its name."""
     of = {found[1] if (found := _BAND.search(name)) else "median": name for name in names}
-    band = {"q25": of.get("q25", of.get("low")), "q75": of.get("q75", of.get("high"))}
+    low, high = (of.get(f"median_{end}", of.get(end)) for end in ("low", "high"))
+    band = {"q25": of.get("q25", low), "q75": of.get("q75", high)}
     numbers = _NUMBER.findall(names[0]) if "<k>" in stem else []
     return {
-        "median": of.get("median", names[0]),
+        "median": of.get("median", of.get("value", names[0])),
         **{edge: name for edge, name in band.items() if name is not None},
         "label": " ".join(number.strip("/") for number in numbers),
     }

@@ -22,7 +22,7 @@ from sr_monitor.probes.keys import short, without_run
 # TensorBoard's margin chart takes the middle line first, then the band's lower and upper edge.
 _BANDS = {
     "median and quartiles": ("median", "q25", "q75"),
-    "median and its 95% interval": ("median", "low", "high"),
+    "median and its 95% interval": ("median", "median_low", "median_high"),
 }
 _EDGES = {edge for band in _BANDS.values() for edge in band}
 

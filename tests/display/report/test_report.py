@@ -79,7 +79,8 @@ def test_the_numbers_of_the_charts_are_those_of_the_records(page: PageReader, ru
         for edge, name in line.items()
         if edge != "label"
     }
-    slopes = {f"{PREFIX}max_slope/{edge}" for edge in ("median", "q25", "q75", "low", "high")}
+    edges = ("median", "q25", "q75", "median_low", "median_high")
+    slopes = {f"{PREFIX}max_slope/{edge}" for edge in edges}
     assert charted == records[0].scalars.keys() - slopes
 
 
@@ -267,10 +268,14 @@ def test_numbers_that_differ_in_a_number_share_a_chart(run: Path) -> None:
         for block in (1, 2):
             for edge in ("median", "q25", "q75"):
                 scalars[f"{GROUP}depth/{block}/{edge}"] = 1.0
-        scalars |= {f"{GROUP}sure/{edge}": 1.0 for edge in ("low", "high", "median")}
+        scalars |= {f"{GROUP}sure/{edge}": 1.0 for edge in ("median_low", "median_high", "median")}
         scalars[f"{GROUP}never"] = NAN
+        scalars |= {f"{GROUP}guess/{edge}": 1.0 for edge in ("high", "low", "value")}
     charts = {c["title"]: c for group in make_groups([course]) for c in group["charts"]}
-    sure = {"median": "sure/median", "q25": "sure/low", "q75": "sure/high"}
+    guess = {"median": "guess/value", "q25": "guess/low", "q75": "guess/high"}
+    expected = [{edge: GROUP + name for edge, name in guess.items()} | {"label": ""}]
+    assert charts["guess"]["lines"] == expected
+    sure = {"median": "sure/median", "q25": "sure/median_low", "q75": "sure/median_high"}
     expected = [{edge: GROUP + name for edge, name in sure.items()} | {"label": ""}]
     assert charts["sure"]["lines"] == expected
     chart = charts["depth"]
