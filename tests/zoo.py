@@ -453,7 +453,12 @@ _OWN: dict[str, Species] = {
 }
 SPECIES: dict[str, Species] = {
     "gpt2": Species(_gpt("GPT2LMHeadModel", n_positions=64), _H),
-    "gpt_neox": Species(_llama("GPTNeoXForCausalLM", tie_word_embeddings=False), "gpt_neox.layers"),
+    "gpt_neox": Species(
+        _llama("GPTNeoXForCausalLM", tie_word_embeddings=False),
+        "gpt_neox.layers",
+        # lm_head, or embed_out in older versions
+        next(iter(hf.GPTNeoXForCausalLM._tied_weights_keys)).partition(".")[0],
+    ),
     "gptj": Species(_gpt("GPTJForCausalLM", n_positions=64, rotary_dim=4), _H),
     "opt": Species(
         _hub("OPTForCausalLM", **_OPT, word_embed_proj_dim=WIDTH), "model.decoder.layers"

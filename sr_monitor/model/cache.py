@@ -15,6 +15,7 @@ from sr_monitor.model import olmo_core
 from sr_monitor.model.anatomy import Anatomy
 
 _PLAIN_LAYERS = {"DynamicLayer", "DynamicSlidingWindowLayer"}
+_PLAIN_KINDS = {"full_attention", "sliding_attention", "chunked_attention"}  # in a config
 
 
 def new_cache(anatomy: Anatomy) -> Any:
@@ -25,6 +26,9 @@ def new_cache(anatomy: Anatomy) -> Any:
         return None
     from transformers.cache_utils import DynamicCache
 
+    kinds = getattr(anatomy.config.get_text_config(decoder=True), "layer_types", None) or ()
+    if not _PLAIN_KINDS.issuperset(kinds):  # transformers 5.0 makes plain layers for all of them
+        return None
     cache = DynamicCache(config=anatomy.config)
     is_plain = all(type(layer).__name__ in _PLAIN_LAYERS for layer in cache.layers)
     return cache if is_plain else None

@@ -283,7 +283,9 @@ def _train(measure: Callable[[nn.Module], Any] | None, setup: str) -> tuple[Any,
     specimen = _counting() if setup == "counting" else zoo.build("gpt2")
     model: Any = specimen.model.train()
     if setup == "checkpointed":
-        model.activation_checkpointing_enable()
+        # its name since transformers 5.1, or before
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)()
     run: Any = torch.compile(model, backend="eager") if setup == "compiled" else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses = []
