@@ -157,12 +157,14 @@ class OuterRoot(LitLM):
         return loss
 
 
+# By itself it takes two ranks for tensor parallel, and gives both the same batches.
+_fsdp2 = partial(ModelParallelStrategy, data_parallel_size=2, tensor_parallel_size=1)
 WAYS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "ddp": (DDPStrategy, LitLM),
     "fsdp1": (FullyShardedStrategy, LitLM),
     "fsdp1_nested": (NestedStrategy, LitLM),
-    "fsdp2_inner": (ModelParallelStrategy, InnerRoot),
-    "fsdp2_outer": (ModelParallelStrategy, OuterRoot),
+    "fsdp2_inner": (_fsdp2, InnerRoot),
+    "fsdp2_outer": (_fsdp2, OuterRoot),
 }
 SHARDED = [way for way in WAYS if way != "ddp"]
 

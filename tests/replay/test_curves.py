@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from sr_monitor.errors import InputError
 from sr_monitor.replay.curves import Curve
@@ -53,6 +54,12 @@ def shown(folder: Path) -> dict[str, Any]:
     ):
         found |= {f"{kind} {tag}": read(tag) for tag in tags[kind] if "custom_scalars" not in tag}
     return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _files_in_order() -> None:
+    """Readers sort event files by name, and the tenth of a process comes before its ninth."""
+    event_file_writer._global_uid = event_file_writer.AtomicCounter(1000)
 
 
 @pytest.fixture(scope="module")
