@@ -132,26 +132,26 @@ class InStep(WandbWriter):
     def __init__(self, run: Any) -> None:
         """Write to the run of OLMo-core's callback."""
         super().__init__(run)
-        self._waiting: list[dict[str, Any]] = []
+        self._waiting: list[tuple[int, dict[str, Any]]] = []
 
     def scalar(self, name: str, value: float, step: int) -> None:
         """Leave numbers to the trainer."""
 
-    def flush(self) -> None:
-        """Let what was drawn wait for its step."""
-        self._waiting += [self._row] if self._row else []
-        self._row = {}
-
     def send(self, step: int) -> None:
         """Log what was drawn at this step or before."""
-        while self._waiting and self._waiting[0][STEP] <= step:
-            self._run.log(self._waiting.pop(0), step=step)
+        while self._waiting and self._waiting[0][0] <= step:
+            _, row = self._waiting.pop(0)
+            self._run.log(row, step=step)
 
     def close(self) -> None:
         """Log the rest: the trainer has logged all steps."""
         self.flush()
-        for row in self._waiting:
-            self._run.log(row, step=row[STEP])
+        for step, row in self._waiting:
+            self._run.log(row, step=step)
+
+    def _send(self, row: dict[str, Any], step: int) -> None:
+        """Let what was drawn wait for its step."""
+        self._waiting.append((step, {**row, STEP: step}))
 
 
 def send(writers: Iterable[Writer], step: int) -> None:
