@@ -57,7 +57,7 @@ def talk_to(server: HubServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> N
     server.use(monkeypatch, home)
     # Instances that live on know another address: that of the real hub, or of an earlier server.
     monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", server.endpoint)
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None, raising=False)
     monkeypatch.setattr("sr_monitor.replay.retry._FIRST_PAUSE", 0.0)
 
 

@@ -602,7 +602,9 @@ def test_one_line_is_enough(
 ) -> None:
     driver, folder = DRIVERS[name], tmp_path / "my run"  # a space, which a command has to quote
     callback: Any = type(driver.watch())()
-    driver.train(folder, callback, max_steps=2)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".* prompts were found")
+        driver.train(folder, callback, max_steps=2)
     (line,) = logged_warnings
     assert "9 prompts were found, 257 are wanted" in line
     logged_warnings.clear()

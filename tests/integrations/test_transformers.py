@@ -102,7 +102,9 @@ def test_the_last_step_is_not_mistaken_for_the_best_one(tmp_path: Path) -> None:
         metric_for_best_model="loss",
         load_best_model_at_end=True,
     )
-    assert run.trainer.state.best_global_step in (1, None)  # transformers 5.0 does not say
+    if run.trainer.state.best_global_step is None:
+        pytest.skip("this version of transformers found no best step")
+    assert run.trainer.state.best_global_step == 1
     assert not torch.equal(stops.weights["lm_head.weight"], run.model.lm_head.weight)
     last = build("gpt2").model
     last.load_state_dict(stops.weights)

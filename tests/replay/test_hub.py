@@ -412,7 +412,7 @@ def test_downloads_to_keep_are_the_clients_own(hub: HubServer, private: Path) ->
         assert fetched(ONE_FILE, private, keep=True) == WHOLE
     assert (hub.count("HEAD"), hub.count("GET .*config.json"), hub.count(WEIGHTS)) == (2, 1, 1)
     snapshot = downloaded(ONE_FILE)
-    assert huggingface_hub.scan_cache_dir().warnings == []
+    assert huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE).warnings == []
     shutil.rmtree(private)
     hub.requests.clear()
     for name in (EQUAL, ONE_FILE):  # known by its blob, known by its entry

@@ -137,7 +137,7 @@ def test_downloads_to_keep_are_the_clients_own(
     for _ in range(2):
         assert fetched(tmp_path / "one", keep=True) == WHOLE
     assert hub.count(CHUNKS) == 1
-    assert huggingface_hub.scan_cache_dir().warnings == []
+    assert huggingface_hub.scan_cache_dir(huggingface_hub.constants.HF_HUB_CACHE).warnings == []
     (kept,) = (tmp_path / "home" / "hub").glob("models--*/snapshots/*/model.safetensors")
     (file,) = (path for path in kept.parent.parent.parent.glob("blobs/*") if len(path.name) == 64)
     assert listed_hash(kept) == file.name
