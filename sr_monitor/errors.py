@@ -133,13 +133,13 @@ def first_line(error: BaseException) -> str:
 
 
 def unsigned(text: str) -> str:
-    """Leave out the queries of URLs: whoever has a signed one may download what it names."""
+    """Strip the queries of URLs: anyone who has a signed one can download the file."""
     return _QUERY.sub("", text)
 
 
 @contextmanager
 def unsigned_logs() -> Iterator[None]:
-    """Leave them out of what the hub's client logs, too."""
+    """Strip the queries of URLs from what the hub's client logs."""
 
     def clean(record: logging.LogRecord) -> bool:
         record.msg, record.args = unsigned(record.getMessage()), None

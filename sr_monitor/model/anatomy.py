@@ -51,7 +51,7 @@ class Anatomy:
 
     @cached_property
     def mates(self) -> frozenset[int]:
-        """The ranks over which the blocks are spread, this one included; none where it has all."""
+        """The ranks that share the blocks, this one included; empty where each has them whole."""
         return find_mates(self.root)
 
     def check_blocks_are_whole(self) -> None:

@@ -19,7 +19,7 @@ _Placed: TypeAlias = tuple[Any, Sequence[Any]]
 
 
 def find_mates(model: nn.Module) -> frozenset[int]:
-    """Return this rank and its mates; nobody where no weight is spread.
+    """Return this rank and its mates; an empty set where no weight is spread.
 
     They are the ranks along each dimension of a mesh on which a weight is not replicated, other
     than those that FSDP shards over; no dimension needs a name.

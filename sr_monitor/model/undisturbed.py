@@ -22,8 +22,8 @@ _MOST_VALUES = 2**20  # of a buffer that is copied; larger ones are masks or pac
 
 
 @contextmanager
-def preserving_random_states() -> Iterator[None]:
-    """Put the global generators of torch, CUDA, Python and numpy back, and the gradient mode."""
+def preserving_global_state() -> Iterator[None]:
+    """Put back the global generators of torch, CUDA, Python and numpy, and the gradient mode."""
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled()))
         stack.callback(torch.set_rng_state, torch.get_rng_state())
@@ -53,7 +53,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for buffer in model.buffers()
         if not buffer.is_inference() and buffer.numel() <= _MOST_VALUES
     ]
-    with preserving_random_states():
+    with preserving_global_state():
         try:
             torch.set_autocast_cache_enabled(False)
             for module, _ in modes:

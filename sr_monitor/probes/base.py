@@ -240,7 +240,7 @@ def unserved(probe: Probe) -> InputError:
     """Return the error of a probe that rides on another which shows its points to nobody."""
     return InputError(
         f"probes={probe.name!r}: it rides on the points of {probe.rides!r}, which shows none; let "
-        "it ride on 'paths' or 'slices', or that one call run.riders.begin and run.riders.read"
+        f"it ride on 'paths' or 'slices', or have {probe.rides!r} call run.riders.begin and .read"
     )
 
 

@@ -179,9 +179,9 @@ class _Unbound:
 
 @functools.cache
 def _let_markers_go() -> None:
-    """Have markers freed without the garbage collector: each tick makes several, and drops some.
+    """Let markers be freed without the garbage collector; each tick makes several.
 
-    Other than that, nothing changes for whoever draws in this process.
+    Nothing else changes for other code that draws in this process.
     """
     from matplotlib.markers import MarkerStyle
 
@@ -191,7 +191,7 @@ def _let_markers_go() -> None:
 
 @functools.cache
 def load_drawing() -> None:
-    """Import what draws, find the fonts, and draw a page: seconds that a training waits else."""
+    """Import matplotlib, find its fonts and draw a page, so that no training step waits for it."""
     import matplotlib.patheffects  # noqa: F401  (around the letters in a slice)
     from PIL import Image
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from sr_monitor.model.engine import Chunk
@@ -146,6 +146,11 @@ def pack_signs(gates: Gates, tapped: Float[Tensor, "*batch width"]) -> UInt8[Ten
     signs = gates.of(tapped) > 0
     if signs.device.type == "cpu":  # several times as fast
         return torch.from_numpy(np.packbits(signs.numpy(), axis=-1, bitorder="little"))
+    return pack_anywhere(signs)
+
+
+def pack_anywhere(signs: Bool[Tensor, "*batch gate"]) -> UInt8[Tensor, "*batch byte"]:
+    """Pack eight signs in a byte on any device, the first one lowest."""
     signs = torch.nn.functional.pad(signs, (0, -signs.shape[-1] % 8))
     # "... byte·8" to "... byte 8"
     bits = signs.to(torch.uint8).view(*signs.shape[:-1], -1, 8)

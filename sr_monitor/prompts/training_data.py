@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from sr_monitor.errors import InputError
-from sr_monitor.model.undisturbed import preserving_random_states
+from sr_monitor.model.undisturbed import preserving_global_state
 from sr_monitor.prompts.corpora import WindowRequest, decode_all, special_ids
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.prompts.token_ids import TokenRow, find_rows
@@ -83,7 +83,7 @@ def _reads_without_consequences(dataset: Any) -> bool:
     return read in _PLAIN_READS
 
 
-@preserving_random_states()
+@preserving_global_state()
 def _read_ahead(dataset: Any, request: WindowRequest) -> list[Any]:
     """Return the first rows of a stream, one for each prompt or more; none if that fails."""
     share = _WINDOWS_PER_PROMPT * request.num_tokens
@@ -117,7 +117,7 @@ def _copy_of_stream(dataset: Any) -> Any:
     return copy.deepcopy(dataset, {id(value): value for value in mapped})
 
 
-@preserving_random_states()
+@preserving_global_state()
 def _draw(rows: Any, request: WindowRequest, tokenizer: Any, source: str) -> PromptSet | None:
     tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
     special = torch.tensor(list(special_ids(tokenizer)), dtype=torch.int64)

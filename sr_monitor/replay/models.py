@@ -135,13 +135,13 @@ def _on_meta() -> AbstractContextManager[Any]:
 
 
 def to_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a model to a device; weights on the meta device come to be there, uninitialised."""
+    """Move a model to a device; allocate, uninitialised, what is on the meta device."""
     _make_weights(model, {"": device})
     return model.to(device)
 
 
 def _make_weights(model: nn.Module, placed: Mapping[str, Any]) -> None:
-    """Make the weights that are on the meta device, each where its module is placed."""
+    """Allocate the weights that are on the meta device, each where its module is placed."""
     made: dict[nn.Parameter, nn.Parameter] = {}  # one for all names of tied weights
     for name, weight in list(model.named_parameters(remove_duplicate=False)):
         if weight.is_meta:

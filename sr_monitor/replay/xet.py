@@ -1,6 +1,7 @@
-"""The hub's client for Xet storage, kept as short and as tidy as plain downloads are.
+"""Hold Xet transfers to the retries and the folders of plain downloads.
 
-By itself it waits five minutes for a byte, up to six times, and writes logs beside the hub's cache.
+Left alone, the hub's client waits up to five minutes for a byte, six times over, and writes logs
+beside the hub's cache.
 
     with own_session(folder):
         hf_hub_download(repo, name, local_dir=folder)
@@ -37,7 +38,7 @@ def own_session(folder: Path) -> Iterator[None]:
 
 
 def end_session() -> None:
-    """End the client's transfers, which fail; the next one reads its settings anew."""
+    """Abort the client's transfers; the next one reads the settings anew."""
     try:
         from huggingface_hub.utils._xet import abort_xet_session
     except ImportError:  # a client without sessions

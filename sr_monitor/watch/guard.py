@@ -12,7 +12,7 @@ from typing import Literal
 
 from sr_monitor.errors import InputError, check_word, describe, warn
 from sr_monitor.model.ranks import RankGroup
-from sr_monitor.model.undisturbed import preserving_random_states
+from sr_monitor.model.undisturbed import preserving_global_state
 
 OnError = Literal["warn", "raise"]
 
@@ -64,5 +64,5 @@ class ErrorGuard:
         self.is_off |= turns_off
         self._told.add(cause)
         if is_news and RankGroup.present().is_leader:
-            with preserving_random_states():  # whoever shows warnings may draw
+            with preserving_global_state():  # whoever shows warnings may draw
                 warn(text, stacklevel=4)

@@ -26,7 +26,7 @@ from sr_monitor.errors import InputError, check_folder_name, check_kind, warn
 from sr_monitor.model.anatomy import check_layer, dissect
 from sr_monitor.model.engine import Way
 from sr_monitor.model.ranks import ALONE, RankGroup
-from sr_monitor.model.undisturbed import preserving_random_states
+from sr_monitor.model.undisturbed import preserving_global_state
 from sr_monitor.model.wrappers import is_partitioned
 from sr_monitor.probes.base import built_in
 from sr_monitor.probes.keys import FAILURES, NAME, of_run
@@ -139,14 +139,14 @@ class Monitor:
         with self._catching(f"measuring at step {step}", step):
             if not pace.may_be_due(step, measured=measured, also=also):
                 return None
-            with preserving_random_states():
+            with preserving_global_state():
                 if pace.is_due(step, measured=measured, also=also, is_off=is_off, ranks=ranks):
                     record = self.measure(model, step, tokens=tokens, last=last)
                     self.guard.reset()
                     return record
         return None
 
-    @preserving_random_states()
+    @preserving_global_state()
     def measure(
         self, model: nn.Module, step: int, *, tokens: Tokens = None, last: bool = False
     ) -> Record:
@@ -171,10 +171,10 @@ class Monitor:
         """Check that it can work here, and go on with earlier records; `step` calls it, too."""
         if not self._is_open and not self.guard.is_off:
             starting = self._catching("starting sr-monitor", step, final=True)
-            with preserving_random_states(), starting:
+            with preserving_global_state(), starting:
                 self._open(model, step)
 
-    @preserving_random_states()
+    @preserving_global_state()
     def close(self) -> None:
         """Draw what was measured last, if it was not drawn; the last call."""
         with ExitStack() as stack:  # whatever fails, the rest is closed
@@ -188,7 +188,7 @@ class Monitor:
                 with self.guard.catching("drawing what was measured last"):
                     series.finish()
 
-    @preserving_random_states()
+    @preserving_global_state()
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs in order to go on, as plain values."""
         folder = self.store.folder
@@ -281,7 +281,7 @@ class Monitor:
         if self.guard.failures > failures and self.ranks.is_leader:
             name = of_run(FAILURES.name, self.store.name)
             for writer in self.writers:
-                with suppress(Exception), preserving_random_states():
+                with suppress(Exception), preserving_global_state():
                     writer.scalar(name, float(self.guard.failures), step)
                     writer.flush()
 

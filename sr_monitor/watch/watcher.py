@@ -29,7 +29,7 @@ from sr_monitor.display.writers.jsonl import JSONLWriter
 from sr_monitor.display.writers.tensorboard import TensorBoardWriter
 from sr_monitor.errors import InputError, tell, warn
 from sr_monitor.model.ranks import RankGroup
-from sr_monitor.model.undisturbed import preserving_random_states
+from sr_monitor.model.undisturbed import preserving_global_state
 from sr_monitor.prompts.corpora import WindowRequest
 from sr_monitor.prompts.prompt_set import PromptSet
 from sr_monitor.prompts.sets import as_given, by_name
@@ -102,7 +102,7 @@ class Watcher(Generic[_Options]):
         """Whether the training has begun, but a batch has to give the prompts."""
         return self.has_begun and self.monitor is None and not self.guard.is_off
 
-    @preserving_random_states()
+    @preserving_global_state()
     def begin(self, describe: Callable[[], Training], batch: Sequence[Any] | None = None) -> bool:
         """Make the monitor; return False if no prompts are found: `begin` again with a batch.
 
@@ -160,7 +160,7 @@ class Watcher(Generic[_Options]):
         """Call this when the training ends."""
         self._closing.callback(call)
 
-    @preserving_random_states()
+    @preserving_global_state()
     def end(self) -> None:
         """Draw the last pictures and close the writers: the training is over."""
         self._closing.close()

@@ -35,6 +35,11 @@ def test_the_names_are_those_that_were_promised_and_none_is_there_twice() -> Non
     assert len({key.name for key in DOCUMENTED}) == len(DOCUMENTED)
 
 
+def test_the_median_comes_first_in_a_dashboard_that_sorts() -> None:
+    numbers = sorted(key.name for key in DOCUMENTED if key.kind == "scalar")
+    assert numbers[0] == PathsProbe.MAX_SLOPE_MEDIAN.name
+
+
 def test_the_docs_hold_what_is_always_logged_and_the_generated_page_everything(
     tmp_path: Path,
 ) -> None:

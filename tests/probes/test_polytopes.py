@@ -18,7 +18,7 @@ from sr_monitor.model.session import SessionOptions
 from sr_monitor.probes.base import Page, Part
 from sr_monitor.probes.measuring import measure_probes
 from sr_monitor.probes.paths import PathsProbe
-from sr_monitor.probes.polytopes import Crossings, Polytopes, _Reader, pack_signs
+from sr_monitor.probes.polytopes import Crossings, Polytopes, _Reader, pack_anywhere, pack_signs
 from sr_monitor.probes.sampling import Sampling
 from tests import zoo
 from tests.oracle import last_of, on_input, on_output, run, wrapped
@@ -156,6 +156,7 @@ def test_signs_are_bits_of_the_gates_alone() -> None:
     tapped = torch.randn(3, 5, 20, generator=torch.Generator().manual_seed(0))
     packed = pack_signs(gates, tapped)
     assert packed.shape == (3, 5, 2)
+    assert torch.equal(packed, pack_anywhere(gates.of(tapped) > 0))  # as on a GPU
     bits = [(packed[..., place // 8] >> (place % 8)) & 1 for place in range(11)]
     assert torch.equal(torch.stack(bits, dim=-1).bool(), tapped[..., 2:13] > 0)
 
